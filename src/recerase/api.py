@@ -1,0 +1,373 @@
+"""One function a command: puts the rooms together, returns values, prints nothing.
+
+Paths come in, frozen values go out; what is written goes through `store`, whole or not at all. Heavy rooms (torch,
+faiss, sklearn) are imported by the function that needs them, so that importing this module stays cheap.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from recerase.assembly import (
+    RUN,
+    AuditInputs,
+    ConceptSpec,
+    audited,
+    check_outputs,
+    choose_concept,
+    concept_facts,
+    data_digest,
+    open_checkpoint_for,
+    paths,
+    read_policy,
+    verify_report,
+    whole_histories,
+    write_report,
+)
+from recerase.catalog import Catalogue, load_catalogue, load_embeddings, load_items
+from recerase.catalog.concept import Concept, Preview, preview
+from recerase.erasure import Plan, erase, plan_erase
+from recerase.errors import OutputError, UsageError
+from recerase.runtime import RunConfig, choose_device, environment, pinned
+from recerase.store import parquet_bytes, publish, write_bytes
+from recerase.types import SILENT, Observer, Policy, Report, Scope
+
+if TYPE_CHECKING:
+    from recerase.layouts.describe import Description
+    from recerase.model.recommender import ModelConfig
+    from recerase.model.training import TrainConfig, TrainLog
+    from recerase.sid.quality import QualityReport
+    from recerase.sid.quantize import TokenizeConfig
+
+__all__ = [
+    "ConceptSpec",
+    "Demo",
+    "Plan",
+    "Recommended",
+    "Tokenized",
+    "Trained",
+    "audit",
+    "concept_preview",
+    "demo",
+    "erase",
+    "import_data",
+    "init_policy",
+    "inspect",
+    "plan_erase",
+    "read_policy",
+    "recommend",
+    "tokenize",
+    "train",
+    "verify_report",
+    "write_report",
+]
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """What `tokenize` published."""
+
+    path: Path
+    items: int
+    dims: int
+    quality: QualityReport
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What `train` published."""
+
+    path: Path
+    log: TrainLog
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Recommended:
+    """Where `recommend` wrote, and for how many users."""
+
+    path: Path
+    users: int
+    rows: int
+
+
+def tokenize(
+    items: str | Path,
+    out: str | Path,
+    config: TokenizeConfig | None = None,
+    *,
+    embeddings: str | Path | None = None,
+    sentence_model: str | Path | None = None,
+    dims: int = 128,
+    force: bool = False,
+    observer: Observer = SILENT,
+) -> Tokenized:
+    """Give every item of a catalogue a SID and publish table, codebooks and embeddings at `out`.
+
+    `items` is items.parquet or a data directory. Embeddings come from a file, from a local sentence-transformers
+    model, or (by default) from the items' own words.
+    """
+    from recerase.catalog.embed import sentence_embeddings, text_embeddings
+    from recerase.layouts.native import save_sids
+    from recerase.sid.quantize import TokenizeConfig
+    from recerase.sid.quantize import tokenize as make_sids
+
+    if embeddings is not None and sentence_model is not None:
+        raise UsageError("Embeddings come from a file or from a model, not from both.", "Give one of the two.")
+    began = time.monotonic()
+    config = config or TokenizeConfig()
+    with publish(Path(out), inputs=paths(items, embeddings), force=force) as result:
+        catalogue = load_items(items)
+        observer.start("embed", None)
+        if embeddings is not None:
+            points = load_embeddings(embeddings, catalogue)
+        elif sentence_model is not None:
+            points = sentence_embeddings(catalogue, sentence_model)
+        else:
+            points = text_embeddings(catalogue, dims=dims, seed=config.seed)
+        observer.finish("embed")
+        observer.start("quantize", None)
+        table, codebooks, quality = make_sids(points, catalogue.item_ids, config)
+        observer.finish("quantize")
+        save_sids(result.directory, table, codebooks, points)
+        result.provenance = {
+            "command": "tokenize",
+            "config": asdict(config),
+            "items": catalogue.digest,
+            "quality": quality.to_json(),
+            "environment": asdict(environment(config.seed, config.threads)),
+        }
+    return Tokenized(Path(out), len(catalogue), int(points.shape[1]), quality, time.monotonic() - began)
+
+
+def train(
+    data: str | Path,
+    sids: str | Path,
+    out: str | Path,
+    model_config: ModelConfig | None = None,
+    train_config: TrainConfig | None = None,
+    *,
+    without: ConceptSpec | None = None,
+    resume: bool = False,
+    force: bool = False,
+    run: RunConfig = RUN,
+    observer: Observer = SILENT,
+) -> Trained:
+    """Train a recommender on a data directory's histories, speaking the SIDs of `sids`, and publish it at `out`.
+
+    `without` leaves a concept's interactions out: the result is a reference for that concept. The state of the last
+    finished epoch is kept beside `out` until the end; `resume` continues from it, to the same weights.
+    """
+    from recerase.layouts.native import load_sids, save_checkpoint
+    from recerase.model.recommender import ModelConfig, new_recommender
+    from recerase.model.training import TrainConfig
+    from recerase.model.training import train as fit
+
+    out = Path(out)
+    model_config, train_config = model_config or ModelConfig(), train_config or TrainConfig(seed=run.seed)
+    state = _training_state(out, resume)
+    with publish(out, inputs=[Path(data), Path(sids)], force=force) as result:
+        catalogue = load_catalogue(data)
+        table, codebooks, embeddings = load_sids(sids, item_ids=catalogue.items.item_ids)
+        interactions = catalogue.interactions
+        forgotten = None
+        if without is not None:
+            forgotten = choose_concept(without, catalogue, embeddings)
+            interactions = interactions.without(forgotten.members)
+        device = choose_device(run.device)
+        with pinned(run.threads, train_config.seed) as threads:
+            recommender = new_recommender(model_config, table.schema, train_config.seed)
+            recommender.module.to(device)
+            log = fit(recommender, table, interactions.split(), train_config, observer, state)
+        save_checkpoint(result.directory, recommender, table, codebooks, embeddings)
+        result.provenance = {
+            "command": "train",
+            "model": asdict(model_config),
+            "training": asdict(train_config),
+            "log": {name: value for name, value in asdict(log).items() if name != "seconds"},
+            "data": data_digest(catalogue),
+            "without": concept_facts(forgotten, catalogue) if forgotten is not None else None,
+            "environment": asdict(environment(train_config.seed, threads, device)),
+        }
+        parameters = sum(parameter.numel() for parameter in recommender.module.parameters())
+    shutil.rmtree(state, ignore_errors=True)
+    return Trained(out, log, parameters)
+
+
+def concept_preview(
+    data: str | Path, concept: ConceptSpec, *, sids: str | Path | None = None, observer: Observer = SILENT
+) -> tuple[Concept, Preview, Catalogue]:
+    """What a concept spec names, and what erasing it would touch; `sids` (or a checkpoint) adds codes."""
+    from recerase.layouts.native import load_sids
+
+    catalogue = load_catalogue(data)
+    table = embeddings = None
+    if sids is not None:
+        table, _, embeddings = load_sids(sids, item_ids=catalogue.items.item_ids)
+    chosen = choose_concept(concept, catalogue, embeddings)
+    return chosen, preview(chosen, catalogue, table, embeddings), catalogue
+
+
+def recommend(
+    checkpoint: str | Path,
+    data: str | Path,
+    out: str | Path,
+    *,
+    top: int = 20,
+    beam: int | None = None,
+    batch: int = 256,
+    force: bool = False,
+    run: RunConfig = RUN,
+    observer: Observer = SILENT,
+) -> Recommended:
+    """Write the `top` recommendations of every user with a history: user_id, rank (from 1), item_id, score (log p)."""
+    import pyarrow as pa
+
+    from recerase.model.decode import recommend as decode
+
+    out = Path(out)
+    _refuse_existing(out, force)
+    catalogue = load_catalogue(data)
+    histories = whole_histories(catalogue)
+    with pinned(run.threads, run.seed):
+        opened = open_checkpoint_for(checkpoint, catalogue, run)
+        lists = decode(opened.recommender, opened.table, histories, k=top, beam=beam, batch=batch, observer=observer)
+    row, rank = np.nonzero(lists.items >= 0)
+    table = pa.table(
+        {
+            "user_id": pa.array(catalogue.interactions.user_ids[histories.users[row]], pa.string()),
+            "rank": pa.array((rank + 1).astype(np.int32)),
+            "item_id": pa.array(catalogue.items.item_ids[lists.items[row, rank]], pa.string()),
+            "score": pa.array(lists.scores[row, rank].astype(np.float32)),
+        }
+    )
+    write_bytes(out, parquet_bytes(table))
+    return Recommended(out, len(histories), table.num_rows)
+
+
+def audit(
+    checkpoint: str | Path,
+    concept: ConceptSpec,
+    data: str | Path,
+    *,
+    policy: str | Path | Policy | None = None,
+    original: str | Path | None = None,
+    reference: str | Path | None = None,
+    scope: Scope = "output",
+    max_users: int | None = None,
+    outputs: Sequence[str | Path] = (),
+    run: RunConfig = RUN,
+    observer: Observer = SILENT,
+) -> Report:
+    """Run the probes on a checkpoint, decide the policy, and write the report to every one of `outputs`.
+
+    Settings that cannot work (policy, outputs) are refused before a model is loaded.
+    """
+    check_outputs(outputs)
+    rules = read_policy(policy)
+    catalogue = load_catalogue(data)
+    with pinned(run.threads, run.seed):
+        subject = open_checkpoint_for(checkpoint, catalogue, run)
+        before = open_checkpoint_for(original, catalogue, run) if original is not None else None
+        gold = open_checkpoint_for(reference, catalogue, run) if reference is not None else None
+        chosen = choose_concept(concept, catalogue, (before or subject).embeddings)
+        inputs = AuditInputs(subject, before, gold, catalogue, chosen, rules, scope)
+        report = audited(inputs, run, observer, max_users=max_users)
+    for path in outputs:
+        write_report(report, path)
+    return report
+
+
+def inspect(path: str | Path, *, run: RunConfig = RUN) -> Description:
+    """What a path holds (checkpoint, SIDs, data, SID table, report), its figures, and what is wrong with it."""
+    from recerase.layouts.describe import describe
+
+    return describe(Path(path), trust_pickle=run.trust_pickle)
+
+
+def import_data(reader: str, paths: Sequence[str | Path], out: str | Path, *, force: bool = False) -> Catalogue:
+    """Read another tool's files with a registered reader and publish them as a data directory at `out`."""
+    from recerase.catalog.readers import READERS, write_catalogue
+
+    if reader not in READERS:
+        raise UsageError(f"There is no reader {reader!r}.", f"There are: {', '.join(sorted(READERS))}.")
+    with publish(Path(out), inputs=paths(*paths), force=force) as result:
+        items, interactions = READERS[reader](*paths)
+        write_catalogue(result.directory, items, interactions)
+        catalogue = load_catalogue(result.directory)
+        result.provenance = {"command": "import", "reader": reader, "data": data_digest(catalogue)}
+    return catalogue
+
+
+def _refuse_existing(out: str | Path, force: bool) -> None:
+    if Path(out).exists() and not force:
+        raise OutputError(f"--out {out} exists already.", "Name another, remove it, or pass --force to replace it.")
+
+
+def _training_state(out: Path, resume: bool) -> Path:
+    """Where the state of a run to `out` is kept. Raises UsageError when one is there and was not asked for."""
+    state = out.with_name(f".{out.name}.training")
+    if state.exists() and not resume:
+        raise UsageError(
+            f"An earlier run to {out} was interrupted; its state is in {state}.",
+            "Pass --resume to continue it, or remove that directory to start over.",
+        )
+    return state
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What `demo` published under one directory."""
+
+    path: Path
+    report: Report
+    reports: tuple[str, ...]
+    """File names of the report, below `path`."""
+    seconds: float
+
+
+def demo(out: str | Path, *, force: bool = False, run: RunConfig = RUN, observer: Observer = SILENT) -> Demo:
+    """The whole job on a catalogue of our own making: data, SIDs, model, erased model and report below `out`."""
+    from recerase.catalog.demo import DEMO_CONCEPT, demo_catalogue
+    from recerase.catalog.readers import write_catalogue
+    from recerase.model.recommender import ModelConfig
+    from recerase.model.training import TrainConfig
+    from recerase.sid.quantize import TokenizeConfig
+
+    began, names = time.monotonic(), ("report.html", "report.md", "report.json")
+    with publish(out, force=force) as result:
+        data, sids, model = (result.directory / name for name in ("data", "sids", "model"))
+        with publish(data) as made:
+            write_catalogue(made.directory, *demo_catalogue(run.seed))
+            made.provenance = {"command": "demo", "seed": run.seed}
+        tokenize(data, sids, TokenizeConfig(codes=64, seed=run.seed), dims=64, observer=observer)
+        shape = ModelConfig(width=64, layers=2, heads=4, feed_forward=128)
+        train(data, sids, model, shape, TrainConfig(epochs=20, seed=run.seed), run=run, observer=observer)
+        report = erase(
+            model,
+            ConceptSpec((DEMO_CONCEPT,)),
+            data,
+            result.directory / "erased",
+            outputs=[result.directory / name for name in names],
+            run=run,
+            observer=observer,
+        )
+        result.provenance = {"command": "demo", "verdict": report.decision.verdict.value}
+    return Demo(Path(out), report, names, time.monotonic() - began)
+
+
+def init_policy(out: str | Path, *, force: bool = False) -> Path:
+    """Write the shipped policy, comments and all, to a file that does not exist yet."""
+    from importlib.resources import files
+
+    _refuse_existing(out, force)
+    write_bytes(out, files("recerase.audit").joinpath("default_policy.toml").read_bytes())
+    return Path(out)

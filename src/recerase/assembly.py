@@ -1,0 +1,270 @@
+"""What the commands in api.py share: opening inputs in one item order, and turning an audit into a Report.
+
+The one decision: everything is put into the catalogue's item order here, once, at the door; past this point an item
+is a row number, and no room looks an id up again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from recerase.catalog import Catalogue, Histories, load_catalogue
+from recerase.catalog.concept import Concept, parse_concept
+from recerase.errors import DataError, UsageError
+from recerase.runtime import RunConfig, choose_device, code_digest, environment
+from recerase.store import canonical_json, sha256_bytes, write_bytes
+from recerase.types import FloatArray, Move, Observer, Policy, Report, Scope
+
+if TYPE_CHECKING:
+    from recerase.audit.probes import AuditConfig, AuditModel
+    from recerase.audit.run import AuditResult
+    from recerase.layouts.native import Checkpoint
+    from recerase.sid.table import SidTable
+    from recerase.types import Role
+
+RUN = RunConfig()
+
+
+@dataclass(frozen=True)
+class ConceptSpec:
+    """A concept as a user writes it, before it meets a catalogue."""
+
+    specs: tuple[str, ...]
+    name: str | None = None
+    allow_large: bool = False
+    """Accept a concept of more than 25 % of the catalogue."""
+
+
+@dataclass(frozen=True)
+class AuditInputs:
+    """What an audit reads, opened and in one item order."""
+
+    subject: Checkpoint
+    original: Checkpoint | None
+    reference: Checkpoint | None
+    catalogue: Catalogue
+    concept: Concept
+    policy: Policy
+    scope: Scope
+
+
+def open_checkpoint_for(path: str | Path, catalogue: Catalogue, run: RunConfig) -> Checkpoint:
+    """Load a checkpoint of any known layout, its table in the catalogue's order, on the device of `run`."""
+    from recerase.layouts.registry import open_checkpoint
+
+    return open_checkpoint(
+        path,
+        item_ids=catalogue.items.item_ids,
+        device=choose_device(run.device),
+        trust_pickle=run.trust_pickle,
+    )
+
+
+def choose_concept(spec: ConceptSpec, catalogue: Catalogue, embeddings: FloatArray | None) -> Concept:
+    """The concept in this catalogue. Raises ConceptError when it is empty, too large, or cannot be read."""
+    return parse_concept(
+        spec.specs, catalogue.items, embeddings=embeddings, allow_large=spec.allow_large, name=spec.name
+    )
+
+
+def read_policy(policy: str | Path | Policy | None) -> Policy:
+    """A policy as it is, from a file, or the shipped one. Raises PolicyError with every problem at once."""
+    from recerase.audit.policy import default_policy, load_policy
+
+    if isinstance(policy, Policy):
+        return policy
+    return default_policy() if policy is None else load_policy(policy)
+
+
+def whole_histories(catalogue: Catalogue) -> Histories:
+    """[U'] every user's whole history, nothing held out; users without any interaction are left out."""
+    interactions = catalogue.interactions
+    everyone = Histories(
+        items=interactions.items,
+        offsets=interactions.offsets,
+        users=np.arange(interactions.n_users, dtype=np.int64),
+        targets=np.full(interactions.n_users, -1, dtype=np.int32),
+    )
+    kept = np.flatnonzero(everyone.lengths > 0)
+    if len(kept) == 0:
+        raise DataError("No user has an interaction.", "Give a data directory with histories.")
+    return everyone.take(kept)
+
+
+def data_digest(catalogue: Catalogue) -> str:
+    """sha256 over the digests of items and interactions."""
+    return sha256_bytes(canonical_json([catalogue.items.digest, catalogue.interactions.digest]))
+
+
+def concept_facts(concept: Concept, catalogue: Catalogue) -> dict[str, Any]:
+    """What a report and a manifest say about a concept: name, spec, items, interactions, users, digest."""
+    touched = concept.members[catalogue.interactions.items]
+    users = whole_histories(catalogue).touches(concept.members)
+    return {
+        "name": concept.name,
+        "spec": list(concept.spec),
+        "items": int(concept.members.sum()),
+        "interactions": int(touched.sum()),
+        "users": int(users.sum()),
+        "digest": concept.digest,
+    }
+
+
+def audited(inputs: AuditInputs, run: RunConfig, observer: Observer, *, max_users: int | None = None) -> Report:
+    """Run the probes, decide the policy, and put everything a report needs around the result."""
+    from recerase.audit.probes import AuditConfig, build_world
+    from recerase.audit.run import run_audit
+
+    started, began = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), time.monotonic()
+    config = AuditConfig(max_users=max_users, seed=run.seed, confidence=inputs.policy.confidence)
+    source = inputs.original or inputs.subject
+    world = build_world(
+        inputs.catalogue,
+        inputs.concept,
+        embeddings=source.embeddings,
+        codebooks=source.codebooks,
+        scope=inputs.scope,
+        config=config,
+    )
+    original, reference = inputs.original, inputs.reference
+    result = run_audit(
+        _model("subject", inputs.subject, original.table if original else inputs.subject.table),
+        _model("original", original, original.table) if original else None,
+        _model("reference", reference, reference.table) if reference else None,
+        world,
+        inputs.policy,
+        observer,
+    )
+    device = choose_device(run.device)
+    volatile = {
+        "started": started,
+        "seconds": round(time.monotonic() - began, 3),
+        "environment": asdict(environment(run.seed, run.threads, device)),
+    }
+    return _report(result, inputs, config, volatile)
+
+
+def _model(role: Role, checkpoint: Checkpoint, old_table: SidTable) -> AuditModel:
+    from recerase.audit.probes import AuditModel
+
+    return AuditModel(
+        role=role,
+        recommender=checkpoint.recommender,
+        table=checkpoint.table,
+        old_table=old_table,
+        listed=checkpoint.table.listed,
+        reads_concept=role != "reference",
+        digest=checkpoint.digest,
+    )
+
+
+def _report(result: AuditResult, inputs: AuditInputs, config: AuditConfig, volatile: Mapping[str, Any]) -> Report:
+    opened = {"subject": inputs.subject, "original": inputs.original, "reference": inputs.reference}
+    digests = {role: checkpoint.digest for role, checkpoint in opened.items() if checkpoint is not None}
+    digests |= {
+        "data": data_digest(inputs.catalogue),
+        "policy": inputs.policy.digest,
+        "concept": inputs.concept.digest,
+        "settings": sha256_bytes(canonical_json(asdict(config))),
+        "code": code_digest(),
+    }
+    erased = inputs.subject.manifest.get("provenance", {}).get("method") or {}
+    return Report(
+        decision=result.decision,
+        measurements=result.measurements,
+        skipped=result.skipped,
+        concept={**concept_facts(inputs.concept, inputs.catalogue), "scope": inputs.scope},
+        inputs=digests,
+        method=erased,
+        moves=moves(inputs.original.table, inputs.subject.table, inputs.catalogue) if inputs.original else (),
+        examples=result.examples,
+        curves=result.curves,
+        policy=inputs.policy,
+        run=volatile,
+        limits=result.limits,
+    )
+
+
+def moves(before: SidTable, after: SidTable, catalogue: Catalogue) -> tuple[Move, ...]:
+    """Every item whose SID differs between two tables in the catalogue's order."""
+    rows = np.flatnonzero(before.moved(after))
+    return tuple(
+        Move(
+            item_id=str(catalogue.items.item_ids[row]),
+            title=catalogue.items.titles[row],
+            old=tuple(before.codes[row].tolist()),
+            new=tuple(after.codes[row].tolist()),
+        )
+        for row in rows
+    )
+
+
+def changes(before: Checkpoint, after: Checkpoint) -> dict[str, Any]:
+    """Which tensors are bit for bit the same, and what share of items moved to another SID."""
+    import torch
+
+    old, new = before.recommender.module.state_dict(), after.recommender.module.state_dict()
+    same = sorted(name for name in old if name in new and torch.equal(old[name], new[name]))
+    moved = before.table.moved(after.table)
+    return {
+        "tensors": len(old),
+        "tensors_changed": sorted(set(old) - set(same)),
+        "tensors_identical": same,
+        "items_moved": int(moved.sum()),
+        "share_moved": float(moved.mean()),
+        "items_unlisted": int((before.table.listed & ~after.table.listed).sum()),
+    }
+
+
+def paths(*given: str | Path | None) -> list[Path]:
+    """The paths among the arguments that were given."""
+    return [Path(path) for path in given if path is not None]
+
+
+_FORMATS = {
+    ".json": ("recerase.report.schema", "report_bytes"),
+    ".md": ("recerase.report.markdown", "report_markdown"),
+    ".html": ("recerase.report.html", "report_html"),
+}
+
+
+def check_outputs(outputs: Sequence[str | Path]) -> None:
+    """Refuse report files that could not be written, before any work is done. Raises UsageError."""
+    for path in map(Path, outputs):
+        if path.suffix.lower() not in _FORMATS:
+            raise UsageError(f"{path} has no known report format.", f"Use one of {', '.join(_FORMATS)}.")
+        if not path.absolute().parent.is_dir():
+            raise UsageError(f"{path} is in a directory that does not exist.", "Make the directory first.")
+
+
+def write_report(report: Report, path: str | Path) -> None:
+    """Write a report in the format that the extension names, replacing what was there."""
+    check_outputs([path])
+    module, function = _FORMATS[Path(path).suffix.lower()]
+    content = getattr(import_module(module), function)(report)
+    write_bytes(path, content if isinstance(content, bytes) else content.encode())
+
+
+def verify_report(
+    path: str | Path, *, subject: str | Path | None = None, data: str | Path | None = None
+) -> tuple[str, ...]:
+    """What does not hold about a report, one sentence each: its bytes, its verdict, the digests of what it names."""
+    from recerase.layouts.native import checkpoint_digest
+    from recerase.report.schema import read_report, report_bytes
+
+    path, report = Path(path), read_report(path)
+    problems = []
+    if path.read_bytes().strip() != report_bytes(report).strip():
+        problems.append(f"{path} is not in canonical form: it was edited, or written by another version.")
+    if subject is not None and checkpoint_digest(Path(subject)) != report.inputs.get("subject"):
+        problems.append(f"{subject} is not the checkpoint that was audited.")
+    if data is not None and data_digest(load_catalogue(data)) != report.inputs.get("data"):
+        problems.append(f"{data} is not the data the audit was made on.")
+    return tuple(problems)

@@ -1,0 +1,106 @@
+"""The audit audits itself: models whose verdict is known beforehand must get it.
+
+The decision that shaped this file: a layer is "failed" or "passed" by the same pure `policy.decide`, on the control's
+own measurements put in the subject's place, so that the controls test the very rules that gate. Where the policy has
+no rule for a layer, the shipped default policy's rules stand in: without any the audit could not tell. Left out are
+`aliasing.*`, a fact about a table that neither a filter nor a reference changes, and rules that compare the control
+with itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import date
+from typing import Literal
+
+from recerase.audit.policy import decide, default_policy
+from recerase.audit.probes import MetricSpec, metrics
+from recerase.types import Control, Finding, Layer, Measurement, Policy, Result, Role, Rule, Skipped
+
+Outcome = Literal["fails", "passes", "undecided"]
+ControlRole = Literal["original", "filter", "reference"]
+
+EXPECTED: Mapping[ControlRole, tuple[str, Mapping[Layer, Outcome]]] = {
+    "original": ("fails every layer", {"catalogue": "fails", "behaviour": "fails"}),
+    "filter": ("passes catalogue, fails behaviour", {"catalogue": "passes", "behaviour": "fails"}),
+    "reference": ("passes", {"catalogue": "passes", "behaviour": "passes"}),
+}
+"""What is said to be expected, and the layers on which it is tested."""
+
+
+def judge_controls(
+    policy: Policy, measurements: Sequence[Measurement], skipped: Sequence[Skipped], concept: str, today: date
+) -> tuple[Control, ...]:
+    """One Control each for original, filter and (only if it was measured) reference.
+
+    `measurements` are those of every role, comparisons included. `holds` is None when the control was not run or its
+    numbers decide neither way.
+    """
+    present = {m.role for m in measurements}
+    controls = []
+    for role, (expected, layers) in EXPECTED.items():
+        if role in present:
+            controls.append(_judge(role, expected, layers, policy, measurements, skipped, concept, today))
+        elif role != "reference":
+            controls.append(Control(role, expected, "not run: no original checkpoint was given", None))
+    return tuple(controls)
+
+
+def layer_rules(policy: Policy, layer: Layer, role: Role) -> tuple[Rule, ...]:
+    """The rules on which `role` is judged in `layer`: the policy's own, or else the default policy's."""
+    known = metrics()
+    for source in (policy, default_policy()):
+        rules = tuple(rule for rule in source.rules if _speaks(rule, layer, role, known))
+        if rules:
+            return rules
+    return ()
+
+
+def _speaks(rule: Rule, layer: Layer, role: Role, known: Mapping[str, MetricSpec]) -> bool:
+    spec = known.get(rule.metric)
+    itself = role in (rule.max_ratio_to, rule.min_ratio_to, rule.max_drop_vs)
+    return spec is not None and spec.layer == layer and not rule.metric.startswith("aliasing.") and not itself
+
+
+def _judge(
+    role: ControlRole,
+    expected: str,
+    layers: Mapping[Layer, Outcome],
+    policy: Policy,
+    measurements: Sequence[Measurement],
+    skipped: Sequence[Skipped],
+    concept: str,
+    today: date,
+) -> Control:
+    own = [replace(m, role="subject") for m in measurements if m.role == role]
+    others = [m for m in measurements if m.role not in (role, "subject")]
+    missing = [replace(s, role="subject") for s in skipped if s.role == role]
+    observed, met = [], []
+    for layer, wanted in layers.items():
+        rules = layer_rules(policy, layer, role)
+        asked = replace(policy, rules=rules, waivers=())
+        outcome, why = layer_outcome(decide(asked, [*own, *others], missing, (), concept, today).findings)
+        observed.append(f"{outcome} {layer} ({why})" if why else f"{outcome} {layer}")
+        met.append(None if outcome == "undecided" else outcome == wanted)
+    holds = False if False in met else None if None in met else True
+    return Control(role, expected, "; ".join([*observed, "weights layer not measured"]), holds)
+
+
+def layer_outcome(findings: Sequence[Finding]) -> tuple[Outcome, str]:
+    """A layer fails when a rule fails, passes when every rule that had to be measured passes; and on account of what.
+
+    No rule passed is undecided: not measured is never passed.
+    """
+    failed = [f for f in findings if f.result is Result.FAIL]
+    if failed:
+        return "fails", _told(failed[0])
+    open_ = [f for f in findings if f.result is Result.INCONCLUSIVE and not f.rule.optional]
+    if open_ or not any(f.result is Result.PASS for f in findings):
+        return "undecided", f"{open_[0].rule.metric}: {open_[0].reason}" if open_ else "no rule could be measured"
+    return "passes", ""
+
+
+def _told(finding: Finding) -> str:
+    value = "" if finding.measurement is None else f" = {finding.measurement.value:.3g}"
+    return f"{finding.rule.metric}{value}, limit {finding.limit}"

@@ -1,0 +1,327 @@
+"""What an audit is made of: the models it reads, the world it reads them in, and the registry of probes.
+
+The decision that shaped this file: a probe is `Readings -> list[Measurement | Skipped]` and nothing else. It measures,
+and never decides, prints or writes. The registry is explicit, lazy and frozen: one card a probe, "module:function",
+so that a policy can be checked against the metrics' names before torch is imported or a model is loaded.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from recerase.errors import DataError, UsageError
+from recerase.types import BoolArray, FloatArray, IntArray, Interval, Layer, Measurement, Role, Scope, Skipped
+
+if TYPE_CHECKING:
+    from recerase.audit.readings import Readings
+    from recerase.catalog.concept import Concept
+    from recerase.catalog.interactions import Catalogue, Histories
+    from recerase.model.recommender import Recommender
+    from recerase.sid.quantize import Codebooks
+    from recerase.sid.table import SidTable
+
+Better = Literal["lower", "higher", "neither"]
+Probe = Callable[["Readings"], list[Measurement | Skipped]]
+
+
+@dataclass(frozen=True)
+class AuditModel:
+    """One model of an audit: the audited checkpoint, or one it is held against."""
+
+    role: Role
+    recommender: Recommender
+    table: SidTable
+    """The current table, all SIDs: it encodes histories, and is what the model may generate."""
+    old_table: SidTable
+    """The table before erasure; the same as `table` for an original, a filter and a reference."""
+    listed: BoolArray
+    """[N] items that may be recommended (in the trie)."""
+    reads_concept: bool = True
+    """False for a reference: it never saw a concept item, so its histories are given without them."""
+    digest: str = ""
+    """Digest of the checkpoint; two models with the same digest share their readings. Empty: known by object only."""
+
+
+@dataclass(frozen=True)
+class AuditConfig:
+    """How much is measured; counts are upper bounds, and what there is less of is measured whole."""
+
+    k: tuple[int, ...] = (5, 10, 20)
+    """Cut-offs of exposure, recall and ndcg; the exposure rules of the shipped policy need 10."""
+    beam: int | None = None
+    """Beam width of constrained decoding; None: the decoder's own, at least twice the largest k."""
+    max_users: int | None = None
+    """Users whose lists are read; None: all of them."""
+    mass_users: int = 1000
+    """Users whose exact concept mass is read; and as many again among the users of the concept."""
+    saturated_histories: int = 1000
+    """Synthetic histories of the saturated and of the neighbours probe (each)."""
+    saturated_items: int = 20
+    """Longest saturated history: m runs through 1..saturated_items."""
+    neighbours: int = 20
+    """Nearest outside items a concept item from which a neighbours history is drawn."""
+    target_neighbours: int = 5
+    """Nearest outside items a concept item whose users make up the `utility_neighbours` segment."""
+    free_beam: int = 20
+    """Generations a user without a trie."""
+    seed: int = 0
+    confidence: float = 0.95
+    batch: int = 256
+    mass_batch: int = 64
+
+
+@dataclass(frozen=True)
+class AuditWorld:
+    """What every model of one audit is read on. Probes never draw users: they read `histories`, in this order."""
+
+    catalogue: Catalogue
+    concept: Concept
+    embeddings: FloatArray | None
+    """[N, D] text embeddings the SIDs were made from; None: probes that need them are skipped."""
+    codebooks: Codebooks | None
+    histories: Histories
+    """Test histories (all but the last item) and targets, the same users in the same order for every role."""
+    scope: Scope = "output"
+    config: AuditConfig = field(default_factory=AuditConfig)
+
+    @property
+    def members(self) -> BoolArray:
+        """[N] true for concept items."""
+        return self.concept.members
+
+    def random(self, purpose: str) -> np.random.Generator:
+        """A generator that depends on the seed and on what it is for, and on nothing that ran before."""
+        return np.random.default_rng([self.config.seed, *purpose.encode()])
+
+
+def build_world(
+    catalogue: Catalogue,
+    concept: Concept,
+    *,
+    embeddings: FloatArray | None = None,
+    codebooks: Codebooks | None = None,
+    scope: Scope = "output",
+    config: AuditConfig | None = None,
+) -> AuditWorld:
+    """Take the test users of a catalogue, at most `config.max_users` of them drawn with its seed, in their own order.
+
+    Raises UsageError when the config asks for nothing, DataError when no user has a test interaction or the concept
+    or the embeddings have another number of items than the catalogue.
+    """
+    config = config or AuditConfig()
+    _check_config(config)
+    n = len(catalogue.items)
+    if concept.members.shape != (n,):
+        raise DataError(f"The concept marks {concept.members.size} items, the catalogue has {n}.", "Parse it again.")
+    if embeddings is not None and embeddings.shape[0] != n:
+        raise DataError(
+            f"There are {embeddings.shape[0]} embeddings for {n} items.", "Give one embedding an item, in its order."
+        )
+    histories = catalogue.interactions.split().test
+    if len(histories) == 0:
+        raise DataError("No user has a test interaction.", "Each user needs three interactions to be tested on.")
+    if config.max_users is not None and config.max_users < len(histories):
+        rng = np.random.default_rng([config.seed, *b"users"])
+        histories = histories.take(np.sort(rng.permutation(len(histories))[: config.max_users]))
+    return AuditWorld(catalogue, concept, embeddings, codebooks, histories, scope, config)
+
+
+def _check_config(config: AuditConfig) -> None:
+    counts = ("mass_users", "saturated_histories", "saturated_items", "neighbours", "target_neighbours", "free_beam")
+    wrong = [name for name in (*counts, "batch", "mass_batch") if getattr(config, name) < 1]
+    wrong += ["max_users"] if config.max_users is not None and config.max_users < 1 else []
+    wrong += ["k"] if not config.k or min(config.k) < 1 else []
+    wrong += ["confidence"] if not 0 < config.confidence < 1 else []
+    if wrong:
+        raise UsageError(f"These audit settings are out of range: {', '.join(wrong)}.", "Counts start at 1.")
+
+
+@dataclass(frozen=True)
+class MetricSpec:
+    """What a metric is called, which layer it speaks for, and which way is good."""
+
+    name: str
+    layer: Layer
+    better: Better = "lower"
+    per_k: bool = False
+    """The name is a stem: the metric exists as `name@k` for each cut-off."""
+
+
+@dataclass(frozen=True)
+class ProbeCard:
+    """A probe's card: what it asks, where the idea comes from, what it yields and where its code is."""
+
+    name: str
+    goal: str
+    source: str
+    metrics: tuple[MetricSpec, ...]
+    function: str
+    """`module:attribute` inside recerase.audit; imported when the probe is run."""
+    needs: tuple[Literal["embeddings", "codebooks"], ...] = ()
+
+
+def _masses(stem: str) -> tuple[MetricSpec, ...]:
+    return (MetricSpec(f"{stem}.mass.old", "behaviour"), MetricSpec(f"{stem}.mass.new", "behaviour"))
+
+
+def _exposure(stem: str) -> MetricSpec:
+    return MetricSpec(f"{stem}.exposure", "catalogue", per_k=True)
+
+
+_CARDS = (
+    ProbeCard(
+        "natural",
+        "How much of the concept do real users get, and how likely is it exactly?",
+        "recerase: exposure and exact concept mass on the test histories",
+        (
+            _exposure("natural"),
+            MetricSpec("natural.hit", "catalogue", per_k=True),
+            _exposure("natural_concept_users"),
+            *_masses("natural"),
+            *_masses("natural_concept_users"),
+        ),
+        "natural:natural",
+    ),
+    ProbeCard(
+        "saturated",
+        "Does a history of nothing but concept items bring the concept back?",
+        "recerase: histories of 1..20 concept items, drawn by popularity",
+        (_exposure("saturated"), *_masses("saturated")),
+        "saturated:saturated",
+    ),
+    ProbeCard(
+        "neighbours",
+        "Do the concept's nearest outside items bring the concept back?",
+        "recerase: histories of the nearest outside items (faiss, cosine)",
+        (_exposure("neighbours"), *_masses("neighbours")),
+        "neighbours:neighbours",
+        ("embeddings",),
+    ),
+    ProbeCard(
+        "replay",
+        "Does a stale client that still sends and reads the old SIDs get the concept?",
+        "recerase: the old table on the input and on the output side",
+        (MetricSpec("replay.exposure", "behaviour", per_k=True), MetricSpec("replay.mass.old", "behaviour")),
+        "replay:replay",
+    ),
+    ProbeCard(
+        "nearest",
+        "Whatever is generated without a trie, does it mean the concept?",
+        "recerase: nearest catalogue item (faiss) to the generated SID's point in the quantiser's space",
+        (
+            MetricSpec("nearest.leak@r10", "behaviour"),
+            MetricSpec("nearest.leak@r25", "behaviour"),
+            MetricSpec("nearest.leak@r50", "behaviour"),
+            MetricSpec("nearest.random", "behaviour", "neither"),
+        ),
+        "nearest:nearest",
+        ("embeddings", "codebooks"),
+    ),
+    ProbeCard(
+        "free",
+        "Without a trie, how often is the SID invalid, and how often is it a concept item's old one?",
+        "recerase: beam search over the whole vocabulary",
+        (MetricSpec("free.invalid", "utility"), MetricSpec("free.old_concept", "behaviour")),
+        "free:free",
+    ),
+    ProbeCard(
+        "aliasing",
+        "Do concept items share a SID, or all codes but the last, with retained items?",
+        "recerase: exact, over the current table",
+        (MetricSpec("aliasing.shared_sid", "catalogue"), MetricSpec("aliasing.shared_prefix", "catalogue", "neither")),
+        "aliasing:aliasing",
+    ),
+    ProbeCard(
+        "utility",
+        "Are retained items still recommended to those who want them?",
+        "recall@k and ndcg@k (Jarvelin & Kekalainen 2002) on the last interaction, retained targets only",
+        (
+            MetricSpec("utility.recall", "utility", "higher", per_k=True),
+            MetricSpec("utility.ndcg", "utility", "higher", per_k=True),
+            MetricSpec("utility_concept_users.ndcg", "utility", "higher", per_k=True),
+            MetricSpec("utility_neighbours.ndcg", "utility", "higher", per_k=True),
+            MetricSpec("utility.coverage", "utility", "higher", per_k=True),
+        ),
+        "utility:utility",
+    ),
+)
+
+PROBES: Mapping[str, ProbeCard] = MappingProxyType({card.name: card for card in _CARDS})
+
+NOT_MEASURED: Mapping[str, str] = MappingProxyType(
+    {
+        "co_consumed.*": "histories of items most often consumed with the concept are not built yet",
+        "worst_case.*": "the search for the worst history is not part of the quick profile",
+        "depth.*": "lists beyond the largest k are not decoded in the quick profile",
+        "forced_prefix.*": "forced prefixes are not tried in the quick profile",
+        "spill.*": "spill onto near-miss and held-out concept items is not measured in the quick profile",
+        "influence.*": "how far concept items in a history move the rest of the list is not measured yet",
+        "weights.*": "the weights layer (probes, membership, forensics) is not measured in the quick profile",
+        "relearn.*": "no relearning attack is run in the quick profile",
+        "precision.*": "only the precision the checkpoint was loaded in was read",
+    }
+)
+"""Probes of the plan that do not run here, and why; each becomes a `Skipped` of the subject."""
+
+
+def metrics(k: Sequence[int] = AuditConfig.k) -> Mapping[str, MetricSpec]:
+    """Every metric the registry can yield at the cut-offs `k`, by its full name."""
+    specs = [spec for card in PROBES.values() for spec in card.metrics]
+    plain = {spec.name: spec for spec in specs if not spec.per_k}
+    return {**plain, **{f"{spec.name}@{cut}": spec for spec in specs if spec.per_k for cut in k}}
+
+
+def known_metrics(k: Sequence[int] = AuditConfig.k) -> set[str]:
+    """The names a policy may use; what `policy.check_policy` is given."""
+    return set(metrics(k))
+
+
+def load_probe(name: str) -> Probe:
+    """Import the probe called `name`. Raises UsageError with the nearest names when there is none."""
+    if name not in PROBES:
+        near = difflib.get_close_matches(name, PROBES, n=1)
+        raise UsageError(
+            f"There is no probe {name!r}.", f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(PROBES)}."
+        )
+    module, attribute = PROBES[name].function.split(":")
+    probe: Probe = getattr(import_module(f"recerase.audit.{module}"), attribute)
+    return probe
+
+
+def measured(readings: Readings, metric: str, values: FloatArray | IntArray | BoolArray) -> Measurement | Skipped:
+    """The mean of `values` [n], one a unit, as a Measurement; Skipped when there is no unit.
+
+    The interval is Wilson's where every value is 0 or 1, else the bootstrap's; with nothing but zeros both give the
+    upper bound -ln(1 - confidence) / n.
+    """
+    from recerase.stats import bootstrap_mean, wilson
+
+    config, role = readings.world.config, readings.model.role
+    values = np.asarray(values, dtype=np.float64)
+    if values.size == 0:
+        return Skipped(metric, role, "there is no user or history to measure it on")
+    if np.isin(values, (0.0, 1.0)).all():
+        interval = wilson(int(values.sum()), values.size, config.confidence)
+    else:
+        interval = bootstrap_mean(values, config.confidence, seed=config.seed)
+    return _measurement(readings, metric, float(values.mean()), values.size, interval, values)
+
+
+def counted(readings: Readings, metric: str, value: float, n: int, *, exact: bool = False) -> Measurement:
+    """A number that is no mean over units: without interval, or (`exact`) read off everything there is."""
+    interval = Interval(value, value, readings.world.config.confidence, "exact") if exact else None
+    return _measurement(readings, metric, value, n, interval, None)
+
+
+def _measurement(
+    readings: Readings, metric: str, value: float, n: int, interval: Interval | None, values: FloatArray | None
+) -> Measurement:
+    spec = metrics(readings.world.config.k)[metric]
+    return Measurement(metric, readings.model.role, value, n, spec.layer, interval, better=spec.better, values=values)

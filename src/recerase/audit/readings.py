@@ -1,0 +1,217 @@
+"""What one model answers, read once and shared: recommendation lists, exact masses, free generations.
+
+The decision that shaped this file: a reading's key is made of the content that determines it (weights, histories,
+tables, trie), not of the role or the probe that asked. The controls then cost what is new in them: a filter shares
+every mass with its original, an original under its "old" table is the original itself, and an audited checkpoint
+that *is* the original is read once. The cache is a plain dict, made by whoever runs the audit and handed in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recerase.audit.probes import AuditModel, AuditWorld
+from recerase.types import SILENT, BoolArray, FloatArray, IntArray, Observer
+
+if TYPE_CHECKING:
+    from recerase.catalog.interactions import Histories
+    from recerase.model.decode import Free
+    from recerase.sid.table import SidTable
+
+Side = Literal["new", "old"]
+SIDES: tuple[Side, ...] = ("old", "new")
+Cache = dict[Hashable, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Histories a model is read on, under a name; one name never means two sets of histories within an audit."""
+
+    name: str
+    histories: Histories
+
+    def __len__(self) -> int:
+        return len(self.histories)
+
+
+@dataclass(frozen=True)
+class Readings:
+    """One model's answers in one world, each computed when first asked for."""
+
+    model: AuditModel
+    world: AuditWorld
+    cache: Cache = field(default_factory=dict, repr=False, compare=False)
+    observer: Observer = field(default=SILENT, repr=False, compare=False)
+
+    def histories(self, case: Case) -> Histories:
+        """The case's histories as this model is to see them: a reference sees them without concept items."""
+        return case.histories if self.model.reads_concept else case.histories.without(self.world.members)
+
+    def lists(self, case: Case, side: Side = "new") -> IntArray:
+        """[B, max k] item rows, best first, -1 where the list is short.
+
+        `new`: the current table and its listed items. `old`: the table before erasure for histories and for output,
+        with the concept listed, as a stale client would have it.
+        """
+        table, listed = self.model.table, self.model.listed
+        if side == "old":
+            table = self.model.old_table
+            listed = table.listed | self.world.members
+        listed = listed & table.present
+        key = self._key("lists", case, _spelling(table), _digest(listed))
+        if key not in self.cache:
+            self.cache[key] = self._decode(case, table, listed)
+        found: IntArray = self.cache[key]
+        return found
+
+    def mass(self, case: Case, side: Side = "new", read: Side = "new") -> FloatArray:
+        """[B] exact probability of generating a concept item's SID.
+
+        `side` is the table of the SIDs that are scored, `read` the table the histories are encoded with.
+        """
+        output = self.model.table if side == "new" else self.model.old_table
+        encode = self.model.table if read == "new" else self.model.old_table
+        key = self._key("mass", case, _spelling(encode), _spelling(output))
+        if key not in self.cache:
+            self.cache[key] = self._mass(case, encode, output)
+        found: FloatArray = self.cache[key]
+        return found
+
+    def free(self, case: Case) -> Free:
+        """Generations without a trie, histories encoded with the current table: rows [B, W, L], scores [B, W]."""
+        from recerase.model.decode import generate_free
+
+        config, table = self.world.config, self.model.table
+        key = self._key("free", case, _spelling(table))
+        if key not in self.cache:
+            self.cache[key] = generate_free(
+                self.model.recommender,
+                table,
+                self.histories(case),
+                beam=config.free_beam,
+                batch=config.batch,
+                observer=self.observer,
+            )
+        found: Free = self.cache[key]
+        return found
+
+    def _key(self, kind: str, case: Case, *parts: str) -> Hashable:
+        weights = self.model.digest or id(self.model.recommender)
+        return (kind, weights, case.name, self.model.reads_concept, *parts)
+
+    def _decode(self, case: Case, table: SidTable, listed: BoolArray) -> IntArray:
+        from recerase.model.decode import recommend
+        from recerase.sid.trie import Trie
+
+        config, k = self.world.config, max(self.world.config.k)
+        if not listed.any():
+            return np.full((len(case), k), -1, dtype=np.int32)
+        found = recommend(
+            self.model.recommender,
+            table,
+            self.histories(case),
+            k=k,
+            beam=config.beam,
+            trie=Trie.build(table, listed),
+            batch=config.batch,
+            observer=self.observer,
+        )
+        return found.items
+
+    def _mass(self, case: Case, encode: SidTable, output: SidTable) -> FloatArray:
+        from recerase.model.mass import concept_mass
+
+        members = self.world.members & output.present
+        if not members.any() or len(case) == 0:
+            return np.zeros(len(case))
+        found = concept_mass(
+            self.model.recommender,
+            encode,
+            members,
+            self.histories(case),
+            output=output,
+            batch=self.world.config.mass_batch,
+            observer=self.observer,
+        )
+        return np.asarray(found.mass, dtype=np.float64)
+
+
+def exposure(lists: IntArray, members: BoolArray, k: int) -> FloatArray:
+    """[B] share of the first k slots of `lists` [B, >= k] that hold a concept item; an empty slot holds none."""
+    head = lists[:, :k]
+    shown: FloatArray = (members[head] & (head >= 0)).sum(axis=1) / k
+    return shown
+
+
+def natural_case(world: AuditWorld) -> Case:
+    """Every test user of the world."""
+    return Case("natural", world.histories)
+
+
+def concept_users(world: AuditWorld) -> BoolArray:
+    """[B] test users whose history holds a concept item."""
+    return world.histories.touches(world.members)
+
+
+@dataclass(frozen=True)
+class MassUsers:
+    """The test users whose exact mass is read, and which of them stand for whom."""
+
+    rows: IntArray
+    """[S] positions in `world.histories`, ascending."""
+    everyone: IntArray
+    """Positions in `rows` of the sample of all users."""
+    of_concept: IntArray
+    """Positions in `rows` of the sample of the concept's users."""
+    case: Case
+    """Their histories."""
+
+
+def mass_users(world: AuditWorld) -> MassUsers:
+    """`mass_users` of all test users, and as many of the concept's users, drawn with the world's seed."""
+    size = world.config.mass_users
+    everyone = _sample(world, "mass", np.arange(len(world.histories)), size)
+    touched = _sample(world, "mass concept users", np.flatnonzero(concept_users(world)), size)
+    rows = np.union1d(everyone, touched)
+    case = Case("mass users", world.histories.take(rows))
+    return MassUsers(rows, np.searchsorted(rows, everyone), np.searchsorted(rows, touched), case)
+
+
+def concept_users_case(world: AuditWorld) -> Case:
+    """At most `mass_users` users of the concept: those whose mass is read."""
+    sample = mass_users(world)
+    return Case("concept users", sample.case.histories.take(sample.of_concept))
+
+
+def synthetic(items: IntArray, lengths: IntArray) -> Histories:
+    """Histories without users or targets: the first `lengths` [B] items of each row of `items` [B, H]."""
+    from recerase.catalog.interactions import Histories
+
+    kept = np.arange(items.shape[1]) < lengths[:, None]
+    nobody = np.full(len(items), -1)
+    return Histories(
+        items=items[kept].astype(np.int32),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        users=nobody.astype(np.int64),
+        targets=nobody.astype(np.int32),
+    )
+
+
+def _sample(world: AuditWorld, purpose: str, rows: IntArray, size: int) -> IntArray:
+    chosen: IntArray = np.sort(world.random(purpose).permutation(rows)[:size])
+    return chosen
+
+
+def _digest(array: NDArray[Any]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+def _spelling(table: SidTable) -> str:
+    """Digest of what a table spells: its codes. Tables of one audit share items, order and schema."""
+    return _digest(table.codes)

@@ -1,0 +1,199 @@
+"""An audit, whole: every probe on every model, the comparisons a policy asks for, the controls, the verdict.
+
+The decision that shaped this file: the probes run on each model apart and know of no other; what relates two models
+(drops, ratios, controls) is computed afterwards, from the per-user values their measurements carry. The filter
+control is made here, from the original and the concept, and is read like any other model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+from typing import Any, Literal
+
+from recerase.audit.controls import judge_controls
+from recerase.audit.evidence import curves, worst_examples
+from recerase.audit.policy import decide, default_policy, required
+from recerase.audit.probes import NOT_MEASURED, PROBES, AuditModel, AuditWorld, load_probe
+from recerase.audit.readings import Cache, Readings
+from recerase.stats import paired_drop, paired_ratio
+from recerase.types import (
+    SILENT,
+    Control,
+    Decision,
+    Example,
+    Interval,
+    Measurement,
+    Observer,
+    Policy,
+    Role,
+    Skipped,
+)
+
+Kind = Literal["drop", "ratio"]
+Comparison = tuple[str, Role, Kind]
+"""metric, versus, kind: what every other role is compared in."""
+
+TOLD: tuple[Comparison, ...] = (
+    ("utility.ndcg@10", "original", "drop"),
+    ("utility.recall@10", "original", "drop"),
+    ("utility_concept_users.ndcg@10", "original", "drop"),
+    ("utility_neighbours.ndcg@10", "original", "drop"),
+    ("utility_neighbours.ndcg@10", "reference", "ratio"),
+    ("natural.mass.old", "reference", "ratio"),
+    ("natural_concept_users.mass.old", "reference", "ratio"),
+    ("saturated.mass.old", "reference", "ratio"),
+)
+"""Comparisons that are in every report, whatever the policy asks."""
+
+
+@dataclass(frozen=True)
+class AuditResult:
+    """What an audit found: everything in a report that is not provenance."""
+
+    decision: Decision
+    measurements: tuple[Measurement, ...]
+    skipped: tuple[Skipped, ...]
+    controls: tuple[Control, ...]
+    examples: tuple[Example, ...]
+    curves: Mapping[str, Any]
+    limits: tuple[str, ...]
+
+
+def run_audit(
+    subject: AuditModel,
+    original: AuditModel | None,
+    reference: AuditModel | None,
+    world: AuditWorld,
+    policy: Policy,
+    observer: Observer = SILENT,
+    *,
+    today: date | None = None,
+) -> AuditResult:
+    """Measure `subject` and the models it is held against, and let the policy decide.
+
+    Without an original the controls cannot run, and no verdict is a pass. When the subject is the original (same
+    digest) its readings are made once. `today` (default: the system's date) is what waivers expire against.
+    """
+    cache: Cache = {}
+    models = [subject, *_held_against(original, reference, world)]
+    readings = [Readings(model, world, cache, observer) for model in models]
+    found = _probe(readings, observer)
+    measurements = [x for x in found if isinstance(x, Measurement)]
+    skipped = [x for x in found if isinstance(x, Skipped)]
+    skipped += [Skipped(metric, "subject", reason) for metric, reason in NOT_MEASURED.items()]
+    compared = _compare_all(measurements, _comparisons(policy), world)
+    measurements += [x for x in compared if isinstance(x, Measurement)]
+    skipped += [x for x in compared if isinstance(x, Skipped)]
+    name, today = world.concept.name, today or date.today()
+    controls = judge_controls(policy, measurements, skipped, name, today)
+    by_role = {r.model.role: r for r in readings}
+    return AuditResult(
+        decision=decide(policy, measurements, skipped, controls, name, today),
+        measurements=tuple(measurements),
+        skipped=tuple(skipped),
+        controls=controls,
+        examples=worst_examples(by_role["subject"], by_role.get("original")),
+        curves=curves(readings),
+        limits=_limits(world, reference is not None),
+    )
+
+
+def _held_against(original: AuditModel | None, reference: AuditModel | None, world: AuditWorld) -> list[AuditModel]:
+    models = []
+    if original is not None:
+        original = replace(original, role="original")
+        models += [original, replace(original, role="filter", listed=original.listed & ~world.members)]
+    if reference is not None:
+        models.append(replace(reference, role="reference", reads_concept=False))
+    return models
+
+
+def _probe(readings: Sequence[Readings], observer: Observer) -> list[Measurement | Skipped]:
+    observer.start("audit", len(readings) * len(PROBES))
+    found: list[Measurement | Skipped] = []
+    for reading in readings:
+        for name in PROBES:
+            found += load_probe(name)(reading)
+            observer.advance("audit", 1, role=reading.model.role, probe=name)
+    observer.finish("audit")
+    return found
+
+
+def _comparisons(policy: Policy) -> tuple[Comparison, ...]:
+    """What the policy compares, what the default policy (the controls may lean on it) does, and what is always told."""
+    asked = [*required(policy), *required(default_policy())]
+    wanted = [(metric, versus, kind) for metric, _, versus, kind in asked if versus is not None and kind != "value"]
+    return tuple(dict.fromkeys([*wanted, *TOLD]))
+
+
+def _compare_all(
+    measurements: Sequence[Measurement], comparisons: Sequence[Comparison], world: AuditWorld
+) -> list[Measurement | Skipped]:
+    """Every role against `versus` in each comparison; the subject's that cannot be made are Skipped."""
+    by_name = {(m.metric, m.role): m for m in measurements}
+    roles = list(dict.fromkeys(m.role for m in measurements))
+    found: list[Measurement | Skipped] = []
+    for metric, versus, kind in comparisons:
+        base = by_name.get((metric, versus))
+        for role in roles:
+            own = by_name.get((metric, role))
+            if role == versus:
+                continue
+            if own is not None and base is not None:
+                found.append(compare(own, base, kind, world))
+            elif role == "subject":
+                found.append(Skipped(metric, role, _why_not(metric, versus, kind, own, versus in roles)))
+    return found
+
+
+def _why_not(metric: str, versus: Role, kind: Kind, own: Measurement | None, given: bool) -> str:
+    if own is None:
+        return f"the {kind} against the {versus} needs {metric}, which was not measured"
+    return f"the {kind} against the {versus} needs {'its ' + metric if given else 'a checkpoint of it: none was given'}"
+
+
+def compare(own: Measurement, versus: Measurement, kind: Kind, world: AuditWorld) -> Measurement | Skipped:
+    """The drop (versus - own) / versus or the ratio own / versus; paired where both carry a value a user.
+
+    Skipped when `versus` is zero: there is nothing to drop from.
+    """
+    config = world.config
+    if versus.value == 0:
+        return Skipped(own.metric, own.role, f"the {kind} against the {versus.role} has no meaning: its value is 0")
+    interval: Interval | None = None
+    if own.values is not None and versus.values is not None:
+        paired = paired_drop if kind == "drop" else paired_ratio
+        value, interval = paired(own.values, versus.values, confidence=config.confidence, seed=config.seed)
+    else:
+        ratio = own.value / versus.value
+        value = 1.0 - ratio if kind == "drop" else ratio
+    better = own.better
+    if kind == "drop" and better != "neither":
+        better = "lower" if better == "higher" else "higher"
+    return replace(
+        own, value=float(value), interval=interval, versus=versus.role, kind=kind, better=better, values=None
+    )
+
+
+def _limits(world: AuditWorld, has_reference: bool) -> tuple[str, ...]:
+    """What a pass does not mean, in sentences."""
+    influence = {
+        "output": "Scope output: a history that holds the concept may still inform other recommendations.",
+        "influence": "Scope influence: that the concept in a history moves nothing else was not measured here.",
+    }
+    reference = (
+        "One reference was given: its seed-to-seed spread is unknown, so likeness to it was not tested."
+        if has_reference
+        else "No reference was given: whether the concept is forgotten further than retraining would was not tested."
+    )
+    return (
+        "Concept erasure is not user-data erasure: that users interacted with the concept may still be inferable.",
+        influence[world.scope],
+        reference,
+        "The weights layer (relearning, probes, membership, precision) was not measured.",
+        "The reference is read under the old table on histories without concept items; its saturated figures are "
+        "those of the concept's own users, because a history of nothing but the concept is empty to it.",
+        "Exposure is counted by item: where items share a SID, all of them are listed when it is generated.",
+    )

@@ -1,0 +1,207 @@
+"""An embedding for every item: from its text, or from a file that someone else made.
+
+The default needs no model and no network: TF-IDF, truncated SVD, whitening. Whitening is what keeps a quantiser
+from spending its codes on the few directions (department, brand) that dominate the raw SVD.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recerase.catalog.columns import first_duplicate
+from recerase.catalog.items import Items
+from recerase.errors import ArtefactError, DataError, PickleError, UsageError
+from recerase.types import FloatArray
+
+_TOKEN = r"(?u)\b\w\w+\b"
+
+
+def documents(items: Items) -> list[str]:
+    """[N] one text an item: its title twice, then categories, brand and description."""
+    return [
+        " ".join([title, title, *categories, brand or "", description])
+        for title, categories, brand, description in zip(
+            items.titles, items.categories, items.brands, items.descriptions, strict=True
+        )
+    ]
+
+
+def text_embeddings(items: Items, dims: int = 128, seed: int = 0) -> FloatArray:
+    """float32 [N, D] whitened TF-IDF + SVD of the items' texts, rows of length 1; D = `dims`.
+
+    Word 1- and 2-grams, sublinear term frequency; truncated SVD; each dimension then has mean 0 and variance 1
+    over the catalogue before rows are scaled. Dimensions beyond the rank of the catalogue's text are 0, and so is
+    an item without any text. Deterministic in `seed`. Raises DataError when no item has text.
+    """
+    from sklearn.decomposition import TruncatedSVD
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    texts = documents(items)
+    if not any(text.strip() for text in texts):
+        raise DataError("No item has a title, category, brand or description.", "Give embeddings of your own.")
+    rare = 2 if len(items) >= 200 else 1
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=rare, sublinear_tf=True, token_pattern=_TOKEN)
+    try:
+        weights = vectorizer.fit_transform(texts)
+    except ValueError as error:
+        raise DataError(
+            "The items' texts hold no words that could be embedded.", "Give embeddings of your own."
+        ) from error
+    rank = max(1, min(dims, weights.shape[1] - 1, weights.shape[0] - 1))
+    points = TruncatedSVD(rank, n_iter=5, random_state=seed).fit_transform(weights).astype(np.float64)
+    out = np.zeros((len(items), dims), np.float32)
+    out[:, : points.shape[1]] = _whiten(points)
+    out[np.asarray(weights.getnnz(axis=1) == 0)] = 0
+    return out
+
+
+def sentence_embeddings(items: Items, model_dir: str | os.PathLike[str]) -> FloatArray:
+    """float32 [N, D] from a sentence-transformers model in a local directory, rows of length 1.
+
+    Raises UsageError when the `text` extra is not installed, ArtefactError when there is no such directory.
+    """
+    directory = Path(model_dir)
+    if not directory.is_dir():
+        raise ArtefactError(
+            f"There is no model directory {directory}.", "Download the model first; recerase never reaches the network."
+        )
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise UsageError(
+            "Sentence embeddings need sentence-transformers.", "Install it with: pip install 'recerase[text]'"
+        ) from error
+    model = SentenceTransformer(str(directory), local_files_only=True)
+    vectors = model.encode(documents(items), normalize_embeddings=True, show_progress_bar=False)
+    return np.asarray(vectors, np.float32)
+
+
+def load_embeddings(path: str | os.PathLike[str], items: Items) -> FloatArray:
+    """float32 [N, D] embeddings from .npy, .npz, .safetensors (one array, rows as in items.parquet) or .parquet.
+
+    A parquet file has columns item_id and vector and may be in any order and hold further items. Raises DataError
+    (unreadable, not [N, D], NaN or infinity, an item without a vector) and PickleError (an object array, a pickle).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"There is no embeddings file {path}.", "Check the path.")
+    readers = {".npy": _numpy, ".npz": _numpy, ".safetensors": _safetensors}
+    suffix = path.suffix.lower()
+    if suffix in {".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt"}:
+        raise PickleError(
+            f"{path.name} is a pickle, which can run code when it is read.",
+            "Save it as .npy, .safetensors or .parquet.",
+        )
+    if suffix == ".parquet":
+        array = _parquet(path, items)
+    elif suffix in readers:
+        array = readers[suffix](path)
+    else:
+        raise DataError(
+            f"{path.name} is not an embeddings file that recerase reads.", "Use .npy, .npz, .safetensors or .parquet."
+        )
+    return _checked(array, path.name, len(items))
+
+
+def _whiten(points: FloatArray) -> FloatArray:
+    """[N, D] mean 0 and variance 1 a dimension (0 where it is constant), then rows of length 1."""
+    points = points - points.mean(axis=0)
+    scale = points.std(axis=0)
+    live = scale > 1e-9 * max(scale.max(), 1e-300)
+    points = np.where(live, points / np.where(live, scale, 1), 0)
+    norms = np.linalg.norm(points, axis=1, keepdims=True)
+    return points / np.where(norms > 0, norms, 1)
+
+
+def _checked(array: Any, name: str, n_items: int) -> FloatArray:
+    if array.ndim != 2 or array.shape[1] == 0 or not np.issubdtype(array.dtype, np.number):
+        raise DataError(f"{name} holds {array.dtype} {list(array.shape)}.", "Give one row of numbers an item.")
+    if len(array) != n_items:
+        raise DataError(
+            f"{name} has {len(array)} rows, but the catalogue has {n_items} items.",
+            "Give one row an item in the order of items.parquet, or a parquet file with item_id and vector.",
+        )
+    with np.errstate(over="ignore"):
+        array = np.ascontiguousarray(array, np.float32)
+    broken = np.flatnonzero(~np.isfinite(array).all(axis=1))
+    if len(broken):
+        raise DataError(
+            f"{name} has NaN or infinity in row {broken[0]} ({len(broken)} such rows).", "Embed these items again."
+        )
+    return array
+
+
+def _numpy(path: Path) -> Any:
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.lib.npyio.NpzFile):
+            with loaded:
+                return _only({name: loaded[name] for name in loaded.files}, path.name)
+        return loaded
+    except ValueError as error:
+        if "pickle" in str(error).lower():
+            raise PickleError(
+                f"{path.name} holds a pickle, which can run code when it is read.", "Save it as a plain float array."
+            ) from error
+        raise DataError(f"{path.name} cannot be read as a numpy array.", "Write it again with numpy.save.") from error
+    except (OSError, EOFError) as error:
+        raise DataError(f"{path.name} cannot be read as a numpy array.", "Write it again with numpy.save.") from error
+
+
+def _safetensors(path: Path) -> Any:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return _only(load_file(path), path.name)
+    except (SafetensorError, OSError, KeyError) as error:
+        raise DataError(f"{path.name} cannot be read as safetensors.", "Write it again.") from error
+
+
+def _only(arrays: dict[str, Any], name: str) -> Any:
+    """The one array of a file, or the one called `embeddings`."""
+    if len(arrays) == 1:
+        return next(iter(arrays.values()))
+    if "embeddings" in arrays:
+        return arrays["embeddings"]
+    raise DataError(
+        f"{name} holds {len(arrays)} arrays ({', '.join(sorted(arrays)[:5])}).", "Name the right one `embeddings`."
+    )
+
+
+def _parquet(path: Path, items: Items) -> Any:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.ParquetFile(path).read()
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path.name} cannot be read as parquet.", "Write it again.") from error
+    if not {"item_id", "vector"} <= set(table.column_names):
+        raise DataError(f"{path.name} has columns {', '.join(table.column_names)}.", "Give columns item_id and vector.")
+    ids = table["item_id"].cast(pa.string()).combine_chunks()
+    duplicate = first_duplicate(ids)
+    if duplicate is not None:
+        raise DataError(f"{path.name} has two vectors for item {duplicate}.", "Keep one row an item.")
+    rows = pc.index_in(pa.array(items.item_ids, pa.string()), value_set=ids)
+    if rows.null_count:
+        first = items.item_ids[pc.index(rows.is_null(), value=True).as_py()]
+        raise DataError(
+            f"{path.name} has no vector for item {first} ({rows.null_count} such items).", "Embed every item."
+        )
+    vectors = table["vector"].combine_chunks()
+    kind = vectors.type
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
+        raise DataError(f"Column vector of {path.name} is {kind}.", "Store it as a list of numbers.")
+    widths = pc.unique(pc.list_value_length(vectors)).to_pylist()
+    if len(widths) != 1 or not widths[0]:
+        raise DataError(f"The vectors of {path.name} differ in length.", "Give every item a vector of one width.")
+    flat = vectors.flatten()
+    if flat.null_count:
+        raise DataError(f"{path.name} has a null inside a vector.", "Embed these items again.")
+    return flat.to_numpy(zero_copy_only=False).reshape(-1, widths[0])[rows.to_numpy(zero_copy_only=False)]

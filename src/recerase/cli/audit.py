@@ -1,0 +1,89 @@
+"""`recerase audit`: probes, policy, verdict; the exit code is the verdict's."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from recerase.cli.options import (
+    CheckpointArgument,
+    ConceptOption,
+    DataOption,
+    DeviceOption,
+    MaxUsersOption,
+    NameOption,
+    OriginalOption,
+    OutputOption,
+    PolicyOption,
+    QuietOption,
+    ReferenceOption,
+    ScopeName,
+    ScopeOption,
+    SeedOption,
+    SettingsOption,
+    ThreadsOption,
+    TrustOption,
+    YesOption,
+    choose,
+    concept_spec,
+    read_settings,
+)
+from recerase.cli.progress import observing
+from recerase.cli.verdict import tell
+
+
+def audit(
+    checkpoint: CheckpointArgument = None,
+    concept: ConceptOption = None,
+    data: DataOption = None,
+    original: OriginalOption = None,
+    reference: ReferenceOption = None,
+    policy: PolicyOption = None,
+    output: OutputOption = None,
+    scope: ScopeOption = ScopeName.output,
+    max_users: MaxUsersOption = None,
+    name: NameOption = None,
+    yes: YesOption = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="The whole report as canonical JSON on stdout.", show_default=False)
+    ] = False,
+    seed: SeedOption = 0,
+    threads: ThreadsOption = None,
+    device: DeviceOption = "auto",
+    trust_pickle: TrustOption = False,
+    settings: SettingsOption = None,
+    quiet: QuietOption = False,
+) -> int:
+    """Audit a checkpoint for a concept: is it recommended, and could it be?
+
+    Exit codes: 0 every rule passes, 1 a rule is violated, 5 inconclusive (say, no --original to hold it against).
+    With a recerase.toml that names data, checkpoint, concepts and policy, a bare `recerase audit` is a CI step.
+
+    **Examples**
+
+        recerase audit model --concept brand=Acme --data data
+
+        recerase audit erased --original model --concept brand=Acme --data data -o audit.json -o audit.html
+
+        recerase audit erased --original model --reference retrained --concept 'category="Vaping"' --data data
+    """
+    from recerase import api
+    from recerase.runtime import RunConfig
+
+    known = read_settings(settings)
+    with observing(quiet) as observer:
+        report = api.audit(
+            choose(checkpoint, known.checkpoint, "CKPT", "checkpoint"),
+            concept_spec(choose(concept, known.concepts, "--concept", "concepts"), name, yes),
+            choose(data, known.data, "--data", "data"),
+            policy=policy or known.policy,
+            original=original or known.original,
+            reference=reference or known.reference,
+            scope=scope.value,
+            max_users=max_users,
+            outputs=output or (),
+            run=RunConfig(seed=seed, threads=threads, device=device, trust_pickle=trust_pickle),
+            observer=observer,
+        )
+    return tell(report, output or (), as_json=as_json, quiet=quiet)

@@ -1,0 +1,129 @@
+"""`recerase erase`: take a concept out, and publish what is proved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from recerase.cli.options import (
+    CheckpointArgument,
+    ConceptOption,
+    DataOption,
+    DeviceOption,
+    ForceOption,
+    MaxUsersOption,
+    NameOption,
+    OutputOption,
+    PolicyOption,
+    QuietOption,
+    ReferenceOption,
+    ScopeName,
+    ScopeOption,
+    SeedOption,
+    SettingsOption,
+    ThreadsOption,
+    TrustOption,
+    YesOption,
+    choose,
+    concept_spec,
+    read_settings,
+)
+from recerase.cli.progress import emit, observing, say
+from recerase.cli.verdict import tell
+
+if TYPE_CHECKING:
+    from recerase.api import Plan
+
+
+def erase(
+    checkpoint: CheckpointArgument = None,
+    concept: ConceptOption = None,
+    data: DataOption = None,
+    out: Annotated[Path, typer.Option("--out", metavar="CKPT2", help="Where to publish the checkpoint.")] = Path(
+        "erased"
+    ),
+    method: Annotated[
+        str, typer.Option("--method", "-m", help="Method, or method/preset: see `recerase list methods`.")
+    ] = "tracer",
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the method. Repeat.")
+    ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Say what would be done; load no model, write nothing.", show_default=False)
+    ] = False,
+    reference: ReferenceOption = None,
+    policy: PolicyOption = None,
+    output: OutputOption = None,
+    scope: ScopeOption = ScopeName.output,
+    max_users: MaxUsersOption = None,
+    name: NameOption = None,
+    yes: YesOption = False,
+    force: ForceOption = False,
+    seed: SeedOption = 0,
+    threads: ThreadsOption = None,
+    device: DeviceOption = "auto",
+    trust_pickle: TrustOption = False,
+    settings: SettingsOption = None,
+    quiet: QuietOption = False,
+) -> int:
+    """Erase a concept from a checkpoint, audit the result against the original, and publish it.
+
+    The input is never written to. With exit code 1 (a rule is violated) nothing is published, and --output still
+    gets the report; with 5 (inconclusive) the checkpoint is published and its report says what is missing.
+
+    **Examples**
+
+        recerase erase model --concept brand=Acme --data data --out erased
+
+        recerase erase model --concept brand=Acme --data data --plan
+
+        recerase erase model --concept brand=Acme --data data --out erased -m tracer/paper -o erase.html
+    """
+    from recerase import api
+    from recerase.runtime import RunConfig
+    from recerase.types import Verdict
+
+    known = read_settings(settings)
+    source = choose(checkpoint, known.checkpoint, "CKPT", "checkpoint")
+    spec = concept_spec(choose(concept, known.concepts, "--concept", "concepts"), name, yes)
+    place = choose(data, known.data, "--data", "data")
+    if plan:
+        return _tell_plan(
+            api.plan_erase(source, spec, place, method=method, overrides=overrides or (), scope=scope.value)
+        )
+    with observing(quiet) as observer:
+        report = api.erase(
+            source,
+            spec,
+            place,
+            out,
+            method=method,
+            overrides=overrides or (),
+            scope=scope.value,
+            policy=policy or known.policy,
+            reference=reference or known.reference,
+            max_users=max_users,
+            outputs=output or (),
+            force=force,
+            run=RunConfig(seed=seed, threads=threads, device=device, trust_pickle=trust_pickle),
+            observer=observer,
+        )
+    code = tell(report, output or (), quiet=quiet)
+    if report.decision.verdict is Verdict.FAIL:
+        say("nothing was published: a rule is violated", quiet)
+    else:
+        emit(str(out))
+    return code
+
+
+def _tell_plan(plan: Plan) -> int:
+    from recerase.cli.tables import facts_table
+
+    card = plan.method
+    emit(facts_table("concept", plan.concept))
+    facts = {"changes": card.changes, "cost": card.cost, "source": card.source, "departs": card.departs}
+    emit(facts_table(f"method {card.name}", {**facts, "scope": plan.scope}))
+    emit(facts_table("settings", plan.settings))
+    return 0

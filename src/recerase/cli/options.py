@@ -1,0 +1,120 @@
+"""The options that several commands share, each with its help in one place, and how they meet recerase.toml.
+
+A value on the command line wins over recerase.toml, which wins over the default; `choose` is the whole rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+from recerase.errors import UsageError
+from recerase.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from recerase.assembly import ConceptSpec
+
+Value = TypeVar("Value")
+
+
+class ScopeName(str, Enum):
+    """What is to be free of the concept."""
+
+    output = "output"
+    influence = "influence"
+
+
+DataArgument = Annotated[
+    Path | None, typer.Argument(metavar="DATA", help="Data directory: items.parquet and interactions.parquet.")
+]
+CheckpointArgument = Annotated[Path | None, typer.Argument(metavar="CKPT", help="Checkpoint directory.")]
+DataOption = Annotated[
+    Path | None,
+    typer.Option("--data", metavar="DIR", help="Data directory: items.parquet and interactions.parquet."),
+]
+ConceptOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--concept",
+        metavar="SPEC",
+        help='brand=Acme, category=Horror, text~"\\bvape\\b", title~"...", item:12,77, @ids.txt, like:"e-cigarettes". '
+        "Repeat for a union; a leading ! takes items out again.",
+    ),
+]
+NameOption = Annotated[
+    str | None, typer.Option("--name", metavar="TEXT", help="What the report calls the concept (default: its spec).")
+]
+YesOption = Annotated[
+    bool, typer.Option("--yes", help="Accept a concept of more than 25 % of the catalogue.", show_default=False)
+]
+ForceOption = Annotated[
+    bool, typer.Option("--force", help="Replace an output that recerase wrote before.", show_default=False)
+]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything that is drawn.")]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option("--threads", min=1, help="torch threads; recorded, for results depend on it. Default: all cores."),
+]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:1.")]
+QuietOption = Annotated[
+    bool, typer.Option("--quiet", "-q", help="No progress and no summary on stderr.", show_default=False)
+]
+PolicyOption = Annotated[
+    Path | None, typer.Option("--policy", metavar="FILE", help="Policy file. Default: the one recerase ships.")
+]
+OutputOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--output", "-o", metavar="FILE", help="Also write the report; format by extension: .json, .md, .html. Repeat."
+    ),
+]
+OriginalOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--original",
+        metavar="CKPT",
+        help="The checkpoint before erasure: the control that must fail, and the baseline.",
+    ),
+]
+ReferenceOption = Annotated[
+    Path | None, typer.Option("--reference", metavar="CKPT", help="A checkpoint trained without the concept.")
+]
+ScopeOption = Annotated[
+    ScopeName,
+    typer.Option("--scope", help="output: never recommended. influence: nor may it steer what is recommended."),
+]
+TrustOption = Annotated[
+    bool, typer.Option("--trust-pickle", help="Read weights stored as a pickle (weights only).", show_default=False)
+]
+SettingsOption = Annotated[
+    Path | None,
+    typer.Option("--settings", metavar="FILE", help="Settings file. Default: recerase.toml here, or pyproject.toml."),
+]
+MaxUsersOption = Annotated[
+    int | None, typer.Option("--max-users", min=1, help="Read at most this many users, drawn with --seed.")
+]
+
+
+def read_settings(path: Path | None) -> Settings:
+    """The settings file given, or the one in this directory, or empty settings."""
+    return load_settings(path)
+
+
+def choose(given: Value | None, from_settings: Value | None, flag: str, key: str) -> Value:
+    """The command line's value, else recerase.toml's. Raises UsageError saying both ways to give it."""
+    if given is not None and given != []:
+        return given
+    if from_settings is not None and from_settings != ():
+        return from_settings
+    raise UsageError(f"{flag} is missing.", f"Pass it, or set {key} in recerase.toml.")
+
+
+def concept_spec(specs: Sequence[str], name: str | None = None, allow_large: bool = False) -> ConceptSpec:
+    """The concept options of a command as one value."""
+    from recerase.assembly import ConceptSpec
+
+    return ConceptSpec(specs=tuple(specs), name=name, allow_large=allow_large)

@@ -1,0 +1,126 @@
+"""What a command says while it works: on stderr, as bars on a terminal and as plain lines anywhere else.
+
+stdout belongs to data alone, so everything here writes to stderr; `emit` is the one way to stdout. Plain lines are
+throttled, so that a CI log of a long run stays short.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from recerase.types import SILENT, Observer
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+def stderr_console() -> Console:
+    """The console for summaries and progress; NO_COLOR and a missing terminal are respected by rich."""
+    return Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 120)
+
+
+def emit(renderable: Any) -> None:
+    """Write data to stdout. A reader that went away (`| head`) is no error and changes no exit code."""
+    try:
+        if isinstance(renderable, str):
+            sys.stdout.write(renderable if renderable.endswith("\n") else renderable + "\n")
+        else:
+            Console(highlight=False, width=None if sys.stdout.isatty() else 120).print(renderable)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def say(text: str, quiet: bool = False) -> None:
+    """One line of summary on stderr, unless the user asked for quiet."""
+    if not quiet:
+        stderr_console().print(text, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def observing(quiet: bool = False) -> Iterator[Observer]:
+    """An observer that suits where stderr goes: bars, plain lines, or nothing."""
+    console = stderr_console()
+    if quiet:
+        yield SILENT
+    elif console.is_terminal and not os.environ.get("CI"):
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}"),
+        )
+        with Progress(*columns, console=console, transient=True) as progress:
+            yield BarObserver(progress)
+    else:
+        yield LineObserver(console)
+
+
+class BarObserver:
+    """A rich bar a task."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._tasks: dict[str, TaskID] = {}
+
+    def start(self, task: str, total: int | None) -> None:
+        self._tasks[task] = self._progress.add_task(task, total=total, figures="")
+
+    def advance(self, task: str, step: int = 1, **figures: float | str) -> None:
+        if task in self._tasks:
+            self._progress.update(self._tasks[task], advance=step, figures=_figures(figures))
+
+    def finish(self, task: str) -> None:
+        if task in self._tasks:
+            self._progress.remove_task(self._tasks.pop(task))
+
+    def note(self, text: str) -> None:
+        self._progress.console.print(text, markup=False)
+
+
+class LineObserver:
+    """A plain line when a task starts to take long, then every ten seconds, and one at its end."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._totals: dict[str, int | None] = {}
+        self._done: dict[str, int] = {}
+        self._began: dict[str, float] = {}
+        self._last: dict[str, float] = {}
+
+    def start(self, task: str, total: int | None) -> None:
+        self._totals[task], self._done[task] = total, 0
+        self._began[task] = self._last[task] = time.monotonic()
+
+    def advance(self, task: str, step: int = 1, **figures: float | str) -> None:
+        if task not in self._done:
+            return
+        self._done[task] += step
+        now = time.monotonic()
+        if now - self._last[task] >= _SECONDS_BETWEEN_LINES:
+            self._last[task] = now
+            total = self._totals[task]
+            count = f"{self._done[task]}/{total}" if total else f"{self._done[task]}"
+            self.note(f"{task}: {count} {_figures(figures)}".rstrip())
+
+    def finish(self, task: str) -> None:
+        if self._done.pop(task, None) is not None:
+            self.note(f"{task}: done in {time.monotonic() - self._began[task]:.1f} s")
+
+    def note(self, text: str) -> None:
+        self._console.print(text, markup=False, soft_wrap=True)
+
+
+def _figures(figures: dict[str, float | str]) -> str:
+    return " ".join(
+        f"{name.replace('_', ' ')} {value:.4g}" if isinstance(value, float) else f"{name.replace('_', ' ')} {value}"
+        for name, value in figures.items()
+    )

@@ -1,0 +1,27 @@
+"""How audit and erase tell a report: rules on stdout, the verdict on stderr, the exit code from the verdict alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from recerase.cli.progress import emit, say, stderr_console
+from recerase.types import Report
+
+
+def tell(report: Report, outputs: Sequence[Path], *, as_json: bool = False, quiet: bool = False) -> int:
+    """Show a report and return its exit code; $GITHUB_STEP_SUMMARY gets it as markdown when it is set."""
+    from recerase.report.markdown import report_markdown
+    from recerase.report.schema import report_bytes
+    from recerase.report.text import rules_table, verdict_panel
+    from recerase.store import append_text
+
+    emit(report_bytes(report).decode() if as_json else rules_table(report.decision))
+    if not quiet:
+        stderr_console().print(verdict_panel(report))
+        for path in outputs:
+            say(f"report: {path}")
+    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+        append_text(summary, report_markdown(report) + "\n")
+    return report.decision.verdict.exit_code

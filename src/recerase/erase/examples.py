@@ -1,0 +1,93 @@
+"""What an eraser learns from: forget and retain pairs of the training interactions, and histories of the concept alone.
+
+Held-out interactions are never touched: what is reported on test users was not seen here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from recerase.catalog.interactions import Histories, Interactions
+from recerase.errors import ConceptError
+from recerase.model.training import pairs
+from recerase.sid.table import SidTable
+from recerase.types import BoolArray, FloatArray, IntArray
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Pairs (history, next item) of the training sequences, by what they have to do with the concept."""
+
+    forget: Histories
+    """D_F: the target is a concept item."""
+    touched: Histories
+    """Part of D_R: the target is retained, the history holds a concept item."""
+    retain: Histories
+    """D_R: the target is retained, all of them."""
+
+
+def examples(interactions: Interactions, table: SidTable, members: BoolArray, window: int) -> Examples:
+    """The training pairs of items that have a SID, histories cut to `window` items.
+
+    Raises:
+        ConceptError: nothing is left to keep, so nothing can be kept well.
+    """
+    sequences = interactions.split().train.without(~table.present)
+    found = pairs(sequences.take(np.flatnonzero(sequences.lengths >= 2)), window)
+    mine = members[found.targets]
+    if mine.all():
+        raise ConceptError(
+            "Every training pair leads to a concept item, so there is nothing to retain.", "Narrow the concept."
+        )
+    return Examples(
+        forget=found.take(np.flatnonzero(mine)),
+        touched=found.take(np.flatnonzero(~mine & found.touches(members))),
+        retain=found.take(np.flatnonzero(~mine)),
+    )
+
+
+def concept_histories(popularity: FloatArray, members: BoolArray, n: int, most: int, rng: np.random.Generator) -> Histories:
+    """n histories of 1..most concept items, drawn half in proportion to `popularity` [N] and half evenly, without targets."""
+    items = np.flatnonzero(members)
+    weight = popularity[items].astype(np.float64) + 1e-9
+    p = 0.5 * weight / weight.sum() + 0.5 / len(items)
+    lengths = rng.integers(1, most + 1, n)
+    drawn = rng.choice(items, int(lengths.sum()), p=p)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    nobody = np.full(n, -1, np.int64)
+    return Histories(drawn.astype(np.int32), offsets, nobody, nobody.astype(np.int32))
+
+
+def joined(*parts: Histories) -> Histories:
+    """The histories of all parts, one after the other."""
+    sizes = np.concatenate([p.lengths for p in parts])
+    return Histories(
+        np.concatenate([p.items for p in parts]),
+        np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
+        np.concatenate([p.users for p in parts]),
+        np.concatenate([p.targets for p in parts]),
+    )
+
+
+def draw(histories: Histories, n: int, rng: np.random.Generator) -> Histories:
+    """n of the histories, without replacement while there are enough; none of none."""
+    if len(histories) == 0:
+        return histories
+    return histories.take(rng.choice(len(histories), n, replace=len(histories) < n))
+
+
+def neighbours(embeddings: FloatArray, members: BoolArray, k: int) -> IntArray:
+    """int64 [N, k] the k nearest items outside the concept by cosine, for concept items; -1 elsewhere."""
+    unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+    inside, outside = np.flatnonzero(members), np.flatnonzero(~members)
+    import faiss
+
+    index = faiss.IndexFlatIP(unit.shape[1])
+    index.add(np.ascontiguousarray(unit[outside], np.float32))
+    k = min(k, len(outside))
+    _, near = index.search(np.ascontiguousarray(unit[inside], np.float32), k)
+    out = np.full((len(members), k), -1, np.int64)
+    out[inside] = outside[near]
+    return out

@@ -1,0 +1,206 @@
+"""What an erasing method is: one frozen configuration, one function, one line in the registry below.
+
+A method gets an `EraseRequest` (values only; the model in it is never changed) and returns an `Erased`. Nothing here
+reads or writes files, audits or prints; `api.erase` does the rest, the same for every method.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from recerase.catalog.interactions import Interactions
+from recerase.errors import UsageError
+from recerase.model.recommender import Recommender
+from recerase.sid.quantize import Codebooks
+from recerase.sid.table import SidTable
+from recerase.types import SILENT, BoolArray, FloatArray, Observer, Scope
+
+
+@dataclass(frozen=True)
+class EraseRequest:
+    """All that a method may know."""
+
+    model: Recommender
+    """The original; read only."""
+    table: SidTable
+    interactions: Interactions
+    concept: BoolArray
+    """[N] True for items to erase."""
+    embeddings: FloatArray | None = None
+    """[N, D] frozen item embeddings."""
+    codebooks: Codebooks | None = None
+    scope: Scope = "output"
+    seed: int = 0
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """The original's recorded training recipe (`model`, `training` keys), for methods that train again."""
+    observer: Observer = SILENT
+
+
+@dataclass(frozen=True)
+class Erased:
+    """What a method made."""
+
+    model: Recommender
+    table: SidTable
+    summary: Mapping[str, Any]
+    """Figures for the report: steps, losses, shares moved; JSON values only."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """The card of a method."""
+
+    name: str
+    target: str
+    """`module:function`, imported when the method is run."""
+    config: str
+    """`module:Class`, a frozen dataclass."""
+    changes: str
+    gradients: bool
+    cost: str
+    source: str
+    departs: str
+    presets: tuple[str, ...] = ()
+
+    def config_class(self) -> type[Any]:
+        return typing.cast("type[Any]", _load(self.config))
+
+    def run(self, request: EraseRequest, config: Any) -> Erased:
+        function = typing.cast("Callable[[EraseRequest, Any], Erased]", _load(self.target))
+        return function(request, config)
+
+
+METHODS: Mapping[str, Method] = {
+    m.name: m
+    for m in (
+        Method(
+            name="tracer",
+            target="recerase.erase.tracer:erase",
+            config="recerase.erase.tracer:TracerConfig",
+            changes="weights and the SIDs of the concept's items",
+            gradients=True,
+            cost="about 1/10 of training",
+            source="TRACER, arXiv 2606.07688 (equations 5-11)",
+            departs="preset paper: no. Preset default: AdamW, annealed tau, bounded losses, unique new SIDs by assignment, "
+            "and a second phase that settles old and new SIDs at what the original gives to SIDs nobody ever had",
+            presets=("default", "paper"),
+        ),
+        Method(
+            name="renormalise",
+            target="recerase.erase.tracer:erase",
+            config="recerase.erase.tracer:RenormaliseConfig",
+            changes="weights",
+            gradients=True,
+            cost="about 1/10 of training",
+            source="exact deletion and renormalisation of the original's own distribution",
+            departs="no reassignment: TRACER's second phase alone",
+        ),
+        Method(
+            name="npo",
+            target="recerase.erase.npo:erase",
+            config="recerase.erase.npo:NpoConfig",
+            changes="weights",
+            gradients=True,
+            cost="about 1/20 of training",
+            source="Negative Preference Optimization, Zhang et al. 2024 (arXiv 2404.05868), with a retain NLL",
+            departs="the log-probability of an item is the sum over its codes",
+        ),
+        Method(
+            name="filter",
+            target="recerase.erase.baselines:filter_only",
+            config="recerase.erase.baselines:FilterConfig",
+            changes="the list of items that may be recommended; not erasure",
+            gradients=False,
+            cost="none",
+            source="what most shops do: a decoding trie without the concept",
+            departs="nothing",
+        ),
+        Method(
+            name="retrain",
+            target="recerase.erase.baselines:retrain",
+            config="recerase.erase.baselines:RetrainConfig",
+            changes="weights, all of them; the concept's items lose their SIDs' listing",
+            gradients=True,
+            cost="one training",
+            source="the reference: same recipe, same seed, without the concept's interactions",
+            departs="nothing",
+        ),
+    )
+}
+
+
+def get_method(name: str) -> tuple[Method, str | None]:
+    """The method and preset named by `tracer` or `tracer/paper`.
+
+    Raises:
+        UsageError: there is no such method or preset; the message offers the nearest.
+    """
+    base, _, preset = name.partition("/")
+    if base not in METHODS:
+        near = difflib.get_close_matches(base, METHODS, 1)
+        hint = f"Did you mean {near[0]}? " if near else ""
+        raise UsageError(f"There is no method {base!r}.", f"{hint}There are: {', '.join(METHODS)}.")
+    method = METHODS[base]
+    if preset and preset not in method.presets:
+        offered = ", ".join(method.presets) or "none"
+        raise UsageError(f"Method {base} has no preset {preset!r}.", f"Its presets: {offered}.")
+    return method, preset or None
+
+
+def make_config(method: Method, preset: str | None, pairs: Mapping[str, str]) -> Any:
+    """The method's configuration with `pairs` (from `--set key=value`) laid over the preset.
+
+    Raises:
+        UsageError: an unknown key or a value of the wrong kind; all problems at once.
+    """
+    kind = method.config_class()
+    pairs = dict(pairs)
+    preset = pairs.pop("preset", preset)
+    base = kind.preset(preset) if preset else kind()
+    hints = typing.get_type_hints(kind)
+    values: dict[str, Any] = {}
+    problems: list[str] = []
+    for key, text in pairs.items():
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints, 1)
+            problems.append(f"{key} is unknown" + (f" (did you mean {near[0]}?)" if near else ""))
+            continue
+        try:
+            values[key] = _parse(text, hints[key])
+        except ValueError:
+            problems.append(f"{key}={text} is not {_describe(hints[key])}")
+    if problems:
+        raise UsageError(
+            f"Settings of method {method.name}: {'; '.join(problems)}.",
+            f"Its settings are: {', '.join(sorted(hints))}.",
+        )
+    return dataclasses.replace(base, **values)
+
+
+def _parse(text: str, hint: Any) -> Any:
+    if typing.get_origin(hint) is typing.Literal:
+        if text not in typing.get_args(hint):
+            raise ValueError(text)
+        return text
+    if hint is bool:
+        if text.lower() not in ("true", "false"):
+            raise ValueError(text)
+        return text.lower() == "true"
+    return hint(text)
+
+
+def _describe(hint: Any) -> str:
+    if typing.get_origin(hint) is typing.Literal:
+        return "one of " + ", ".join(typing.get_args(hint))
+    return {bool: "true or false", int: "a whole number", float: "a number"}.get(hint, "text")
+
+
+def _load(path: str) -> Any:
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)

@@ -1,0 +1,98 @@
+"""Differentiable log-probabilities of SIDs, and histories whose concept items are soft tokens.
+
+Everything here goes through the recommender's own `start`/`advance`, so that it is the same for a causal and a seq2seq
+model, and so that a gradient reaches the weights and the soft tokens alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recerase.catalog.interactions import Histories
+from recerase.model.recommender import Recommender, State
+from recerase.sid.table import SidTable
+from recerase.types import BoolArray, IntArray
+
+
+@dataclass(frozen=True)
+class SoftTokens:
+    """What stands in a history where a concept item stands: L vectors an item (METHODS 1, equation 6)."""
+
+    slot: Tensor
+    """int64 [N] row of an item in `vectors`, -1 for items outside the concept."""
+    vectors: Tensor
+    """[M, L, D]."""
+
+
+def soft_tokens(model: Recommender, members: BoolArray, q: list[Tensor]) -> SoftTokens:
+    """e~_i^l = sum_k q(s_i^l = k) e_k^l, for q a list over levels of [M, K_l]."""
+    device = q[0].device
+    slot = torch.full((len(members),), -1, dtype=torch.int64, device=device)
+    index = torch.from_numpy(np.flatnonzero(members)).to(device)
+    slot[index] = torch.arange(len(index), device=device)
+    weight = model.module.get_input_embeddings().weight
+    rows = [torch.from_numpy(np.asarray(r, dtype=np.int64)).to(device) for r in model.schema.rows]
+    vectors = torch.stack([q[level].to(weight.dtype) @ weight[rows[level]] for level in range(len(q))], 1)
+    return SoftTokens(slot, vectors)
+
+
+def start(model: Recommender, table: SidTable, histories: Histories, soft: SoftTokens | None = None) -> State:
+    """The model after reading `histories` [B] under `table`, with soft tokens in the place of the concept's items.
+
+    Items without a SID are left out, as everywhere.
+    """
+    if soft is None:
+        tokens, lengths = model.tokens(histories, table)
+        return model.start(tokens, lengths)
+    readable = histories.without(table.codes[:, 0] < 0)
+    tokens, lengths = model.tokens(readable, table)
+    embeds = model.embed(tokens)
+    levels = table.levels
+    first = 1 if model.kind == "causal" else 0
+    width = (tokens.shape[1] - 1) // levels
+    grid_items = torch.from_numpy(readable.padded(width).astype(np.int64)).to(tokens.device)  # [B, H]
+    slot = torch.where(grid_items >= 0, soft.slot[grid_items.clamp(min=0)], torch.full_like(grid_items, -1))
+    grid = embeds[:, first : first + width * levels].unflatten(1, (width, levels))  # [B, H, L, D]
+    mixed = torch.where((slot >= 0)[..., None, None], soft.vectors[slot.clamp(min=0)], grid)
+    parts = [embeds[:, :first], mixed.flatten(1, 2), embeds[:, first + width * levels :]]
+    return model.start(tokens, lengths, embeds=torch.cat(parts, 1))
+
+
+def sid_log_probs(model: Recommender, state: State, rows: Tensor) -> Tensor:
+    """log p(code | codes before it, history) along SIDs.
+
+    Args:
+        rows: vocabulary rows, [P, L] for the same P SIDs after every history or [B, P, L].
+    Returns:
+        [B, P, L]; its sum over levels is log p(SID | history).
+    """
+    batch = state.log_probs.shape[0]
+    wide = rows if rows.dim() == 3 else rows[None].expand(batch, -1, -1)
+    found = [state.log_probs.gather(1, wide[:, :, 0])]
+    current = state
+    same = torch.arange(wide.shape[1], device=rows.device)
+    for level in range(1, wide.shape[2]):
+        current = model.advance(current, rows[..., level - 1], None if level == 1 else same)
+        found.append(current.log_probs.gather(2, wide[:, :, level, None]).squeeze(2 + 1))
+    return torch.stack(found, 2)
+
+
+def node_log_probs(model: Recommender, state: State, path: Tensor) -> Tensor:
+    """The whole next-code distribution at every node of one SID a history: path [B, L] -> log-probabilities [B, L, V]."""
+    found = [state.log_probs[:, None]]
+    current = state
+    same = torch.zeros(1, dtype=torch.int64, device=path.device)
+    for level in range(1, path.shape[1]):
+        current = model.advance(current, path[:, level - 1 : level], None if level == 1 else same)
+        found.append(current.log_probs)
+    return torch.cat(found, 1)
+
+
+def item_rows(model: Recommender, table: SidTable, items: IntArray) -> Tensor:
+    """int64 [..., L] vocabulary rows of the SIDs of `items`."""
+    device = next(model.module.parameters()).device
+    return torch.from_numpy(table.rows()[items]).to(device)

@@ -1,0 +1,254 @@
+"""TRACER's reassignment: a learnable distribution over codes for each concept item, and the commit that makes it a table.
+
+q_phi (equation 6) is the quantiser's own softmax over distances with a learnable bias phi. While it is learned, concept items
+stand in histories as soft tokens. The commit does not take an argmax a level, which could land on a retained item's SID and uses
+residuals of the old path: it walks the levels with residuals recomputed under each candidate's own path, allows only SIDs nobody
+has, and solves one assignment over all items at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import min_weight_full_bipartite_matching
+from torch import Tensor
+
+from recerase.errors import EraseError, TableError
+from recerase.sid.codebooks import Codebooks, squared_distances
+from recerase.sid.table import SidTable
+from recerase.types import BoolArray, FloatArray, IntArray
+
+NEVER = 1e6
+"""Squared distance of a code that may not be chosen (no vocabulary row, or no codeword)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Quantiser:
+    """The distances behind q, for the M concept items."""
+
+    distances: tuple[Tensor, ...]
+    """A level: float64 [M, K_l] squared distance of the stored residual to each codeword."""
+    pinned: tuple[Tensor, ...]
+    """A level: float64 [M, K_l] what is added to minus the distance so that phi = 0 gives the stored code; 0 where it does."""
+    stored: Tensor
+    """int64 [M, L]."""
+    share: tuple[Tensor, ...]
+    """A level: float64 [K_l] rho, share of the retained items with each code."""
+    agreement: tuple[float, ...]
+    """Share of the concept's unresolved items whose stored code is nearest, a level."""
+
+
+def quantiser(
+    table: SidTable, members: BoolArray, codebooks: Codebooks, embeddings: FloatArray, margin: float = 0.02
+) -> Quantiser:
+    """Distances under the stored codes, with the stored code pinned where it is not the nearest.
+
+    Pinning is for items that collision resolution moved, and for codebooks that were fitted to a table made elsewhere. Codebooks
+    that claim to have made the table and do not reproduce it are refused (METHODS 1a).
+    Raises:
+        TableError: codebooks and table do not belong together.
+    """
+    items = np.flatnonzero(members & table.present)
+    stored, own = table.codes[items].astype(np.int64), ~table.resolved[items]
+    distances, pins, agreement = [], [], []
+    for level in range(table.levels):
+        known = np.zeros(table.schema.codes[level], bool)
+        if level < codebooks.levels:
+            d = codebooks.distances(embeddings[items], table.codes[items], level)
+            known[: d.shape[1]] = True
+            if codebooks.fitted:
+                known &= table.usage(level) > 0
+        else:
+            d = np.zeros((len(items), len(known)))
+            known[:] = True
+        known &= table.schema.rows[level] >= 0
+        d = np.where(known[: d.shape[1]], d, NEVER)
+        rows = np.arange(len(items))
+        mine = d[rows, stored[:, level]]
+        others = d.copy()
+        others[rows, stored[:, level]] = np.inf
+        gap = mine - others.min(1)
+        agrees = gap <= 0
+        agreement.append(float(agrees[own].mean()) if own.any() else 1.0)
+        if not codebooks.fitted and level < codebooks.levels and not agrees[own].all():
+            raise TableError(
+                f"The codebooks give {agreement[-1]:.1%} of the concept's stored codes at level {level + 1}, not 100 %: "
+                "codebooks and SID table do not belong together.",
+                "Use the codebooks the table was made with, or fit new ones with `recerase train --sids TABLE`.",
+            )
+        pin = np.zeros_like(d)
+        pin[rows, stored[:, level]] = np.where(agrees, 0.0, gap + margin)
+        distances.append(torch.from_numpy(d))
+        pins.append(torch.from_numpy(pin))
+    kept = table.present & ~members
+    share = tuple(
+        torch.from_numpy(np.bincount(table.codes[kept, x], minlength=k) / max(1, kept.sum()))
+        for x, k in enumerate(table.schema.codes)
+    )
+    return Quantiser(tuple(distances), tuple(pins), torch.from_numpy(stored), share, tuple(agreement))
+
+
+def q_phi(quantiser: Quantiser, phi: list[Tensor], tau: float) -> list[Tensor]:
+    """Equation 6, in float64: a level [M, K_l]. phi = 0 gives equation 5."""
+    return [
+        torch.softmax((pin - d + p) / tau, 1)
+        for d, pin, p in zip(quantiser.distances, quantiser.pinned, phi, strict=True)
+    ]
+
+
+def gradient_mask(
+    quantiser: Quantiser, q: list[Tensor], forget_gradient: list[Tensor], without_current: bool
+) -> list[Tensor]:
+    """Equation 11: 1[rho_l(k) > rhobar_{i,l}] 1[dL_F/dphi > 0], a level [M, K_l], in float64.
+
+    Args:
+        forget_gradient: the gradient of L_F alone.
+        without_current: leave the item's current code out of rhobar = E_q rho. At small tau q is one-hot, rhobar equals the
+            current code's rho to the last bit, and float32 then decides by its rounding.
+    """
+    masks = []
+    for level, (probabilities, gradient) in enumerate(zip(q, forget_gradient, strict=True)):
+        weights = probabilities.detach().clone()
+        if without_current:
+            weights[torch.arange(len(weights)), weights.argmax(1)] = 0.0
+            weights = weights / weights.sum(1, keepdim=True).clamp(min=1e-300)
+        mean = (weights * quantiser.share[level]).sum(1, keepdim=True)
+        masks.append(((quantiser.share[level][None] > mean) & (gradient > 0)).double())
+    return masks
+
+
+@dataclass(frozen=True)
+class CommitConfig:
+    """How the commit weighs candidates."""
+
+    tau: float = 0.1
+    """Temperature of -log q_phi as a cost."""
+    candidates: int = 48
+    """SIDs offered to each item."""
+    beam: int = 12
+    """Prefixes kept an item and level."""
+    sharing: float = 0.5
+    """Cost of log(1 + retained items below the prefix of L - 1 codes)."""
+
+
+def commit(
+    table: SidTable,
+    members: BoolArray,
+    codebooks: Codebooks,
+    embeddings: FloatArray,
+    quantiser: Quantiser,
+    phi: list[Tensor],
+    config: CommitConfig,
+) -> SidTable:
+    """A table in which every concept item has a SID that nobody had before, and no two share one.
+
+    A candidate may pass through prefixes of retained items or through unused ones, never through one that only the concept used:
+    what the model knew of the concept below it would come along.
+    Raises:
+        EraseError: some item has no candidate left; the message says how to widen the search.
+    """
+    items = np.flatnonzero(members & table.present)
+    forbidden = [_exclusive_prefixes(table, members, depth + 1) for depth in range(table.levels)]
+    used = _keys(table.codes[table.present], table.schema.codes)
+    retained = table.codes[table.present & ~members]
+    crowd_keys, crowd = np.unique(_keys(retained[:, :-1], table.schema.codes), return_counts=True)
+    prefix = np.zeros((len(items), 1, 0), np.int64)
+    cost = np.zeros((len(items), 1))
+    residual = codebooks.enter(embeddings[items])[:, None]  # [M, W, D]
+    for level in range(table.levels):
+        last = level == table.levels - 1
+        step = _level_cost(table, codebooks, residual, prefix, quantiser, phi, level, config.tau)  # [M, W, K]
+        total = cost[..., None] + step
+        if last:
+            keys = _keys(prefix.reshape(-1, level), table.schema.codes).reshape(prefix.shape[:2])
+            at = np.minimum(np.searchsorted(crowd_keys, keys), len(crowd_keys) - 1)
+            below = np.where(crowd_keys[at] == keys, crowd[at], 0) if len(crowd_keys) else np.zeros(keys.shape)
+            total = total + config.sharing * np.log1p(below)[..., None]
+        longer = _extended(prefix, table.schema.codes[level])  # [M, W, K, level + 1]
+        banned = np.isin(_keys(longer.reshape(-1, level + 1), table.schema.codes), used if last else forbidden[level])
+        total = np.where(banned.reshape(total.shape), np.inf, total).reshape(len(items), -1)
+        width = min(config.candidates if last else config.beam, total.shape[1])
+        best = np.argpartition(total, width - 1, axis=1)[:, :width]
+        cost = np.take_along_axis(total, best, 1)
+        parent, code = np.divmod(best, table.schema.codes[level])
+        prefix = np.concatenate([np.take_along_axis(prefix, parent[..., None], 1), code[..., None]], 2)
+        if not last and level < codebooks.levels:
+            above = np.take_along_axis(residual, parent[..., None], 1)
+            residual = codebooks.leave(above.reshape(-1, above.shape[2]), code.reshape(-1), level).reshape(above.shape)
+    chosen = _assign(cost, _keys(prefix.reshape(-1, table.levels), table.schema.codes).reshape(cost.shape))
+    return table.replace(items, prefix[np.arange(len(items)), chosen].astype(np.int32))
+
+
+def _level_cost(
+    table: SidTable,
+    codebooks: Codebooks,
+    residual: FloatArray,
+    prefix: IntArray,
+    quantiser: Quantiser,
+    phi: list[Tensor],
+    level: int,
+    tau: float,
+) -> FloatArray:
+    """-log q_phi of every next code [M, W, K], distances taken under each candidate's own path."""
+    m, w, codes = prefix.shape[0], prefix.shape[1], table.schema.codes[level]
+    bias = (phi[level].detach() + quantiser.pinned[level]).numpy()[:, None]
+    if level < codebooks.levels:
+        flat = squared_distances(residual.reshape(m * w, -1), codebooks.vectors[level])
+        distance = flat.reshape(m, w, -1)
+        if distance.shape[2] < codes:
+            distance = np.pad(distance, ((0, 0), (0, 0), (0, codes - distance.shape[2])), constant_values=NEVER)
+    else:
+        distance = np.zeros((m, w, codes))
+    never = quantiser.distances[level].numpy()[0] >= NEVER
+    logits = np.where(never, -np.inf, (bias - distance) / tau)
+    peak = logits.max(2, keepdims=True)
+    cost: FloatArray = peak + np.log(np.exp(logits - peak).sum(2, keepdims=True)) - logits
+    return cost
+
+
+def _extended(prefix: IntArray, codes: int) -> IntArray:
+    """[M, W, K, level + 1] every prefix with every next code."""
+    m, w, level = prefix.shape
+    out = np.empty((m, w, codes, level + 1), np.int64)
+    out[..., :level] = prefix[:, :, None]
+    out[..., level] = np.arange(codes)
+    return out
+
+
+def _keys(codes: IntArray, sizes: tuple[int, ...]) -> IntArray:
+    """int64 [n] one number a prefix [n, d], different for different prefixes of the same depth."""
+    key = np.zeros(len(codes), np.int64)
+    for level in range(codes.shape[1]):
+        key = key * sizes[level] + codes[:, level]
+    return key
+
+
+def _exclusive_prefixes(table: SidTable, members: BoolArray, depth: int) -> IntArray:
+    """Keys of the prefixes of `depth` codes that concept items have and no retained item has."""
+    sizes = table.schema.codes
+    mine = _keys(table.codes[table.present & members][:, :depth], sizes)
+    theirs = _keys(table.codes[table.present & ~members][:, :depth], sizes)
+    return np.setdiff1d(mine, theirs)
+
+
+def _assign(cost: FloatArray, keys: IntArray) -> IntArray:
+    """int64 [M] the candidate each item gets: the cheapest assignment in which no SID is given twice."""
+    allowed = np.isfinite(cost)
+    _, column = np.unique(keys, return_inverse=True)
+    column = column.reshape(keys.shape)
+    rows = np.broadcast_to(np.arange(len(cost))[:, None], cost.shape)
+    weight = cost - np.where(allowed, cost, np.inf).min() + 1.0
+    graph = csr_array((weight[allowed], (rows[allowed], column[allowed])), shape=(len(cost), int(column.max()) + 1))
+    try:
+        row, given = min_weight_full_bipartite_matching(graph)
+    except ValueError as error:
+        raise EraseError(
+            "The concept's items cannot all be given a SID that nobody has: too few candidates.",
+            "Widen the search with --set commit_candidates=200, or tokenize with more codes a level.",
+        ) from error
+    matched = np.empty(len(cost), np.int64)
+    matched[row] = given
+    return np.argmax((column == matched[:, None]) & allowed, axis=1)

@@ -1,0 +1,324 @@
+"""TRACER (arXiv 2606.07688): reassign the concept's items to other codes, learned together with the model.
+
+Preset `paper` is equations 5-11 as written (SGD, fixed tau, gradient mask, per-level argmax). Preset `default` keeps the idea and
+replaces what breaks: bounded losses against the target of erase/target.py, an annealed tau, a commit that forbids taken SIDs, and
+a second phase that settles the old and the new SIDs of the concept beside what a model that never saw them would give.
+`renormalise` is that second phase alone, with no item moved.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recerase.catalog.interactions import Histories
+from recerase.erase import objectives
+from recerase.erase.examples import Examples, concept_histories, draw, examples, joined, neighbours
+from recerase.erase.methods import Erased, EraseRequest
+from recerase.erase.paths import item_rows, node_log_probs, sid_log_probs, soft_tokens, start
+from recerase.erase.reassign import CommitConfig, Quantiser, commit, gradient_mask, q_phi, quantiser
+from recerase.erase.target import Target, Teacher
+from recerase.errors import EraseError, UsageError
+from recerase.model.recommender import Recommender, wrap
+from recerase.sid.table import SidTable
+
+ForgetLoss = Literal["ascent", "npo", "renormalise"]
+
+
+@dataclass(frozen=True)
+class TracerConfig:
+    """Settings of `tracer`; every one may be given as --set key=value."""
+
+    reassign_steps: int = 40
+    """Steps in which phi is learned (0: no item moves)."""
+    settle_steps: int = 90
+    """Steps after the commit, on both tables."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: float = 1e-3
+    phi_lr: float = 5e-2
+    tau_start: float = 0.1
+    tau_end: float = 0.02
+    batch: int = 48
+    """Histories a step (paper: pairs of D_F and of D_R each)."""
+    items: int = 24
+    """Concept items whose SIDs are pressed on in one step."""
+    pool: int = 16
+    """Batches whose targets are computed once and used in turn."""
+    neighbours: int = 5
+    """K of equation 9."""
+    forget_loss: ForgetLoss = "renormalise"
+    forget_weight: float = 0.1
+    """l1 of equation 10."""
+    coherence: Literal["mass", "pairs"] = "mass"
+    coherence_weight: float = 0.02
+    """l2; 0 or negative where even the concept's neighbours would tell."""
+    reg_weight: float = 1e-5
+    """l3."""
+    mask: bool = True
+    """Equation 11."""
+    stale: float = 0.33
+    """Share of settling steps in which histories spell concept items by their old SIDs."""
+    beta: float = 0.1
+    """npo's b."""
+    commit: Literal["assignment", "argmax"] = "assignment"
+    commit_candidates: int = 48
+    commit_sharing: float = 0.5
+    min_moved: float = 0.5
+    """Fail when a smaller share of the concept's items moved."""
+    clip: float = 1.0
+
+    @classmethod
+    def preset(cls, name: str) -> TracerConfig:
+        """`default`, or `paper`: equations 5-11 with the published ports' settings."""
+        if name != "paper":
+            return cls()
+        return cls(
+            reassign_steps=500, settle_steps=0, optimizer="sgd", lr=1e-4, phi_lr=1e-2, tau_start=0.005, tau_end=0.005,
+            forget_loss="ascent", forget_weight=1.0, coherence="pairs", coherence_weight=1.0, reg_weight=1e-3,
+            commit="argmax", min_moved=0.01, clip=0.0, batch=32,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RenormaliseConfig(TracerConfig):
+    """Settings of `renormalise`: TRACER's settling phase on the codes as they are."""
+
+    reassign_steps: int = 0
+    settle_steps: int = 120
+    min_moved: float = 0.0
+
+
+def erase(request: EraseRequest, config: TracerConfig) -> Erased:
+    """Reassign, commit, settle; the request's model is copied, never changed.
+
+    Raises:
+        UsageError: reassigning needs codebooks and item embeddings, and there are none.
+        EraseError: fewer items moved than `min_moved`.
+    """
+    began = time.monotonic()
+    if config.reassign_steps and (request.codebooks is None or request.embeddings is None):
+        raise UsageError(
+            "TRACER needs the codebooks and item embeddings behind the SIDs, and this checkpoint has none.",
+            "Fit them with `recerase train --sids TABLE`, or use --method renormalise or npo.",
+        )
+    run = _Run(request, config)
+    table = request.table
+    summary: dict[str, Any] = {}
+    if config.reassign_steps:
+        table, figures = run.reassign()
+        summary |= figures
+    moved = float(table.moved(request.table)[request.concept].mean())
+    if config.reassign_steps and moved < config.min_moved:
+        raise EraseError(
+            f"TRACER moved {moved:.1%} of the concept's items, less than min_moved = {config.min_moved:.0%}.",
+            "Raise tau_start or phi_lr, or accept it with --set min_moved=0.",
+        )
+    if config.settle_steps:
+        summary |= run.settle(table)
+    run.model.module.eval()
+    codes = (table.codes != request.table.codes)[request.concept].mean(0)
+    summary |= {
+        "moved_items": moved,
+        "moved_codes": [round(float(x), 4) for x in codes],
+        "seconds": round(time.monotonic() - began, 3),
+    }
+    return Erased(run.model, table, summary)
+
+
+class _Run:
+    """One erasure under way: the student, the teacher, and the examples both read."""
+
+    def __init__(self, request: EraseRequest, config: TracerConfig) -> None:
+        self.request, self.config = request, config
+        self.model: Recommender = wrap(copy.deepcopy(request.model.module), request.model.schema, request.model.window)
+        self.model.module.eval()  # no dropout: the student must match the teacher exactly where nothing is to change
+        self.rng = np.random.default_rng([request.seed, 11])
+        self.examples: Examples = examples(
+            request.interactions, request.table, request.concept, request.model.window
+        )
+        counts = np.bincount(request.interactions.items, minlength=len(request.table))
+        self.popularity = counts.astype(np.float64)
+        self.members = request.concept & request.table.present
+        self.teacher = Teacher(request.model, request.table, self.members, request.scope, request.seed)
+
+    # -- phase A: learn where the items go -------------------------------------------------------------------------
+
+    def reassign(self) -> tuple[SidTable, dict[str, Any]]:
+        """Learn phi and the weights together (equation 10), and commit."""
+        request, config = self.request, self.config
+        assert request.codebooks is not None and request.embeddings is not None
+        quant = quantiser(request.table, self.members, request.codebooks, request.embeddings)
+        phi = [torch.zeros_like(d, requires_grad=True) for d in quant.distances]
+        self.near = neighbours(request.embeddings, request.concept, config.neighbours)
+        kind = torch.optim.SGD if config.optimizer == "sgd" else torch.optim.AdamW
+        weights = kind(self.model.module.parameters(), lr=config.lr, weight_decay=0.0)
+        codes = kind(phi, lr=config.phi_lr, weight_decay=0.0)
+        batches = self._chunks(config.pool if config.forget_loss == "renormalise" else 0, None)
+        observer = request.observer
+        observer.start("reassign", config.reassign_steps)
+        figures: dict[str, float] = {}
+        for step in range(config.reassign_steps):
+            tau = _between(config.tau_start, config.tau_end, step / max(1, config.reassign_steps - 1))
+            q = q_phi(quant, phi, tau)
+            soft = soft_tokens(self.model, self.members, q)
+            kept, forget, coherence = self._losses(next(batches) if batches else None, soft)
+            size = torch.stack([p.abs().sum() for p in phi]).sum()
+            loss = (
+                kept
+                + config.forget_weight * forget
+                + config.coherence_weight * coherence
+                + config.reg_weight * size.to(kept.dtype)
+            )
+            masks = None
+            if config.mask:
+                alone = torch.autograd.grad(forget, phi, retain_graph=True)
+                masks = gradient_mask(quant, q, list(alone), without_current=config.commit == "assignment")
+            weights.zero_grad()
+            codes.zero_grad()
+            loss.backward()
+            for level, mask in enumerate(masks or []):
+                gradient = phi[level].grad
+                assert gradient is not None
+                gradient.mul_(mask)
+            if config.clip:
+                torch.nn.utils.clip_grad_norm_(self.model.module.parameters(), config.clip)
+            weights.step()
+            codes.step()
+            figures = {"retain": float(kept.detach()), "forget": float(forget.detach()), "tau": tau}
+            observer.advance("reassign", 1, **figures)
+        observer.finish("reassign")
+        table = self._commit(quant, phi)
+        return table, {
+            "distances": "pinned" if request.codebooks.fitted else "stored",
+            "agreement": [round(a, 4) for a in quant.agreement],
+            "reassign_losses": {k: round(v, 5) for k, v in figures.items()},
+            "phi_changed": round(float(torch.cat([(p != 0).double().flatten() for p in phi]).mean()), 6),
+        }
+
+    def _losses(self, target: Target | None, soft: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """L_R, L_F and L_Coh of one step, with soft tokens in the histories."""
+        config, request, model = self.config, self.request, self.model
+        n = config.batch
+        forget = draw(self.examples.forget, n, self.rng)
+        if len(forget) == 0:
+            forget = concept_histories(self.popularity, self.members, n, model.window, self.rng)
+            forget = Histories(forget.items, forget.offsets, forget.users, self.rng.choice(np.flatnonzero(self.members), n))
+        near = item_rows(model, request.table, self.near[forget.targets])  # [B, K, L]
+        old = item_rows(model, request.table, forget.targets)[:, None]  # [B, 1, L]
+        if target is None:
+            retain = draw(self.examples.retain, n, self.rng)
+            state = start(model, request.table, retain, soft)
+            kept = objectives.nll(
+                sid_log_probs(model, state, item_rows(model, request.table, retain.targets)[:, None]).sum((1, 2))
+            )
+        else:
+            state = start(model, request.table, target.histories, soft)
+            kept = objectives.distil(node_log_probs(model, state, target.path), target.log_probs)
+        if target is not None:
+            rows = item_rows(model, request.table, target.items)
+            lost = objectives.match(sid_log_probs(model, state, rows).sum(2), target.concept)
+        state = start(model, request.table, forget, soft)
+        found = sid_log_probs(model, state, torch.cat([old, near], 1)).sum(2)  # [B, 1 + K]
+        if target is None and config.forget_loss == "ascent":
+            lost = objectives.ascent(found[:, 0])
+        elif target is None:
+            with torch.no_grad():
+                before = start(request.model, request.table, forget)
+                original = sid_log_probs(request.model, before, old).sum((1, 2))
+            lost = objectives.npo(found[:, 0], original, config.beta)
+        together = objectives.coherence_pairs if config.coherence == "pairs" else objectives.coherence_mass
+        return kept, lost, together(found[:, 1:])
+
+    def _commit(self, quant: Quantiser, phi: list[Tensor]) -> SidTable:
+        request, config = self.request, self.config
+        assert request.codebooks is not None and request.embeddings is not None
+        if config.commit == "assignment":
+            weights = CommitConfig(candidates=config.commit_candidates, sharing=config.commit_sharing)
+            return commit(request.table, self.members, request.codebooks, request.embeddings, quant, phi, weights)
+        q = q_phi(quant, [p.detach() for p in phi], config.tau_end)
+        codes = torch.stack([x.argmax(1) for x in q], 1).numpy().astype(np.int32)
+        return request.table.replace(np.flatnonzero(self.members), codes)
+
+    # -- phase B: settle on both tables ----------------------------------------------------------------------------
+
+    def settle(self, table: SidTable) -> dict[str, Any]:
+        """Distil the target under the new table and, for stale histories, the old one."""
+        config, request, model = self.config, self.request, self.model
+        optimizer = torch.optim.AdamW(model.module.parameters(), lr=config.lr, weight_decay=0.0)
+        batches = self._chunks(config.pool, table)
+        observer = request.observer
+        observer.start("settle", config.settle_steps)
+        figures: dict[str, float] = {}
+        assert batches is not None
+        for step in range(config.settle_steps):
+            for group in optimizer.param_groups:
+                group["lr"] = config.lr * _between(1.0, 0.05, step / max(1, config.settle_steps - 1))
+            target = next(batches)
+            stale = self.rng.random() < config.stale
+            state = start(model, request.table if stale else table, target.histories)
+            kept = objectives.distil(node_log_probs(model, state, target.path), target.log_probs)
+            rows = item_rows(model, request.table, target.items)
+            wanted = target.concept
+            if target.moved is not None:
+                rows = torch.cat([rows, item_rows(model, table, target.items)])
+                wanted = torch.cat([wanted, target.moved], 1)
+            lost = objectives.match(sid_log_probs(model, state, rows).sum(2), wanted)
+            optimizer.zero_grad()
+            (kept + config.forget_weight * lost).backward()
+            torch.nn.utils.clip_grad_norm_(model.module.parameters(), config.clip)
+            optimizer.step()
+            figures = {"retain": float(kept.detach()), "concept": float(lost.detach())}
+            observer.advance("settle", 1, **figures)
+        observer.finish("settle")
+        return {"settle_losses": {k: round(v, 5) for k, v in figures.items()}}
+
+    def _chunks(self, count: int, table: SidTable | None) -> Iterator[Target] | None:
+        """`count` batches with their targets, computed when first needed and then used in turn, for ever."""
+        if not count:
+            return None
+        return _cycle(lambda: self._target(table), count)
+
+    def _target(self, table: SidTable | None) -> Target:
+        """One batch: a third as users are, a quarter before a concept item, a quarter after one, the rest concept alone."""
+        n, rng, found = self.config.batch, self.rng, self.examples
+        quarter = n // 4
+        forget = draw(found.forget, quarter, rng)
+        touched = draw(found.touched, quarter, rng)
+        alone = concept_histories(self.popularity, self.members, n // 6, self.model.window, rng)
+        natural = draw(found.retain, n - quarter - quarter - n // 6, rng)
+        batch = joined(natural, touched, forget, alone)
+        paths = np.where((batch.targets < 0) | self.members[np.maximum(batch.targets, 0)], -1, batch.targets)
+        wanted = np.unique(forget.targets)
+        items = np.flatnonzero(self.members)
+        half = min(self.config.items // 2, len(wanted))
+        chosen = np.union1d(rng.permutation(wanted)[:half], rng.permutation(items)[: self.config.items - half])
+        target = self.teacher.target(batch, paths, chosen)
+        return target if table is None else replace(target, moved=self._moved(target, table))
+
+    def _moved(self, target: Target, table: SidTable) -> Tensor | None:
+        """[B, P] log p* of the items' new SIDs, which nobody had: p_0 / (1 - mass). None where no item moved."""
+        if not table.moved(self.request.table).any():
+            return None
+        return self.teacher.outside(target.histories, table.rows()[target.items])
+
+
+def _cycle(make: Any, count: int) -> Iterator[Target]:
+    made: list[Target] = []
+    while True:
+        for i in range(count):
+            if len(made) <= i:
+                made.append(make())
+            yield made[i]
+
+
+def _between(first: float, last: float, t: float) -> float:
+    """Geometric interpolation."""
+    return float(first * (last / first) ** t)
+

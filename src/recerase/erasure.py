@@ -1,0 +1,161 @@
+"""The erase command: run a method, read the result back from the disk, audit it, and publish what no rule refuses.
+
+The one decision: what is audited is what was written. The method's values are saved into the staging directory,
+loaded again like any checkpoint, and only then judged, so that a report never speaks of weights nobody can have.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recerase.assembly import (
+    RUN,
+    AuditInputs,
+    ConceptSpec,
+    audited,
+    changes,
+    check_outputs,
+    choose_concept,
+    concept_facts,
+    data_digest,
+    open_checkpoint_for,
+    paths,
+    read_policy,
+    write_report,
+)
+from recerase.catalog import load_catalogue
+from recerase.catalog.concept import Preview, preview
+from recerase.errors import UsageError
+from recerase.runtime import RunConfig, choose_device, environment, pinned
+from recerase.store import publish, write_bytes, write_manifest
+from recerase.types import SILENT, Observer, Policy, Report, Scope, Verdict
+
+if TYPE_CHECKING:
+    from recerase.erase.methods import Method
+
+
+def erase(
+    checkpoint: str | Path,
+    concept: ConceptSpec,
+    data: str | Path,
+    out: str | Path,
+    *,
+    method: str = "tracer",
+    overrides: Sequence[str] = (),
+    scope: Scope = "output",
+    policy: str | Path | Policy | None = None,
+    reference: str | Path | None = None,
+    max_users: int | None = None,
+    outputs: Sequence[str | Path] = (),
+    force: bool = False,
+    run: RunConfig = RUN,
+    observer: Observer = SILENT,
+) -> Report:
+    """Erase a concept, read the result back, audit it against what went in, and publish it at `out`.
+
+    `method` is a name or `name/preset`, `overrides` are its `key=value` settings. With Verdict.FAIL nothing is
+    published; the report goes to `outputs` whatever the verdict, and to report.json in what is published. What is
+    audited is the result read back from the disk.
+    """
+    from recerase.erase.methods import EraseRequest, get_method, make_config
+    from recerase.layouts.native import save_checkpoint
+    from recerase.report.schema import report_bytes
+
+    check_outputs(outputs)
+    out, rules = Path(out), read_policy(policy)
+    eraser, preset = get_method(method)
+    settings = make_config(eraser, preset, key_values(overrides))
+    inputs = paths(checkpoint, data, reference)
+    with publish(out, inputs=inputs, force=force) as result, pinned(run.threads, run.seed) as threads:
+        catalogue = load_catalogue(data)
+        before = open_checkpoint_for(checkpoint, catalogue, run)
+        gold = open_checkpoint_for(reference, catalogue, run) if reference is not None else None
+        chosen = choose_concept(concept, catalogue, before.embeddings)
+        request = EraseRequest(
+            model=before.recommender,
+            table=before.table,
+            interactions=catalogue.interactions,
+            concept=chosen.members,
+            embeddings=before.embeddings,
+            codebooks=before.codebooks,
+            scope=scope,
+            seed=run.seed,
+            training=before.manifest["provenance"],
+            observer=observer,
+        )
+        began = time.monotonic()
+        erased = eraser.run(request, settings)
+        seconds = round(time.monotonic() - began, 3)
+        facts = {"name": method, "config": asdict(settings), "scope": scope, "summary": dict(erased.summary)}
+        save_checkpoint(result.directory, erased.model, erased.table, before.codebooks, before.embeddings)
+        result.provenance = {
+            "command": "erase",
+            "method": facts,
+            "concept": concept_facts(chosen, catalogue),
+            "data": data_digest(catalogue),
+            "original": before.digest,
+            "environment": asdict(environment(run.seed, threads, choose_device(run.device))),
+        }
+        write_manifest(result.directory, result.provenance)
+        after = open_checkpoint_for(result.directory, catalogue, run)
+        audit_inputs = AuditInputs(after, before, gold, catalogue, chosen, rules, scope)
+        report = audited(audit_inputs, run, observer, max_users=max_users)
+        report = replace(report, method={**facts, "changes": changes(before, after)})
+        report = replace(report, run={**report.run, "erase_seconds": seconds})
+        result.provenance["verdict"] = report.decision.verdict.value
+        write_bytes(result.directory / "report.json", report_bytes(report))
+        if report.decision.verdict is Verdict.FAIL:
+            result.discard()
+    for path in outputs:
+        write_report(report, path)
+    return report
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `erase` would do."""
+
+    method: Method
+    settings: Mapping[str, Any]
+    concept: Mapping[str, Any]
+    preview: Preview
+    scope: Scope
+
+
+def plan_erase(
+    checkpoint: str | Path,
+    concept: ConceptSpec,
+    data: str | Path,
+    *,
+    method: str = "tracer",
+    overrides: Sequence[str] = (),
+    scope: Scope = "output",
+) -> Plan:
+    """Check everything `erase` needs and say what it would do, without loading the model or writing anything."""
+    from recerase.erase.methods import get_method, make_config
+    from recerase.layouts.native import load_sids
+
+    eraser, preset = get_method(method)
+    settings = make_config(eraser, preset, key_values(overrides))
+    catalogue = load_catalogue(data)
+    table, _, embeddings = load_sids(checkpoint, item_ids=catalogue.items.item_ids)
+    chosen = choose_concept(concept, catalogue, embeddings)
+    seen = preview(chosen, catalogue, table, embeddings)
+    return Plan(eraser, asdict(settings), concept_facts(chosen, catalogue), seen, scope)
+
+
+def key_values(pairs: Sequence[str]) -> dict[str, str]:
+    """`["steps=10"]` as a mapping. Raises UsageError for what is no key=value, or a key given twice."""
+    found: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.strip():
+            raise UsageError(f"{pair!r} is not key=value.", "For example: --set steps=300")
+        if key.strip() in found:
+            raise UsageError(f"{key.strip()} is set twice.", "Give each setting once.")
+        found[key.strip()] = value.strip()
+    return found

@@ -1,0 +1,177 @@
+"""Beam search: constrained to the trie of SIDs (`recommend`) or free over the vocabulary (`generate_free`).
+
+Scores are sums of exact log-softmax values over the whole vocabulary, so constrained and free decoding agree on every SID and
+a model cannot look better than it is by being renormalised. Histories are batched by length and answered in the order given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recerase.catalog.interactions import Histories
+from recerase.errors import UsageError
+from recerase.model.recommender import Recommender
+from recerase.sid.table import SidTable
+from recerase.sid.trie import TorchTrie, Trie
+from recerase.types import SILENT, FloatArray, IntArray, Observer
+
+
+@dataclass(frozen=True, eq=False)
+class Recommendations:
+    """The best k items after each of B histories, best first."""
+
+    items: IntArray
+    """int32 [B, k] catalogue rows, -1 where the trie holds fewer than k items."""
+    scores: FloatArray
+    """float32 [B, k] log p(SID | history), -inf where there is no item."""
+
+
+@dataclass(frozen=True, eq=False)
+class Free:
+    """What the model writes when nothing constrains it: W sequences of L vocabulary rows a history, best first."""
+
+    rows: IntArray
+    """int64 [B, W, L]; may be no SID at all."""
+    scores: FloatArray
+    """float32 [B, W]."""
+
+
+def length_batches(model: Recommender, table: SidTable, histories: Histories, batch: int) -> Iterator[IntArray]:
+    """Rows of `histories` in batches of nearly equal length, every row once."""
+    read = np.minimum(histories.without(~table.present).lengths, model.window)
+    order = np.argsort(read, kind="stable")
+    for begin in range(0, len(order), batch):
+        yield order[begin : begin + batch]
+
+
+def recommend(
+    model: Recommender,
+    table: SidTable,
+    histories: Histories,
+    *,
+    k: int = 10,
+    beam: int | None = None,
+    trie: Trie | None = None,
+    batch: int = 256,
+    observer: Observer = SILENT,
+    task: str = "recommend",
+) -> Recommendations:
+    """The k best items of the trie after each history, by constrained beam search.
+
+    Args:
+        table: spells the histories; `trie` (default: its listed items) spells what may be recommended.
+        beam: W, default max(20, 2 k). A beam as wide as the trie makes the search exact.
+    Equal scores are ordered by item id. Items that share a SID all appear, with the same score.
+    Raises:
+        UsageError: k or beam is not positive.
+    """
+    width = max(20, 2 * k) if beam is None else beam
+    if k < 1 or width < 1:
+        raise UsageError(f"k = {k} and beam = {width} must be at least 1.", "Ask for at least one item.")
+    trie = Trie.build(table) if trie is None else trie
+    items = np.full((len(histories), k), -1, np.int32)
+    scores = np.full((len(histories), k), -np.inf, np.float32)
+    if trie.n_nodes(trie.levels) == 0 or len(histories) == 0:
+        return Recommendations(items, scores)
+    arrays = trie.torch(model.device)
+    rank = torch.from_numpy(_id_rank(table)).to(model.device)
+    observer.start(task, len(histories))
+    with torch.inference_mode():
+        for rows in length_batches(model, table, histories, batch):
+            leaves, found = _search(model, table, histories.take(rows), arrays, trie, width)
+            best, score = _items_of(leaves, found, arrays, trie.max_leaf_items, rank, k)
+            items[rows, : best.shape[1]] = best.cpu().numpy()
+            scores[rows, : best.shape[1]] = score.cpu().numpy()
+            observer.advance(task, len(rows))
+    observer.finish(task)
+    return Recommendations(items, scores)
+
+
+def _search(
+    model: Recommender, table: SidTable, histories: Histories, arrays: TorchTrie, trie: Trie, width: int
+) -> tuple[Tensor, Tensor]:
+    """Leaves [B, W'] and scores [B, W'] of the beams alive at the last level; dead ones score -inf."""
+    state = model.start(*model.tokens(histories, table))
+    score = state.log_probs[:, arrays.tokens[1]]  # [B, n_1]
+    score, node = score.topk(min(width, score.shape[1]), dim=1)
+    parents: Tensor | None = None
+    for depth in range(1, trie.levels):
+        state = model.advance(state, arrays.tokens[depth][node], parents)
+        first = arrays.first_child[depth]
+        begin, count = first[node], first[node + 1] - first[node]  # [B, W]
+        step = torch.arange(trie.max_children(depth), device=node.device)
+        child = begin[..., None] + step  # [B, W, C]
+        alive = step < count[..., None]
+        child = torch.where(alive, child, 0)
+        chance = state.log_probs.gather(2, arrays.tokens[depth + 1][child])
+        total = torch.where(alive, score[..., None] + chance, float("-inf")).flatten(1)
+        score, pick = total.topk(min(width, total.shape[1]), dim=1)
+        parents = pick // len(step)
+        node = child.flatten(1).gather(1, pick)
+    return node, score
+
+
+def _items_of(
+    leaves: Tensor, scores: Tensor, arrays: TorchTrie, most: int, rank: Tensor, k: int
+) -> tuple[Tensor, Tensor]:
+    """The k best items of leaves [B, W]: by score, equal scores by id; -1 and -inf where there are none."""
+    step = torch.arange(most, device=leaves.device)
+    begin = arrays.leaf_start[leaves]
+    alive = (step < (arrays.leaf_start[leaves + 1] - begin)[..., None]) & torch.isfinite(scores)[..., None]
+    items = arrays.leaf_items[torch.where(alive, begin[..., None] + step, 0)]
+    items = torch.where(alive, items, -1).flatten(1)
+    score = torch.where(alive, scores[..., None], float("-inf")).flatten(1)
+    place = torch.where(items >= 0, rank[items.clamp(min=0)], len(rank))
+    by_id = place.argsort(dim=1, stable=True)
+    by_score = score.gather(1, by_id).argsort(dim=1, descending=True, stable=True)
+    order = by_id.gather(1, by_score)[:, :k]
+    return items.gather(1, order), score.gather(1, order)
+
+
+def _id_rank(table: SidTable) -> IntArray:
+    """int64 [N] place of each item when ids are sorted as text."""
+    ids = np.array([str(i) for i in table.item_ids], dtype=str)
+    rank = np.empty(len(ids), np.int64)
+    rank[np.argsort(ids, kind="stable")] = np.arange(len(ids))
+    return rank
+
+
+def generate_free(
+    model: Recommender,
+    table: SidTable,
+    histories: Histories,
+    *,
+    beam: int = 20,
+    batch: int = 256,
+    observer: Observer = SILENT,
+    task: str = "free decoding",
+) -> Free:
+    """The W most likely sequences of L vocabulary rows after each history, with no trie: any row may follow any row."""
+    if beam < 1:
+        raise UsageError(f"beam = {beam} must be at least 1.", "Ask for at least one beam.")
+    rows_out = np.zeros((len(histories), beam, table.levels), np.int64)
+    scores_out = np.full((len(histories), beam), -np.inf, np.float32)
+    observer.start(task, len(histories))
+    with torch.inference_mode():
+        for rows in length_batches(model, table, histories, batch):
+            state = model.start(*model.tokens(histories.take(rows), table))
+            score, token = state.log_probs.topk(min(beam, state.log_probs.shape[1]), dim=1)
+            path, parents = token[..., None], None
+            for _ in range(1, table.levels):
+                state = model.advance(state, path[..., -1], parents)
+                total = (score[..., None] + state.log_probs).flatten(1)
+                score, pick = total.topk(min(beam, total.shape[1]), dim=1)
+                vocabulary = state.log_probs.shape[2]
+                parents = pick // vocabulary
+                past = path.gather(1, parents[..., None].expand(-1, -1, path.shape[2]))
+                path = torch.cat([past, (pick % vocabulary)[..., None]], 2)
+            rows_out[rows, : path.shape[1]] = path.cpu().numpy()
+            scores_out[rows, : path.shape[1]] = score.cpu().numpy()
+            observer.advance(task, len(rows))
+    observer.finish(task)
+    return Free(rows_out, scores_out)

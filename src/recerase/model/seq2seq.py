@@ -1,0 +1,114 @@
+"""The seq2seq recommender: a T5 (as in TIGER, arXiv 2305.05065) whose encoder reads SIDs + eos and whose decoder writes one SID.
+
+The encoder runs as transformers runs it, once a history, and so do its keys and values for cross-attention. The tree of next
+codes goes through the decoder's layers here: all nodes are queries of one cross-attention, and each sees its own ancestors only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import T5Config, T5ForConditionalGeneration
+
+from recerase.model.recommender import ModelConfig, Recommender, State, gather_ancestors
+from recerase.sid.table import SidSchema
+
+
+def new_seq2seq(config: ModelConfig, schema: SidSchema) -> Seq2Seq:
+    """A T5 of the given shape, `layers` deep on either side.
+
+    Untied, the output head has weights of its own and is not scaled by width ** -0.5; transformers ties every new T5.
+    """
+    shape = T5Config(
+        vocab_size=schema.vocabulary,
+        d_model=config.width,
+        d_kv=config.width // config.heads,
+        d_ff=config.feed_forward,
+        num_layers=config.layers,
+        num_heads=config.heads,
+        dropout_rate=config.dropout,
+        tie_word_embeddings=config.tie,
+        pad_token_id=schema.pad,
+        bos_token_id=schema.bos,
+        eos_token_id=schema.eos,
+        decoder_start_token_id=schema.pad,
+    )
+    module = T5ForConditionalGeneration(shape)
+    if not config.tie:
+        module.lm_head.weight = nn.Parameter(torch.randn(schema.vocabulary, config.width) * config.width**-0.5)
+        module.all_tied_weights_keys.pop("lm_head.weight", None)
+    return Seq2Seq(module, schema, config.window)
+
+
+class Seq2Seq(Recommender):
+    """`module` is a T5ForConditionalGeneration; a node of depth d stands at decoder position d, its root at 0."""
+
+    kind = "seq2seq"
+
+    def start(self, tokens: Tensor, lengths: Tensor, embeds: Tensor | None = None) -> State:
+        module: Any = self.module
+        valid = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]  # [B, T]
+        inputs = {"inputs_embeds": embeds} if embeds is not None else {"input_ids": tokens}
+        read = module.encoder(**inputs, attention_mask=valid.long()).last_hidden_state  # [B, T, D]
+        bias = torch.zeros(valid.shape, dtype=read.dtype, device=read.device).masked_fill(~valid, float("-inf"))
+        crosses = [block.layer[1].EncDecAttention for block in module.decoder.block]
+        prompt = tuple((_heads(c.k(read), c), _heads(c.v(read), c)) for c in crosses)
+        first = tokens.new_full((1,), module.config.decoder_start_token_id)
+        scale = module.config.d_model**-0.5 if module.config.scale_decoder_outputs else 1.0
+        root = State(read[:, 0], module.lm_head, -1, prompt, bias[:, None, None], lengths, scale=scale)
+        at = self.advance(root, first, None)
+        return State(at.hidden[:, 0], at.head, 0, prompt, at.prompt_bias, lengths, at.ancestors, scale)
+
+    def advance(self, state: State, rows: Tensor, parents: Tensor | None) -> State:
+        decoder: Any = self.module.decoder  # type: ignore[union-attr]
+        hidden = decoder.dropout(decoder.embed_tokens(rows))
+        hidden = hidden.expand(len(state.lengths), -1, -1) if rows.dim() == 1 else hidden  # [B, Q, D]
+        if state.depth == 0:
+            parents = torch.zeros(hidden.shape[1], dtype=torch.int64, device=hidden.device)  # the root, to all
+        place = decoder.block[0].layer[0].SelfAttention
+        distance = place.compute_bias(1, state.depth + 2, hidden.device, state.depth + 1)  # [1, h, 1, s]
+        kept = []
+        for index, block in enumerate(decoder.block):
+            own, cross, forward = block.layer
+            past = None if state.ancestors is None else state.ancestors[index]
+            mixed, kv = _self_attention(own.SelfAttention, own.layer_norm(hidden), past, parents, distance)
+            hidden = hidden + own.dropout(mixed)
+            q = _heads(cross.EncDecAttention.q(cross.layer_norm(hidden)), cross.EncDecAttention)
+            keys, values = state.prompt[index]
+            mixed = scaled_dot_product_attention(q, keys, values, attn_mask=state.prompt_bias, scale=1.0)
+            hidden = hidden + cross.dropout(cross.EncDecAttention.o(mixed.transpose(1, 2).flatten(2)))
+            hidden = forward(hidden)
+            kept.append(kv)
+        return State(
+            hidden=decoder.dropout(decoder.final_layer_norm(hidden)),
+            head=state.head,
+            depth=state.depth + 1,
+            prompt=state.prompt,
+            prompt_bias=state.prompt_bias,
+            lengths=state.lengths,
+            ancestors=tuple(kept),
+            scale=state.scale,
+        )
+
+
+def _self_attention(
+    attention: Any, normed: Tensor, past: tuple[Tensor, Tensor] | None, parents: Tensor | None, distance: Tensor
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """What each node [B, Q, D] reads from its ancestors and itself, and their keys and values [B, h, Q, s, d]."""
+    q, k, v = (_heads(project(normed), attention) for project in (attention.q, attention.k, attention.v))
+    k, v = k[:, :, :, None], v[:, :, :, None]
+    if past is not None:
+        k = torch.cat([gather_ancestors(past[0], parents), k], 3)
+        v = torch.cat([gather_ancestors(past[1], parents), v], 3)
+    scores = (q[..., None, :] * k).sum(-1) + distance  # T5 does not divide by sqrt(d)
+    weights = torch.softmax(scores.float(), -1).to(q.dtype)
+    mixed = (weights[..., None] * v).sum(-2)
+    return attention.o(mixed.transpose(1, 2).flatten(2)), (k, v)
+
+
+def _heads(x: Tensor, attention: Any) -> Tensor:
+    """[B, n, h * d] -> [B, h, n, d]."""
+    return x.unflatten(-1, (attention.n_heads, attention.key_value_proj_dim)).transpose(1, 2)

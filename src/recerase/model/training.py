@@ -1,0 +1,365 @@
+"""The one training loop: next-code prediction on users' sequences, for the causal and the seq2seq recommender.
+
+A causal model is trained on every position of a window of a sequence; a seq2seq model on (history, target) pairs.
+The state after each epoch is a plain safetensors file, and the random numbers of an epoch depend on (seed, epoch) alone,
+so that a killed run continues to the same weights as a straight one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from recerase.catalog.interactions import Histories, Split
+from recerase.errors import UsageError
+from recerase.model.decode import recommend
+from recerase.model.recommender import Recommender
+from recerase.sid.table import SidTable
+from recerase.store import write_bytes
+from recerase.types import SILENT, IntArray, Observer
+
+IGNORED = -100
+STATE_FILE = "training.safetensors"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train; the model's own shape is `ModelConfig`."""
+
+    epochs: int = 40
+    batch: int = 128
+    """Windows (causal) or pairs (seq2seq) a step."""
+    lr: float = 3e-3
+    warmup: float = 0.05
+    """Share of all steps with a rising rate; a cosine to zero follows."""
+    weight_decay: float = 0.05
+    clip: float = 1.0
+    patience: int = 4
+    """Validations without a better NDCG@10 before training stops."""
+    validate_every: int = 2
+    """Epochs between validations."""
+    validation_users: int = 1500
+    seed: int = 0
+    bf16: bool = False
+    """Forward passes in bfloat16; weights and optimiser stay float32."""
+
+
+@dataclass(frozen=True)
+class TrainLog:
+    """What training did; goes into the checkpoint's manifest."""
+
+    epochs: int
+    seconds: float
+    best_epoch: int
+    validation: Mapping[str, float]
+    history: tuple[Mapping[str, float], ...] = field(default_factory=tuple)
+
+
+@dataclass
+class _Progress:
+    """Where a run stands between two epochs; everything in it is saved."""
+
+    epoch: int = 0
+    seconds: float = 0.0
+    best: float = -1.0
+    best_epoch: int = 0
+    stale: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+
+
+def train(
+    model: Recommender,
+    table: SidTable,
+    split: Split,
+    config: TrainConfig,
+    observer: Observer = SILENT,
+    state_dir: Path | None = None,
+) -> TrainLog:
+    """Train `model` in place and leave it with the weights of its best validation epoch.
+
+    Args:
+        split: histories by catalogue row, see `Interactions.split`.
+        state_dir: where to keep the state of the last finished epoch; a run with the same key continues from it.
+    Raises:
+        UsageError: no user has a sequence to learn from, or the state on disk belongs to another run.
+    """
+    sequences = _with_sids(split.train, table)
+    if len(sequences) == 0 or int(sequences.lengths.max(initial=0)) < 2:
+        raise UsageError(
+            "There is nothing to train on: no user has two interactions before the held-out ones.",
+            "Give a data directory with longer histories.",
+        )
+    accelerator = Accelerator(cpu=next(model.module.parameters()).device.type == "cpu")
+    optimizer = torch.optim.AdamW(model.module.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
+    key = _run_key(model, table, sequences, config)
+    progress = _load_state(state_dir, key, model, optimizer) or _Progress()
+    per_epoch = sum(1 for _ in _batches(model, table, sequences, config, 0))
+    total = config.epochs * per_epoch
+    observer.start("train", total)
+    observer.advance("train", progress.epoch * per_epoch)
+    while progress.epoch < config.epochs and progress.stale < config.patience:
+        began = time.monotonic()
+        loss = _epoch(model, table, sequences, config, progress, optimizer, accelerator, total, per_epoch, observer)
+        progress.epoch += 1
+        row = {"epoch": float(progress.epoch), "loss": loss}
+        if progress.epoch % config.validate_every == 0 or progress.epoch == config.epochs:
+            row.update(validate(model, table, split.valid, config.validation_users, config.seed))
+            _keep_best(progress, row, model)
+            observer.note(
+                f"epoch {progress.epoch}: loss {loss:.3f}, validation recall@10 {row['recall@10']:.4f}, "
+                f"ndcg@10 {row['ndcg@10']:.4f}"
+            )
+        progress.history.append(row)
+        progress.seconds += time.monotonic() - began
+        _save_state(state_dir, key, progress, model, optimizer)
+    observer.finish("train")
+    if progress.best_weights:
+        model.module.load_state_dict(progress.best_weights)
+    model.module.eval()
+    best = next((r for r in progress.history if r["epoch"] == progress.best_epoch), {})
+    return TrainLog(
+        epochs=progress.epoch,
+        seconds=round(progress.seconds, 3),
+        best_epoch=progress.best_epoch,
+        validation={k: v for k, v in best.items() if "@" in k},
+        history=tuple(progress.history),
+    )
+
+
+def validate(model: Recommender, table: SidTable, held_out: Histories, users: int, seed: int) -> dict[str, float]:
+    """Recall@10 and NDCG@10 on at most `users` held-out histories (a seeded sample without replacement)."""
+    rows = np.flatnonzero(table.codes[held_out.targets, 0] >= 0)
+    if len(rows) > users:
+        rows = np.sort(np.random.default_rng([seed, 7]).choice(rows, users, replace=False))
+    sample = held_out.take(rows)
+    training = model.module.training
+    model.module.eval()
+    lists = recommend(model, table, sample, k=10).items
+    model.module.train(training)
+    hits = lists == sample.targets[:, None]
+    gain = (hits / np.log2(np.arange(2, hits.shape[1] + 2))).sum(1)
+    return {"recall@10": float(hits.any(1).mean()), "ndcg@10": float(gain.mean())}
+
+
+def _epoch(
+    model: Recommender,
+    table: SidTable,
+    sequences: Histories,
+    config: TrainConfig,
+    progress: _Progress,
+    optimizer: torch.optim.Optimizer,
+    accelerator: Accelerator,
+    total: int,
+    per_epoch: int,
+    observer: Observer,
+) -> float:
+    """One pass over the windows; returns the mean loss a code."""
+    module = model.module
+    module.train()
+    step = progress.epoch * per_epoch
+    lost, codes, began = 0.0, 0, time.monotonic()
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed * 100_003 + progress.epoch)
+        for inputs in _batches(model, table, sequences, config, progress.epoch):
+            rate = learning_rate(config.lr, step, total, config.warmup)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            with torch.autocast(next(module.parameters()).device.type, torch.bfloat16, enabled=config.bf16):
+                loss = sequence_loss(module, inputs)
+            accelerator.backward(loss)
+            torch.nn.utils.clip_grad_norm_(module.parameters(), config.clip)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            n = int((inputs["labels"] != IGNORED).sum())
+            lost, codes, step = lost + float(loss.detach()) * n, codes + n, step + 1
+            observer.advance("train", 1, loss=lost / codes, codes_per_second=codes / (time.monotonic() - began))
+    return lost / max(codes, 1)
+
+
+def sequence_loss(module: torch.nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Mean cross-entropy over the labelled codes, over the whole vocabulary. Labels [B, T] are aligned with outputs."""
+    labels = inputs["labels"]
+    arguments = {k: v for k, v in inputs.items() if k != "labels"}
+    logits = module(**arguments, use_cache=False).logits  # [B, T, V]
+    return torch.nn.functional.cross_entropy(
+        logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED
+    )
+
+
+def learning_rate(peak: float, step: int, total: int, warmup: float) -> float:
+    """Linear warm-up over `warmup * total` steps, then a cosine to zero."""
+    rising = max(1, int(warmup * total))
+    if step < rising:
+        return peak * (step + 1) / rising
+    return peak * 0.5 * (1.0 + float(np.cos(np.pi * (step - rising) / max(1, total - rising))))
+
+
+def _with_sids(sequences: Histories, table: SidTable) -> Histories:
+    """Sequences without the items the table has no SID for, and without users left with fewer than two items."""
+    kept = sequences.without(table.codes[:, 0] < 0)
+    return kept.take(np.flatnonzero(kept.lengths >= 2))
+
+
+def windows(sequences: Histories, size: int, rng: np.random.Generator) -> Histories:
+    """Cut every sequence into pieces of at most `size` items, at offsets drawn anew by `rng`; pieces of one item are dropped.
+
+    A sequence of at most `size` items stays whole.
+    """
+    lengths = sequences.lengths
+    first = np.where(lengths > size, rng.integers(1, size + 1, len(sequences)), lengths)
+    pieces = 1 + -(-np.maximum(lengths - first, 0) // size)
+    owner = np.repeat(np.arange(len(sequences)), pieces)
+    nth = np.arange(len(owner)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    begin = np.where(nth == 0, 0, first[owner] + (nth - 1) * size)
+    end = np.minimum(np.where(nth == 0, first[owner], begin + size), lengths[owner])
+    keep = end - begin >= 2
+    owner, begin, end = owner[keep], begin[keep], end[keep]
+    sizes = end - begin
+    offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    source = np.repeat(sequences.offsets[owner] + begin - offsets[:-1], sizes) + np.arange(offsets[-1])
+    return Histories(
+        items=sequences.items[source],
+        offsets=offsets,
+        users=sequences.users[owner],
+        targets=np.full(len(owner), -1, np.int32),
+    )
+
+
+def pairs(sequences: Histories, window: int) -> Histories:
+    """Every (history, next item) pair of every sequence; a history is the last `window` items before the target."""
+    lengths = sequences.lengths
+    owner = np.repeat(np.arange(len(sequences)), lengths - 1)
+    position = np.arange(len(owner)) - np.repeat(np.cumsum(lengths - 1) - (lengths - 1), lengths - 1) + 1
+    sizes = np.minimum(position, window)
+    offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    last = sequences.offsets[owner] + position
+    source = np.repeat(last - sizes - offsets[:-1], sizes) + np.arange(offsets[-1])
+    return Histories(
+        items=sequences.items[source],
+        offsets=offsets,
+        users=sequences.users[owner],
+        targets=sequences.items[last].astype(np.int32),
+    )
+
+
+def batch_rows(lengths: IntArray, batch: int, rng: np.random.Generator) -> list[IntArray]:
+    """Rows grouped by nearly equal length (so that little is padding), the groups and the ties in random order."""
+    order = np.lexsort((rng.random(len(lengths)), lengths))
+    groups = [order[i : i + batch] for i in range(0, len(order), batch)]
+    return [groups[i] for i in rng.permutation(len(groups))]
+
+
+def causal_inputs(model: Recommender, table: SidTable, pieces: Histories) -> dict[str, Tensor]:
+    """Input ids, mask and labels [B, T] of whole pieces; the label of a position is the code that follows it."""
+    tokens, lengths = model.tokens(pieces, table, window=int(pieces.lengths.max()))
+    position = torch.arange(tokens.shape[1], device=tokens.device)
+    valid = position[None] < lengths[:, None]
+    labels = torch.full_like(tokens, IGNORED)
+    labels[:, :-1] = torch.where(valid[:, 1:], tokens[:, 1:], torch.full_like(tokens[:, 1:], IGNORED))
+    return {"input_ids": tokens, "labels": labels}
+
+
+def seq2seq_inputs(model: Recommender, table: SidTable, histories: Histories) -> dict[str, Tensor]:
+    """Encoder ids and mask [B, T], decoder inputs (start + all but the last code) and labels [B, L]."""
+    tokens, lengths = model.tokens(histories, table)
+    target = torch.from_numpy(table.rows()[histories.targets]).to(tokens.device)
+    start = torch.full_like(target[:, :1], model.schema.pad)
+    return {
+        "input_ids": tokens,
+        "attention_mask": (torch.arange(tokens.shape[1], device=tokens.device)[None] < lengths[:, None]).long(),
+        "decoder_input_ids": torch.cat([start, target[:, :-1]], 1),
+        "labels": target,
+    }
+
+
+def _batches(
+    model: Recommender, table: SidTable, sequences: Histories, config: TrainConfig, epoch: int
+) -> Iterator[dict[str, Tensor]]:
+    """The batches of one epoch; they depend on the data, the configuration and (seed, epoch) only."""
+    rng = np.random.default_rng([config.seed, epoch])
+    build: Callable[..., dict[str, Tensor]]
+    if model.kind == "causal":
+        pieces, build = windows(sequences, model.window + 1, rng), causal_inputs
+    else:
+        pieces, build = pairs(sequences, model.window), seq2seq_inputs
+    for rows in batch_rows(pieces.lengths, config.batch, rng):
+        yield build(model, table, pieces.take(np.sort(rows)))
+
+
+def _keep_best(progress: _Progress, row: Mapping[str, float], model: Recommender) -> None:
+    if row["ndcg@10"] > progress.best:
+        progress.best, progress.best_epoch, progress.stale = row["ndcg@10"], progress.epoch, 0
+        progress.best_weights = {k: v.detach().clone() for k, v in model.module.state_dict().items()}
+    else:
+        progress.stale += 1
+
+
+def _run_key(model: Recommender, table: SidTable, sequences: Histories, config: TrainConfig) -> str:
+    """Digest of everything the weights depend on, the initial weights included."""
+    digest = hashlib.sha256()
+    digest.update(json.dumps([asdict(config), model.kind, model.window, table.digest], sort_keys=True).encode())
+    digest.update(np.ascontiguousarray(sequences.items).tobytes() + np.ascontiguousarray(sequences.offsets).tobytes())
+    for name, value in sorted(model.module.state_dict().items()):
+        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _save_state(
+    state_dir: Path | None, key: str, progress: _Progress, model: Recommender, optimizer: torch.optim.Optimizer
+) -> None:
+    if state_dir is None:
+        return
+    tensors: dict[str, Tensor] = {f"model.{k}": v for k, v in model.module.state_dict().items()}
+    tensors |= {f"best.{k}": v for k, v in progress.best_weights.items()}
+    for i, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in state.items()}
+    figures: dict[str, Any] = {k: v for k, v in vars(progress).items() if k != "best_weights"}
+    metadata = {"key": key, "progress": json.dumps(figures)}
+    state_dir.mkdir(parents=True, exist_ok=True)
+    write_bytes(state_dir / STATE_FILE, save({k: v.contiguous().clone() for k, v in tensors.items()}, metadata))
+
+
+def _load_state(
+    state_dir: Path | None, key: str, model: Recommender, optimizer: torch.optim.Optimizer
+) -> _Progress | None:
+    """The state of the last finished epoch, put back into model and optimiser; None when there is none.
+
+    Raises:
+        UsageError: the state was left by a run with other data, table, model or settings.
+    """
+    path = state_dir / STATE_FILE if state_dir else None
+    if path is None or not path.exists():
+        return None
+    from safetensors import safe_open
+
+    with safe_open(str(path), "pt") as handle:
+        metadata = handle.metadata() or {}
+    if metadata.get("key") != key:
+        raise UsageError(
+            f"{path} holds the state of another run (its data, SID table, model or settings differ).",
+            "Delete it to start over, or repeat the earlier command exactly to resume it.",
+        )
+    tensors = load_file(str(path))
+    progress = _Progress(**json.loads(metadata["progress"]))
+    progress.best_weights = {k[5:]: v for k, v in tensors.items() if k.startswith("best.")}
+    model.module.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
+    template = optimizer.state_dict()
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, field_name = name.split(".", 2)
+            state.setdefault(int(index), {})[field_name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": template["param_groups"]})
+    return progress

@@ -1,0 +1,248 @@
+"""How numbers, roles, metrics and titles are worded, so that console, Markdown and HTML say the same thing.
+
+The decision that shaped this file: every page is cut from the same rows. A row is one metric with what each model
+showed for it; which rows make the headline, and what they are called, is decided here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from recerase.types import Layer, Measurement, Report, Result, Role, Skipped
+
+TITLE_LENGTH = 120
+"""Characters of a title that are shown; the JSON report has all of them."""
+
+ROLES: tuple[Role, ...] = ("original", "subject", "reference", "filter")
+LAYERS: tuple[Layer, ...] = ("catalogue", "behaviour", "weights", "utility")
+
+HEADLINE = (
+    "natural.exposure",
+    "natural_concept_users.exposure",
+    "saturated.exposure",
+    "neighbours.exposure",
+    "replay.exposure",
+    "natural.mass.old",
+    "natural.mass.new",
+    "natural_concept_users.mass.old",
+    "saturated.mass.old",
+    "nearest.leak",
+    "free.old_concept",
+    "aliasing.shared_sid",
+    "utility.ndcg",
+    "utility.recall",
+    "utility_concept_users.ndcg",
+    "utility_neighbours.ndcg",
+)
+"""Stems of the metrics in the before and after table, in its order; `@10` where there is a choice."""
+
+POPULATIONS = {
+    "natural": "all users",
+    "natural_concept_users": "users of the concept",
+    "saturated": "concept-only histories",
+    "neighbours": "histories of its nearest items",
+    "replay": "stale client, old SIDs",
+    "utility": "all users",
+    "utility_concept_users": "users of the concept",
+    "utility_neighbours": "buyers of its nearest items",
+}
+QUANTITIES = {
+    "exposure": "exposure",
+    "hit": "hit",
+    "mass.old": "mass of old SIDs",
+    "mass.new": "mass of current SIDs",
+    "recall": "recall",
+    "ndcg": "ndcg",
+    "coverage": "coverage",
+}
+WHOLE = {
+    "nearest.leak": "free generations that mean the concept",
+    "nearest.random": "random SIDs that mean the concept",
+    "free.invalid": "free generations that are no item",
+    "free.old_concept": "free generations of old concept SIDs",
+    "aliasing.shared_sid": "concept items sharing a retained SID",
+    "aliasing.shared_prefix": "concept items sharing a retained prefix",
+}
+
+_UNSEEN = re.compile("[\u0000-\u001f\u007f-\u009f\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]+")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One metric, and what each model showed for it."""
+
+    metric: str
+    label: str
+    layer: Layer
+    by_role: Mapping[Role, Measurement]
+
+
+def number(value: float) -> str:
+    """Three significant digits without clutter: `0.0712`, `8.3e-5`, `21,410`; `n/a` for NaN."""
+    if math.isnan(value):
+        return "n/a"
+    if math.isinf(value):
+        return "inf" if value > 0 else "-inf"
+    size = abs(value)
+    if size >= 999.5:
+        return f"{value:,.0f}"
+    if value == 0 or size >= 1e-4:
+        return f"{value:.3g}"
+    return re.sub(r"e-0*", "e-", f"{value:.1e}").replace(".0e", "e")
+
+
+def percent(value: float) -> str:
+    """A share as a percentage: `7.12 %`."""
+    return f"{number(100 * value)} %"
+
+
+def value_text(found: Measurement) -> str:
+    """A measurement's value in its own unit: a drop in percent, a ratio as a multiple, anything else as it is."""
+    if found.kind == "drop":
+        return percent(found.value)
+    return f"{number(found.value)} x" if found.kind == "ratio" else number(found.value)
+
+
+def interval_text(found: Measurement) -> str:
+    """Where the truth lies: `[0.01, 0.02]`, `at most 0.003`, `exact`, or nothing when there is no interval."""
+    if found.interval is None:
+        return ""
+    low, high, method = found.interval.low, found.interval.high, found.interval.method
+    if method == "exact":
+        return "exact"
+    shown = percent if found.kind == "drop" else number
+    return f"at most {shown(high)}" if method == "rule-of-three" else f"[{shown(low)}, {shown(high)}]"
+
+
+def metric_label(metric: str) -> str:
+    """A metric in words, `exposure@10, all users`; the name itself when it is not known."""
+    stem, at, cut = metric.partition("@")
+    if stem in WHOLE:
+        return f"{WHOLE[stem]} ({cut})" if at else WHOLE[stem]
+    probe, _, quantity = stem.partition(".")
+    if probe in POPULATIONS and quantity in QUANTITIES:
+        return f"{QUANTITIES[quantity]}{at}{cut}, {POPULATIONS[probe]}"
+    return metric
+
+
+def role_names(report: Report) -> dict[Role, str]:
+    """What the columns are called, only for roles that were read: before/after when there is another original."""
+    present = {m.role for m in report.measurements}
+    same = "original" in report.inputs and report.inputs["original"] == report.inputs.get("subject")
+    erased = "original" in present and not same
+    names: dict[Role, str] = {
+        "original": "before" if erased else "original",
+        "subject": "after" if erased else "audited",
+        "reference": "reference",
+        "filter": "filter only",
+    }
+    return {role: names[role] for role in ROLES if role in present}
+
+
+def all_rows(report: Report) -> tuple[Row, ...]:
+    """Every metric that was measured as a plain value, layer by layer, in the order of the report."""
+    found: dict[str, dict[Role, Measurement]] = {}
+    for m in report.measurements:
+        if m.kind == "value":
+            found.setdefault(m.metric, {})[m.role] = m
+    rows = [Row(metric, metric_label(metric), next(iter(by.values())).layer, by) for metric, by in found.items()]
+    return tuple(sorted(rows, key=lambda row: LAYERS.index(row.layer)))
+
+
+def headline_rows(report: Report) -> tuple[Row, ...]:
+    """The rows of the before and after table: one for each headline metric that was measured."""
+    rows = {row.metric: row for row in all_rows(report)}
+    names = (_preferred(stem, rows) for stem in HEADLINE)
+    return tuple(rows[name] for name in names if name is not None)
+
+
+def find_row(report: Report, stem: str) -> Row | None:
+    """The row of `stem`, at cut-off 10 where there is a choice; None when it was not measured."""
+    rows = {row.metric: row for row in all_rows(report)}
+    name = _preferred(stem, rows)
+    return None if name is None else rows[name]
+
+
+def comparison(report: Report, metric: str, kind: str, versus: Role) -> Measurement | None:
+    """The subject's drop or ratio of `metric` against a role, if it was measured."""
+    for m in report.measurements:
+        if (m.metric, m.kind, m.versus, m.role) == (metric, kind, versus, "subject"):
+            return m
+    return None
+
+
+def change_text(row: Row) -> str:
+    """From the original to the subject: `-99.8 %`, `gone`, or nothing where there is no original or it was zero."""
+    before, after = row.by_role.get("original"), row.by_role.get("subject")
+    if before is None or after is None or not before.value > 0 or math.isnan(after.value):
+        return ""
+    if after.value == 0:
+        return "gone" if before.better == "lower" else "-100 %"
+    change = 100 * (after.value / before.value - 1)
+    if change >= 1000:
+        return f"x {number(after.value / before.value)}"
+    if change < -99.9:
+        return f"{max(change, -99.99):.2f} %"
+    return f"{change:+.1f} %" if round(change, 1) else "0 %"
+
+
+def rules_tally(report: Report) -> str:
+    """`9 pass, 2 fail`: how many rules came to which result."""
+    findings = report.decision.findings
+    counts = [(sum(f.result is result for f in findings), result.value) for result in Result]
+    return ", ".join(f"{count} {name}" for count, name in counts if count) or "no rules"
+
+
+def grouped_skips(skipped: Sequence[Skipped]) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """(reason, what it kept from being measured), reasons in the order of the report."""
+    found: dict[str, list[str]] = {}
+    for s in skipped:
+        name = s.metric if s.role == "subject" else f"{s.metric} ({s.role})"
+        if name not in found.setdefault(s.reason, []):
+            found[s.reason].append(name)
+    return tuple((reason, tuple(names)) for reason, names in found.items())
+
+
+def title_text(title: str, length: int = TITLE_LENGTH) -> str:
+    """A title fit for display: control and bidirectional marks out, white space joined, cut at `length` characters."""
+    clean = " ".join(_UNSEEN.sub(" ", title[: 4 * length]).split())
+    if len(clean) <= length and len(title) <= 4 * length:
+        return clean or "(no title)"
+    cut = clean[: length - 1]
+    while cut and (unicodedata.combining(cut[-1]) or cut[-1] in "\u200d\ufe0f" or clean[len(cut) :][:1] == "\u200d"):
+        cut = cut[:-1]
+    return cut.rstrip() + "…"
+
+
+def facts(values: Mapping[str, Any], prefix: str = "") -> tuple[tuple[str, str], ...]:
+    """A nested mapping as (name, text) lines, sorted by name; a long list is counted."""
+    lines: list[tuple[str, str]] = []
+    for key in sorted(values):
+        name, value = f"{prefix}{key}".replace("_", " "), values[key]
+        if isinstance(value, Mapping):
+            lines += facts(value, f"{name}: ")
+        elif isinstance(value, (list, tuple)):
+            shown = ", ".join(_fact(v) for v in value[:4])
+            lines.append((name, f"{shown} and {len(value) - 4:,} more" if len(value) > 4 else shown or "none"))
+        else:
+            lines.append((name, _fact(value)))
+    return tuple(lines)
+
+
+def _fact(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "none"}[value]
+    if isinstance(value, int):
+        return f"{value:,}" if abs(value) >= 10000 else str(value)
+    return number(value) if isinstance(value, float) else title_text(str(value), 400)
+
+
+def _preferred(stem: str, metrics: Mapping[str, Any]) -> str | None:
+    names = [name for name in metrics if name == stem or name.startswith(f"{stem}@")]
+    exact = [name for name in names if name in (stem, f"{stem}@10", f"{stem}@r25")]
+    return exact[0] if exact else names[-1] if names else None

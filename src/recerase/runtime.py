@@ -1,0 +1,125 @@
+"""Device, threads, seed and determinism, as one value that goes into every report.
+
+The one decision here: nothing is set for the process. `pinned` sets threads and random state for a block and gives
+them back, so that a caller who has its own torch program around recerase finds it as it left it.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from recerase.errors import UsageError
+from recerase.store import sha256_bytes
+from recerase.types import Environment
+
+if TYPE_CHECKING:
+    import torch
+
+_PACKAGES = ("numpy", "transformers", "safetensors", "faiss-cpu", "scikit-learn", "pyarrow")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where and how reproducibly a command computes; recorded in what it makes."""
+
+    seed: int = 0
+    threads: int | None = None
+    """torch threads; None: all this process may use."""
+    device: str = "auto"
+    trust_pickle: bool = False
+
+
+def available_threads() -> int:
+    """Cores this process may use (its CPU affinity, not the machine's size)."""
+    if hasattr(os, "sched_getaffinity"):
+        return max(1, len(os.sched_getaffinity(0)))
+    return os.cpu_count() or 1
+
+
+def choose_device(name: str = "auto") -> str:
+    """`auto` -> cuda when there is one, else cpu; any other name is checked. Raises UsageError for what torch lacks."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"Device {name!r} cannot be used: {reason}", "Pass --device cpu, cuda or auto.") from error
+    return name
+
+
+def choose_dtype(name: str | None) -> torch.dtype | None:
+    """`float32`, `bfloat16` or `float16` as a torch dtype; None stays None. Raises UsageError for another name."""
+    import torch
+
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name is None:
+        return None
+    if name not in known:
+        raise UsageError(f"Unknown dtype {name!r}.", f"Choose one of {', '.join(known)}.")
+    return known[name]
+
+
+def environment(
+    seed: int = 0, threads: int | None = None, device: str = "cpu", dtype: str = "float32", deterministic: bool = True
+) -> Environment:
+    """Where numbers are being made: versions, platform and the settings they depend on."""
+    return Environment(
+        recerase=_version("recerase"),
+        python=platform.python_version(),
+        torch=_version("torch"),
+        platform=f"{platform.system()} {platform.machine()}",
+        device=device,
+        dtype=dtype,
+        threads=threads or available_threads(),
+        seed=seed,
+        deterministic=deterministic,
+        packages={name: _version(name) for name in _PACKAGES},
+    )
+
+
+@contextmanager
+def pinned(threads: int | None = None, seed: int = 0) -> Iterator[int]:
+    """Run a block on `threads` torch threads (None: all this process may use), from a known random state.
+
+    Yields the thread count. Deterministic kernels are asked for; threads, random state (every device's) and the
+    deterministic flag are given back at the end, also after an exception.
+    """
+    import torch
+
+    count = threads or available_threads()
+    before, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    with torch.random.fork_rng():
+        torch.set_num_threads(count)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.manual_seed(seed)
+        try:
+            yield count
+        finally:
+            torch.use_deterministic_algorithms(strict, warn_only=warn_only)
+            torch.set_num_threads(before)
+
+
+def code_digest() -> str:
+    """sha256 over the package's own source files, names included: which code made a number."""
+    root = Path(__file__).parent
+    sources = sorted(path for path in root.rglob("*") if path.suffix in (".py", ".toml", ".j2"))
+    named = b"".join(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0" for path in sources)
+    return sha256_bytes(named)
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "absent"

@@ -1,0 +1,322 @@
+"""The SID table: which codes spell which item, and which vocabulary row each code is.
+
+Items without a SID carry -1 in every level; items that have one but must not be recommended are unlisted, so that a
+history may still name them. Everything else (trie, mass, reassignment) is computed from this one value.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from recerase.errors import TableError
+from recerase.sid.schema import SCHEMA_FILE, SidSchema
+from recerase.types import BoolArray, IntArray
+
+__all__ = [
+    "SCHEMA_FILE",
+    "TABLE_FILE",
+    "SidSchema",
+    "SidTable",
+    "arrow_to_table",
+    "read_json_table",
+    "read_table",
+    "table_to_arrow",
+]
+
+TABLE_FILE = "sids.parquet"
+
+
+@dataclass(frozen=True, eq=False)
+class SidTable:
+    """Item -> SID, one row an item, in the order of the catalogue."""
+
+    item_ids: NDArray[Any]
+    """[N] object, distinct strings."""
+    codes: IntArray
+    """int32 [N, L]; a row of -1 is an item without a SID."""
+    listed: BoolArray
+    """[N] the item may be recommended (it is in the decoding trie)."""
+    schema: SidSchema
+    resolved: BoolArray
+    """[N] the last code was changed to keep SIDs apart, so the codebooks alone do not give it."""
+
+    @classmethod
+    def build(
+        cls,
+        item_ids: Sequence[str] | NDArray[Any],
+        codes: IntArray,
+        schema: SidSchema | None = None,
+        listed: BoolArray | None = None,
+        resolved: BoolArray | None = None,
+    ) -> SidTable:
+        """A validated table; `schema` defaults to the native one for the codes in use, `listed` to having a SID.
+
+        Raises:
+            TableError: shapes differ, an id is repeated, a code is out of range or has no vocabulary row. Items that
+                share a SID are not refused, whatever the schema says: inspecting and auditing must find them.
+        """
+        ids = np.asarray(item_ids, dtype=object)
+        codes = np.ascontiguousarray(codes, dtype=np.int32)
+        if codes.ndim != 2 or len(codes) != len(ids) or codes.shape[1] == 0:
+            raise TableError(
+                f"A SID table needs one row of codes an item; got {codes.shape} for {len(ids)} items.",
+                "Check the file.",
+            )
+        if schema is None:
+            schema = _native_schema(codes, [int(k) + 1 for k in codes.max(axis=0, initial=0)])
+        listed = codes[:, 0] >= 0 if listed is None else np.asarray(listed, bool)
+        resolved = np.zeros(len(ids), bool) if resolved is None else np.asarray(resolved, bool)
+        if listed.shape != ids.shape or resolved.shape != ids.shape:
+            raise TableError("The flags of a SID table must be one an item.", "Check the file.")
+        table = cls(ids, codes, listed, schema, resolved)
+        table._check()
+        return table
+
+    def _check(self) -> None:
+        if len(set(self.item_ids.tolist())) != len(self.item_ids):
+            raise TableError("The SID table names an item twice.", "Keep one row an item.")
+        if self.codes.shape[1] != self.schema.levels:
+            raise TableError(
+                f"The SID table has {self.codes.shape[1]} levels, its schema {self.schema.levels}.",
+                "The table and the checkpoint do not belong together; use the table the model was trained with.",
+            )
+        absent = self.codes < 0
+        partial = absent.any(1) & ~absent.all(1)
+        over = self.codes >= np.asarray(self.schema.codes)
+        bad = np.flatnonzero(partial | over.any(1))
+        if not len(bad):
+            bad = np.flatnonzero((self.rows() < 0).any(1) & ~absent.all(1))
+        if len(bad):
+            raise TableError(
+                f"Item {self.item_ids[bad[0]]} has the SID {self.codes[bad[0]].tolist()}, which the schema "
+                f"{list(self.schema.codes)} cannot spell ({len(bad)} such items).",
+                "The table and the checkpoint do not belong together; use the table the model was trained with.",
+            )
+
+    def __len__(self) -> int:
+        return len(self.item_ids)
+
+    @property
+    def levels(self) -> int:
+        return self.schema.levels
+
+    @cached_property
+    def _rows(self) -> IntArray:
+        parts = [self.schema.rows[level][np.maximum(self.codes[:, level], 0)] for level in range(self.levels)]
+        return np.where(self.codes >= 0, np.stack(parts, 1), -1).astype(np.int64)
+
+    def rows(self) -> IntArray:
+        """int64 [N, L] vocabulary rows; -1 for an item without a SID."""
+        return self._rows
+
+    @property
+    def present(self) -> BoolArray:
+        """[N] the item has a SID."""
+        return self.codes[:, 0] >= 0
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over ids, codes, flags and schema."""
+        digest = hashlib.sha256(json.dumps(self.item_ids.tolist(), ensure_ascii=False).encode())
+        digest.update(self.codes.astype("<i4").tobytes() + self.listed.tobytes() + self.resolved.tobytes())
+        digest.update(json.dumps(self.schema.to_json(), sort_keys=True).encode())
+        return digest.hexdigest()
+
+    def groups(self) -> IntArray:
+        """int64 [N] number of the item's SID among the distinct SIDs; -1 for no SID."""
+        out = np.full(len(self), -1, np.int64)
+        if self.present.any():
+            out[self.present] = np.unique(self.codes[self.present], axis=0, return_inverse=True)[1].reshape(-1)
+        return out
+
+    def collisions(self) -> tuple[IntArray, ...]:
+        """For each SID that several items share: their rows, ascending."""
+        groups = self.groups()
+        order = np.argsort(groups, kind="stable")[np.count_nonzero(~self.present) :]
+        counts = np.bincount(groups[order])
+        return tuple(rows for rows in np.split(order, np.cumsum(counts)[:-1]) if len(rows) > 1)
+
+    @cached_property
+    def collision_rate(self) -> float:
+        """Share of the items with a SID that share it with another item."""
+        groups = self.groups()[self.present]
+        return float((np.bincount(groups)[groups] > 1).mean()) if len(groups) else 0.0
+
+    def usage(self, level: int) -> IntArray:
+        """int64 [K_l] items a code."""
+        return np.bincount(self.codes[self.present, level], minlength=self.schema.codes[level])
+
+    def aligned(self, item_ids: Sequence[str] | NDArray[Any]) -> SidTable:
+        """The same table in the order of `item_ids`.
+
+        Raises:
+            TableError: an item is missing from the table, or the table names items that are not asked for.
+        """
+        wanted = [str(i) for i in item_ids]
+        place = {str(item): row for row, item in enumerate(self.item_ids.tolist())}
+        missing = [i for i in wanted if i not in place]
+        extra = sorted(place.keys() - set(wanted))
+        if missing or extra:
+            first = f"lacks {len(missing)} items of the catalogue, {missing[0]} first" if missing else ""
+            second = f"names {len(extra)} items that the catalogue lacks, {extra[0]} first" if extra else ""
+            raise TableError(
+                f"The SID table {' and '.join(x for x in (first, second) if x)}.",
+                "Use the catalogue that the SIDs were made from, or tokenize this one.",
+            )
+        if len(wanted) != len(place):
+            raise TableError("The item ids to align with hold one id twice.", "Keep one row an item.")
+        order = np.fromiter((place[i] for i in wanted), np.int64, len(wanted))
+        return replace(
+            self,
+            item_ids=self.item_ids[order],
+            codes=self.codes[order],
+            listed=self.listed[order],
+            resolved=self.resolved[order],
+        )
+
+    def replace(self, items: IntArray, codes: IntArray) -> SidTable:
+        """The table with new `codes` [M, L] for `items` [M]. Raises TableError for codes the schema cannot spell."""
+        new, resolved = self.codes.copy(), self.resolved.copy()
+        new[items], resolved[items] = codes, True
+        table = SidTable(self.item_ids, new, self.listed, self.schema, resolved)
+        table._check()
+        return table
+
+    def unlisted(self, mask: BoolArray) -> SidTable:
+        """The table with the items of `mask` [N] kept for histories and taken out of the decoding trie."""
+        return replace(self, listed=self.listed & ~mask)
+
+    def moved(self, other: SidTable) -> BoolArray:
+        """[N] the SID differs from that in `other`, a table of the same items."""
+        return (self.codes != other.codes).any(1)
+
+
+def table_to_arrow(table: SidTable) -> pa.Table:
+    """The content of sids.parquet: item_id, codes list<int32> (null without SID), listed, resolved."""
+    offsets = np.arange(len(table) + 1, dtype=np.int32) * table.levels
+    values = pa.array(np.ascontiguousarray(table.codes, np.int32).reshape(-1))
+    codes = pa.ListArray.from_arrays(pa.array(offsets), values, mask=pa.array(~table.present))
+    return pa.table(
+        {
+            "item_id": pa.array([str(i) for i in table.item_ids], pa.string()),
+            "codes": pa.array(codes.to_pylist(), codes.type) if codes.null_count else codes,
+            "listed": pa.array(table.listed),
+            "resolved": pa.array(table.resolved),
+        }
+    )
+
+
+def arrow_to_table(data: pa.Table, schema: SidSchema | None = None, name: str = TABLE_FILE) -> SidTable:
+    """The inverse of `table_to_arrow`; `listed` and `resolved` may be absent.
+
+    Raises:
+        TableError: a column is missing or of the wrong kind, SIDs differ in length, or `SidTable.build` refuses.
+    """
+    for column in ("item_id", "codes"):
+        if column not in data.column_names:
+            raise TableError(
+                f"{name} has no column {column}; found {', '.join(data.column_names) or 'none'}.",
+                "A SID table has item_id (string) and codes (list of integers).",
+            )
+    try:
+        ids = data["item_id"].cast(pa.string()).combine_chunks()
+        lists = data["codes"].cast(pa.list_(pa.int32())).combine_chunks()
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise TableError(f"{name}: {error!s:.120}.", "codes must be lists of integers, item_id strings.") from error
+    present = lists.is_valid().to_numpy(zero_copy_only=False)
+    lengths = np.unique(lists.value_lengths().drop_null().to_numpy())
+    if len(lengths) != 1 or lengths[0] == 0 or ids.null_count:
+        raise TableError(
+            f"{name} holds no SIDs, SIDs of different lengths, or an item without an id.",
+            "Give every SID the same levels, and every item an id.",
+        )
+    values = lists.flatten()  # leaves out what lies under a null
+    if values.null_count or pc.min(values).as_py() < 0:
+        raise TableError(f"{name} holds a SID with a missing or negative code.", "Give every level a code from 0 up.")
+    codes = np.full((len(ids), lengths[0]), -1, np.int32)
+    codes[present] = values.to_numpy().reshape(-1, lengths[0])
+    flags = {flag: _flags(data, flag, name) for flag in ("listed", "resolved") if flag in data.column_names}
+    return SidTable.build(ids.to_numpy(zero_copy_only=False), codes, schema, **flags)
+
+
+def _flags(data: pa.Table, column: str, name: str) -> BoolArray:
+    if data[column].type != pa.bool_() or data[column].null_count:
+        raise TableError(f"{name}: column {column} must be true or false in every row.", "Correct or drop it.")
+    return data[column].combine_chunks().to_numpy(zero_copy_only=False).astype(bool)
+
+
+def read_table(path: str | Path, schema: SidSchema | None = None) -> SidTable:
+    """The table in a directory's (or file's) sids.parquet, with the schema beside it unless one is given."""
+    path = Path(path)
+    file = path / TABLE_FILE if path.is_dir() else path
+    if file.suffix == ".json":
+        return read_json_table(file)
+    if not file.exists():
+        raise TableError(f"There is no {file}.", "Make SIDs with `recerase tokenize`.")
+    beside = file.parent / SCHEMA_FILE
+    if schema is None and beside.exists():
+        try:
+            schema = SidSchema.from_json(json.loads(beside.read_text("utf-8")))
+        except ValueError as error:
+            raise TableError(f"{beside} is not JSON.", "Write the SIDs again with `recerase tokenize`.") from error
+    try:
+        data = pq.read_table(file)
+    except (pa.ArrowException, OSError) as error:
+        raise TableError(f"{file} cannot be read as parquet.", "Restore it, or tokenize again.") from error
+    return arrow_to_table(data, schema, file.name)
+
+
+_TOKEN = re.compile(r"^<?([a-z])_(\d{1,9})>?$")
+
+
+def read_json_table(path: str | Path) -> SidTable:
+    """A table published as JSON: {"item": ["<a_60>", "<b_159>", ...]} or {"item": [60, 159, ...]}.
+
+    K_l is the largest code in use rounded up to a power of two, at least 256: the published files do not say it.
+    Raises:
+        TableError: not such a file.
+    """
+    path = Path(path)
+    try:
+        data = json.loads(path.read_text("utf-8"))
+        ids = [str(k) for k in data]
+        codes = np.array([[_code(t, level) for level, t in enumerate(v)] for v in data.values()], np.int64)
+        if codes.ndim != 2 or not codes.size or codes.max() >= 2**24:
+            raise ValueError("SIDs differ in length, or there are none")
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise TableError(
+            f"{path} is not a SID table in JSON: {error!s:.120}.",
+            'Expected {"item id": ["<a_1>", "<b_2>", ...]} or {"item id": [1, 2, ...]}.',
+        ) from error
+    sizes = [max(256, 1 << int(k).bit_length()) for k in codes.max(axis=0)]
+    return SidTable.build(ids, codes, _native_schema(codes, sizes))
+
+
+def _native_schema(codes: IntArray, sizes: Sequence[int]) -> SidSchema:
+    """The native schema, saying of collisions what is true of codes [N, L]."""
+    present = codes[codes[:, 0] >= 0]
+    unique = len(np.unique(present, axis=0)) == len(present)
+    return SidSchema.native(sizes, "unique" if unique else "allowed")
+
+
+def _code(token: Any, level: int) -> int:
+    """The integer of one published token, which must name its own level."""
+    if isinstance(token, int) and not isinstance(token, bool) and token >= 0:
+        return token
+    match = _TOKEN.match(token) if isinstance(token, str) else None
+    if match is None or ord(match[1]) - ord("a") != level:
+        raise ValueError(f"{token!r} is no code of level {level + 1}")
+    return int(match[2])

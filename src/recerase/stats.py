@@ -1,0 +1,227 @@
+"""Intervals that a gate can be built on: for rates, for means, for drops and ratios between two models.
+
+The decision that shaped this file: an interval must not be narrow because nothing happened to be seen. Where no unit
+in n shows a leak, or only some do, the upper end counts one unseen unit at the top of the range (Gaffke's bound: the
+Bayesian bootstrap with one more observation at 1), which is -ln(1 - confidence) / n when nothing is seen at all. Only
+means of numbers that are never exactly zero (masses) use the plain bootstrap, bias-corrected and accelerated, for they
+are skewed. Everything here depends on the values as a set (or as a set of pairs), never on their order.
+"""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from recerase.errors import UsageError
+from recerase.types import FloatArray, IntArray, Interval
+
+RESAMPLES = 2000
+_CHUNK = 1 << 20
+"""Numbers drawn at once: bounds the memory of a bootstrap, whatever n is."""
+_NORMAL = NormalDist()
+
+
+def wilson(hits: int, n: int, confidence: float = 0.95) -> Interval:
+    """The interval of a rate from `hits` in `n` independent trials (Wilson 1927).
+
+    No hit, or nothing but hits: the other end is -ln(1 - confidence) / n away (the rule of three, 3 / n at .95), and
+    the method says so. Raises UsageError unless 0 <= hits <= n and n >= 1.
+    """
+    _check_confidence(confidence)
+    if n < 1 or not 0 <= hits <= n:
+        raise UsageError(f"A rate cannot be made of {hits} hits in {n} trials.", "Give 0 <= hits <= n and n >= 1.")
+    if hits == 0:
+        return Interval(0.0, unseen(n, confidence), confidence, "rule-of-three")
+    if hits == n:
+        return Interval(1.0 - unseen(n, confidence), 1.0, confidence, "rule-of-three")
+    z, rate = _NORMAL.inv_cdf((1 + confidence) / 2), hits / n
+    shrunk = 1 + z * z / n
+    centre = (rate + z * z / (2 * n)) / shrunk
+    half = z * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n)) / shrunk
+    return Interval(max(centre - half, 0.0), min(centre + half, 1.0), confidence, "wilson")
+
+
+def unseen(n: int, confidence: float) -> float:
+    """How large a rate may be, with `confidence`, that showed itself in none of n units: -ln(1 - confidence) / n."""
+    return min(1.0, -math.log1p(-confidence) / n)
+
+
+def bootstrap_mean(values: ArrayLike, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
+    """The interval of the mean of `values` [n], one a unit.
+
+    Values in [0, 1] with a zero among them (exposures, gains): Gaffke's bound (Learned-Miller & Thomas 2019), which is
+    the rule of three where all are zero and Clopper-Pearson's where all are 0 or 1. Other values: the bootstrap, bias-
+    corrected and accelerated (Efron 1987). Raises UsageError when there is no value or one is not finite.
+    """
+    _check_confidence(confidence)
+    units = _units(values)
+    point, n = float(units.mean()), len(units)
+    low, high = float(units.min()), float(units.max())
+    if low == high == 0.0:
+        return Interval(0.0, unseen(n, confidence), confidence, "rule-of-three")
+    rng = np.random.default_rng(seed)
+    if low == 0.0 and high <= 1.0:
+        ends, method = _gaffke(units, confidence, resamples, rng), "gaffke"
+        ends = (ends[0], max(ends[1], unseen(n, confidence)))
+    elif low == high:
+        ends, method = (low, high), "bootstrap"
+    else:
+        means = _resampled(units[:, None], resamples, rng)[:, 0]
+        ends, method = _accelerated(means, point, units - point, confidence), "bootstrap"
+    return Interval(min(ends[0], point), max(ends[1], point), confidence, method)
+
+
+def paired_ratio(
+    subject: ArrayLike, versus: ArrayLike, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[float, Interval]:
+    """mean(subject) / mean(versus) and its interval; both [n], the same units in the same order.
+
+    Arrays of different lengths are taken as independent samples. Where some of the subject's values in [0, 1] are zero
+    the upper end is never below what an unseen unit would make of the ratio; it is infinite where `versus` is so sparse
+    that it may be zero. Raises UsageError when the mean of `versus` is not positive.
+    """
+    _check_confidence(confidence)
+    own, base = _units(subject), _units(versus)
+    if base.mean() <= 0:
+        raise UsageError("A ratio to a mean that is not positive has no meaning.", "Compare the values themselves.")
+    point = float(own.mean() / base.mean())
+    rng = np.random.default_rng(seed)
+    influence_own, influence_base = own - own.mean(), -point * (base - base.mean())
+    if len(own) == len(base):
+        top, bottom = _resampled(np.stack([own, base], axis=1), resamples, rng).T
+        influence = influence_own + influence_base
+    else:
+        top, bottom = (_resampled(x[:, None], resamples, rng)[:, 0] for x in (own, base))
+        influence = np.concatenate([influence_own / len(own), influence_base / len(base)])
+    informed = (bottom > 0) | (top > 0)
+    ratios = np.divide(top, bottom, out=np.full(resamples, np.inf), where=bottom > 0)[informed]
+    low, high = _accelerated(ratios, point, influence, confidence)
+    method = "bootstrap"
+    if own.min() == 0.0 and own.max() <= 1.0:
+        floor = bootstrap_mean(base, confidence, resamples, seed).low
+        high = max(high, unseen(len(own), confidence) / floor if floor > 0 else math.inf)
+        method = "rule-of-three" if own.max() == 0.0 else method
+    return point, Interval(min(low, point), max(high, point), confidence, method)
+
+
+def paired_drop(
+    subject: ArrayLike, versus: ArrayLike, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[float, Interval]:
+    """(mean(versus) - mean(subject)) / mean(versus) and its interval, from the same resamples as `paired_ratio`."""
+    ratio, found = paired_ratio(subject, versus, confidence, resamples, seed)
+    return 1.0 - ratio, Interval(1.0 - found.high, 1.0 - found.low, confidence, found.method)
+
+
+def equivalence(
+    subject: ArrayLike,
+    versus: ArrayLike,
+    margin: float,
+    confidence: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> tuple[bool, Interval]:
+    """Whether the paired means differ by less than `margin`, in their own unit: two one-sided tests (Schuirmann 1987).
+
+    Returns the answer and the interval of mean(subject) - mean(versus) it rests on, at 2 * confidence - 1, so that each
+    side is tested at `confidence`. Raises UsageError when the arrays differ in length or the margin is not positive.
+    """
+    own, base = _units(subject), _units(versus)
+    if len(own) != len(base) or not margin > 0 or not 0.5 < confidence < 1:
+        raise UsageError(
+            f"Equivalence of {len(own)} and {len(base)} values within {margin} at {confidence} cannot be tested.",
+            "Give one value a unit for both, a margin above 0 and a confidence between .5 and 1.",
+        )
+    difference = own - base
+    point = float(difference.mean())
+    means = _resampled(difference[:, None], resamples, np.random.default_rng(seed))[:, 0]
+    low, high = _accelerated(means, point, difference - point, 2 * confidence - 1)
+    return -margin < low and high < margin, Interval(low, high, 2 * confidence - 1, "bootstrap")
+
+
+def required_n(value: float, end: float, limit: float, n: int, method: str = "bootstrap") -> int | None:
+    """About how many units would bring the pessimistic `end` of an interval to `limit`, were `value` to stay.
+
+    The distance from value to end shrinks with 1 / n under the rule of three, with 1 / sqrt(n) otherwise. None when no
+    number suffices: the value is on the limit or beyond it, or the end is infinite. An interval of no width needs n.
+    """
+    reach, room = end - value, limit - value
+    if reach == 0:
+        return n
+    share = reach / room if room != 0 else math.inf
+    if not math.isfinite(share) or share <= 0:
+        return None
+    needed = n * (share if method == "rule-of-three" else share * share)
+    return max(math.ceil(needed * (1 - 1e-12)), 1)
+
+
+def _check_confidence(confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise UsageError(f"A confidence of {confidence} cannot be had.", "Give one between 0 and 1, such as .95.")
+
+
+def _units(values: ArrayLike) -> FloatArray:
+    units: FloatArray = np.asarray(values, dtype=np.float64).reshape(-1)
+    if units.size == 0:
+        raise UsageError("There is no value to make an interval of.", "Measure at least one unit.")
+    if not np.isfinite(units).all():
+        raise UsageError("A value is not a finite number, so its mean has no interval.", "Look at what measured it.")
+    return units
+
+
+def _distinct(units: FloatArray) -> tuple[FloatArray, IntArray]:
+    """Sorted distinct rows of `units` [n, C] and how often each is there: what makes a resample blind to order."""
+    rows, counts = np.unique(units, axis=0, return_counts=True)
+    return rows, counts
+
+
+def _resampled(units: FloatArray, resamples: int, rng: np.random.Generator) -> FloatArray:
+    """[resamples, C] means of n rows drawn from `units` [n, C] with replacement."""
+    n = len(units)
+    rows, counts = _distinct(units)
+    if len(rows) * 8 <= n:  # few distinct rows, such as exposures in tenths: draw how often each comes
+        drawn = rng.multinomial(n, counts / n, size=resamples)
+        return np.asarray(drawn @ rows / n)
+    ordered = np.repeat(rows, counts, axis=0)
+    means = np.empty((resamples, units.shape[1]))
+    step = max(1, _CHUNK // n)
+    for start in range(0, resamples, step):
+        block = means[start : start + step]
+        block[:] = ordered[rng.integers(n, size=(len(block), n))].mean(axis=1)
+    return means
+
+
+def _gaffke(units: FloatArray, confidence: float, resamples: int, rng: np.random.Generator) -> tuple[float, float]:
+    """Both ends of Gaffke's bound: Dirichlet weights on `units` [n] in [0, 1] and on one unit more, at 0 and at 1."""
+    rows, counts = _distinct(units[:, None])
+    shapes = np.append(counts, 1).astype(np.float64)
+    lows, highs = np.empty(resamples), np.empty(resamples)
+    step = max(1, _CHUNK // len(shapes))
+    for start in range(0, resamples, step):
+        block = slice(start, min(start + step, resamples))
+        weights = rng.standard_gamma(shapes, size=(block.stop - start, len(shapes)))
+        total, seen = weights.sum(axis=1), weights[:, :-1] @ rows[:, 0]
+        lows[block], highs[block] = seen / total, (seen + weights[:, -1]) / total
+    tail = (1 - confidence) / 2
+    return float(np.quantile(lows, tail)), float(np.quantile(highs, 1 - tail))
+
+
+def _accelerated(estimates: FloatArray, point: float, influence: FloatArray, confidence: float) -> tuple[float, float]:
+    """The BCa ends of `estimates` [R] around `point`; `influence` is each unit's pull on it, up to a common factor."""
+    r = len(estimates)
+    below = (np.count_nonzero(estimates < point) + 0.5 * np.count_nonzero(estimates == point)) / r
+    bias = _NORMAL.inv_cdf(min(max(below, 0.5 / r), 1 - 0.5 / r))
+    pull = influence / max(float(np.abs(influence).max()), np.finfo(np.float64).tiny)
+    spread = float((pull**2).sum())
+    acceleration = float((pull**3).sum()) / (6 * spread**1.5) if spread > 0 else 0.0
+
+    def place(level: float) -> float:
+        shifted = bias + _NORMAL.inv_cdf(level)
+        slack = 1 - acceleration * shifted
+        return _NORMAL.cdf(bias + shifted / slack) if slack > 0 else float(shifted > 0)
+
+    levels = [place((1 - confidence) / 2), place((1 + confidence) / 2)]
+    low, high = np.quantile(estimates, levels, method="inverted_cdf")
+    return float(low), float(high)

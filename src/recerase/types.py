@@ -1,0 +1,256 @@
+"""The frozen values that travel between rooms; no behaviour beyond what keeps them consistent.
+
+Shape letters, everywhere in this package: B batch, T history tokens, H history items, L levels, K codes a level,
+V vocabulary, N items, M concept items, D embedding width, W beam width, Q tree nodes a step.
+Item numbers are row numbers of the catalogue (items.parquet), never ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+IntArray = NDArray[np.integer[Any]]
+FloatArray = NDArray[np.floating[Any]]
+BoolArray = NDArray[np.bool_]
+
+Layer = Literal["catalogue", "behaviour", "weights", "utility"]
+Role = Literal["subject", "original", "filter", "reference"]
+Scope = Literal["output", "influence"]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Where the truth lies, with `confidence`; `method` names the construction (wilson, bootstrap, rule-of-three)."""
+
+    low: float
+    high: float
+    confidence: float
+    method: str
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One number a probe read off one model; it decides nothing."""
+
+    metric: str
+    """Dotted name, probe first: `natural.exposure@10`."""
+    role: Role
+    """Whose number this is: the audited checkpoint, or one of the models it is held against."""
+    value: float
+    n: int
+    """Independent units behind the value (users or histories)."""
+    layer: Layer
+    interval: Interval | None = None
+    versus: Role | None = None
+    """For a comparison: the model compared with."""
+    kind: Literal["value", "drop", "ratio"] = "value"
+    """`drop` = (versus - role) / versus, `ratio` = role / versus, both paired over users where values are."""
+    better: Literal["lower", "higher", "neither"] = "lower"
+    values: FloatArray | None = field(default=None, repr=False, compare=False)
+    """[n] the value a unit, in an order shared by every role, for paired comparison; never serialised."""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """What was not measured and why, so that it can never look like what passed."""
+
+    metric: str
+    """A metric, or `probe.*` when the whole probe was skipped."""
+    role: Role
+    reason: str
+
+
+class Result(str, Enum):
+    """What one rule concluded."""
+
+    PASS = "pass"
+    FAIL = "fail"
+    INCONCLUSIVE = "inconclusive"
+    WAIVED = "waived"
+
+
+class Verdict(str, Enum):
+    """What the policy concluded; the exit code follows from it alone."""
+
+    PASS = "pass"
+    FAIL = "fail"
+    INCONCLUSIVE = "inconclusive"
+
+    @property
+    def exit_code(self) -> int:
+        return {"pass": 0, "fail": 1, "inconclusive": 5}[self.value]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One line of a policy: a metric and the limit its pessimistic end must respect."""
+
+    id: str
+    metric: str
+    max: float | None = None
+    min: float | None = None
+    max_ratio_to: Role | None = None
+    """With `max`: the limit is on subject / that role."""
+    min_ratio_to: Role | None = None
+    """With `min`: the limit is on subject / that role."""
+    max_drop_vs: Role | None = None
+    max_drop: float | None = None
+    """Largest relative drop against `max_drop_vs`."""
+    optional: bool = False
+    """An optional rule that could not be measured is reported, and does not make the verdict inconclusive."""
+
+
+@dataclass(frozen=True)
+class Waiver:
+    """Forgives one rule for one concept until a date (inclusive)."""
+
+    rule: str
+    concept: str
+    reason: str
+    expires: str
+    """ISO date."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The rules, and how sure a pass must be."""
+
+    rules: tuple[Rule, ...]
+    waivers: tuple[Waiver, ...] = ()
+    profile: Literal["quick", "standard", "thorough"] = "quick"
+    confidence: float = 0.95
+    min_users: int = 1000
+    on_inconclusive: Literal["fail", "inconclusive"] = "inconclusive"
+    digest: str = ""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one rule concluded, from which number."""
+
+    rule: Rule
+    result: Result
+    reason: str
+    """One plain sentence."""
+    measurement: Measurement | None = None
+    limit: str = ""
+    """The limit as it is shown: `<= 0.001`, `drop vs original <= 1 %`."""
+
+
+@dataclass(frozen=True)
+class Control:
+    """A model whose verdict is known beforehand, run to see whether the audit can tell."""
+
+    name: Literal["original", "filter", "reference"]
+    expected: str
+    """`fails every layer`, `passes catalogue, fails behaviour`, `passes`."""
+    observed: str
+    holds: bool | None
+    """None: could not be run (says why in `observed`)."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The one verdict, and everything it rests on; console, files and exit code all read this object."""
+
+    verdict: Verdict
+    reason: str
+    findings: tuple[Finding, ...]
+    controls: tuple[Control, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Where a number was made; goes into every report."""
+
+    recerase: str
+    python: str
+    torch: str
+    platform: str
+    device: str
+    dtype: str
+    threads: int
+    seed: int
+    deterministic: bool
+    packages: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Move:
+    """One item's change of SID."""
+
+    item_id: str
+    title: str
+    old: tuple[int, ...]
+    new: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One user whose list shows the concept before, and what stands there after."""
+
+    user_id: str
+    history: tuple[str, ...]
+    before: tuple[str, ...]
+    """Titles recommended by the original, best first."""
+    before_concept: tuple[bool, ...]
+    after: tuple[str, ...]
+    after_concept: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """An audit, whole. Written as `recerase.audit/1` by report/schema.py."""
+
+    decision: Decision
+    measurements: tuple[Measurement, ...]
+    skipped: tuple[Skipped, ...]
+    concept: Mapping[str, Any]
+    """name, spec, items, interactions, users, digest, scope."""
+    inputs: Mapping[str, str]
+    """Name -> sha256 digest: subject, original, reference, data, policy, concept, code."""
+    method: Mapping[str, Any] = field(default_factory=dict)
+    """How the subject was erased, if it was: name, preset, config, seconds, moved share, tensors changed / identical."""
+    moves: tuple[Move, ...] = ()
+    examples: tuple[Example, ...] = ()
+    curves: Mapping[str, Any] = field(default_factory=dict)
+    """Plot data: name -> {"x": [...], "role": [...]} lists of floats."""
+    policy: Policy | None = None
+    run: Mapping[str, Any] = field(default_factory=dict)
+    """Volatile: started, seconds, environment, command. Not part of the canonical digest."""
+    limits: tuple[str, ...] = ()
+    """What was not tested and what a pass does not mean."""
+
+
+class Observer(Protocol):
+    """Told how long work is going; the library itself never prints."""
+
+    def start(self, task: str, total: int | None) -> None: ...
+
+    def advance(self, task: str, step: int = 1, **figures: float | str) -> None: ...
+
+    def finish(self, task: str) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
+class Silent:
+    """The observer that says nothing."""
+
+    def start(self, task: str, total: int | None) -> None: ...
+
+    def advance(self, task: str, step: int = 1, **figures: float | str) -> None: ...
+
+    def finish(self, task: str) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
+SILENT = Silent()
