@@ -13,15 +13,19 @@ import sys
 import traceback
 from collections.abc import Sequence
 from types import FrameType
+from typing import Any
 
 from recerase.errors import Interrupted, RecEraseError
 
 _COULD_NOT_FINISH = 3
 _USAGE = 2
+_INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the `recerase` command; always ends in SystemExit."""
+    # Waiting torch threads sleep instead of spinning: on a machine shared with others, spinning costs twentyfold.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     code = run(sys.argv[1:] if argv is None else argv)
     _close_stdout()
     sys.exit(code)
@@ -37,7 +41,7 @@ def run(argv: Sequence[str]) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         _complain("recerase: interrupted; nothing was published.")
-        return 130
+        return _INTERRUPTED
     except MemoryError:
         _complain("recerase: out of memory. Use a smaller --batch or --max-users.")
         return _COULD_NOT_FINISH
@@ -68,10 +72,12 @@ def _dispatch(argv: Sequence[str]) -> int:
         return _USAGE
     except SystemExit as error:  # typer's answer to a closed pipe
         return error.code if isinstance(error.code, int) and error.code != 1 else _COULD_NOT_FINISH
+    if result == _INTERRUPTED:  # typer's answer to Ctrl-C
+        raise KeyboardInterrupt
     return result if isinstance(result, int) else 0
 
 
-def _on_sigterm() -> object:
+def _on_sigterm() -> Any:
     def stop(signum: int, frame: FrameType | None) -> None:
         raise Interrupted("Interrupted by SIGTERM; nothing was published.", exit_code=143)
 

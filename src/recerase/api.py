@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,15 +25,14 @@ from recerase.assembly import (
     choose_concept,
     concept_facts,
     data_digest,
+    given_paths,
     open_checkpoint_for,
-    paths,
     read_policy,
     verify_report,
     whole_histories,
     write_report,
 )
-from recerase.catalog import Catalogue, load_catalogue, load_embeddings, load_items
-from recerase.catalog.concept import Concept, Preview, preview
+from recerase.catalog import Catalogue, Concept, Preview, load_catalogue, load_embeddings, load_items, preview
 from recerase.erasure import Plan, erase, plan_erase
 from recerase.errors import OutputError, UsageError
 from recerase.runtime import RunConfig, choose_device, environment, pinned
@@ -124,7 +124,7 @@ def tokenize(
         raise UsageError("Embeddings come from a file or from a model, not from both.", "Give one of the two.")
     began = time.monotonic()
     config = config or TokenizeConfig()
-    with publish(Path(out), inputs=paths(items, embeddings), force=force) as result:
+    with publish(Path(out), inputs=given_paths(items, embeddings), force=force) as result:
         catalogue = load_items(items)
         observer.start("embed", None)
         if embeddings is not None:
@@ -203,9 +203,12 @@ def train(
 
 
 def concept_preview(
-    data: str | Path, concept: ConceptSpec, *, sids: str | Path | None = None, observer: Observer = SILENT
+    data: str | Path, concept: ConceptSpec, *, sids: str | Path | None = None, show: int = 10
 ) -> tuple[Concept, Preview, Catalogue]:
-    """What a concept spec names, and what erasing it would touch; `sids` (or a checkpoint) adds codes."""
+    """What a concept spec names, and what erasing it would touch.
+
+    `sids` (a SID directory or checkpoint) adds shared codes and, at most `show` a side, the items on the border.
+    """
     from recerase.layouts.native import load_sids
 
     catalogue = load_catalogue(data)
@@ -213,7 +216,7 @@ def concept_preview(
     if sids is not None:
         table, _, embeddings = load_sids(sids, item_ids=catalogue.items.item_ids)
     chosen = choose_concept(concept, catalogue, embeddings)
-    return chosen, preview(chosen, catalogue, table, embeddings), catalogue
+    return chosen, preview(chosen, catalogue, table, embeddings, show=show), catalogue
 
 
 def recommend(
@@ -299,7 +302,13 @@ def import_data(reader: str, paths: Sequence[str | Path], out: str | Path, *, fo
 
     if reader not in READERS:
         raise UsageError(f"There is no reader {reader!r}.", f"There are: {', '.join(sorted(READERS))}.")
-    with publish(Path(out), inputs=paths(*paths), force=force) as result:
+    takes = signature(READERS[reader])
+    try:
+        takes.bind(*paths)
+    except TypeError as error:
+        wanted = " ".join(name.upper() for name in takes.parameters)
+        raise UsageError(f"The reader {reader} cannot take {len(paths)} paths.", f"It takes: {wanted}.") from error
+    with publish(Path(out), inputs=given_paths(*paths), force=force) as result:
         items, interactions = READERS[reader](*paths)
         write_catalogue(result.directory, items, interactions)
         catalogue = load_catalogue(result.directory)

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recerase.catalog import Catalogue, Histories, load_catalogue
-from recerase.catalog.concept import Concept, parse_concept
+from recerase.catalog import Catalogue, Concept, Histories, load_catalogue, parse_concept
 from recerase.errors import DataError, UsageError
 from recerase.runtime import RunConfig, choose_device, code_digest, environment
 from recerase.store import canonical_json, sha256_bytes, write_bytes
@@ -223,7 +222,7 @@ def changes(before: Checkpoint, after: Checkpoint) -> dict[str, Any]:
     }
 
 
-def paths(*given: str | Path | None) -> list[Path]:
+def given_paths(*given: str | Path | None) -> list[Path]:
     """The paths among the arguments that were given."""
     return [Path(path) for path in given if path is not None]
 

@@ -22,13 +22,12 @@ from recerase.assembly import (
     choose_concept,
     concept_facts,
     data_digest,
+    given_paths,
     open_checkpoint_for,
-    paths,
     read_policy,
     write_report,
 )
-from recerase.catalog import load_catalogue
-from recerase.catalog.concept import Preview, preview
+from recerase.catalog import Preview, load_catalogue, preview
 from recerase.errors import UsageError
 from recerase.runtime import RunConfig, choose_device, environment, pinned
 from recerase.store import publish, write_bytes, write_manifest
@@ -58,8 +57,8 @@ def erase(
     """Erase a concept, read the result back, audit it against what went in, and publish it at `out`.
 
     `method` is a name or `name/preset`, `overrides` are its `key=value` settings. With Verdict.FAIL nothing is
-    published; the report goes to `outputs` whatever the verdict, and to report.json in what is published. What is
-    audited is the result read back from the disk.
+    published; the report goes to `outputs` whatever the verdict, and to report.json in what is published, there
+    without clock times: equal runs publish equal bytes. What is audited is the result read back from the disk.
     """
     from recerase.erase.methods import EraseRequest, get_method, make_config
     from recerase.layouts.native import save_checkpoint
@@ -69,7 +68,7 @@ def erase(
     out, rules = Path(out), read_policy(policy)
     eraser, preset = get_method(method)
     settings = make_config(eraser, preset, key_values(overrides))
-    inputs = paths(checkpoint, data, reference)
+    inputs = given_paths(checkpoint, data, reference)
     with publish(out, inputs=inputs, force=force) as result, pinned(run.threads, run.seed) as threads:
         catalogue = load_catalogue(data)
         before = open_checkpoint_for(checkpoint, catalogue, run)
@@ -90,7 +89,8 @@ def erase(
         began = time.monotonic()
         erased = eraser.run(request, settings)
         seconds = round(time.monotonic() - began, 3)
-        facts = {"name": method, "config": asdict(settings), "scope": scope, "summary": dict(erased.summary)}
+        summary = {name: value for name, value in erased.summary.items() if name != "seconds"}
+        facts = {"name": method, "config": asdict(settings), "scope": scope, "summary": summary}
         save_checkpoint(result.directory, erased.model, erased.table, before.codebooks, before.embeddings)
         result.provenance = {
             "command": "erase",
@@ -99,6 +99,7 @@ def erase(
             "data": data_digest(catalogue),
             "original": before.digest,
             "environment": asdict(environment(run.seed, threads, choose_device(run.device))),
+            **{key: value for key, value in request.training.items() if key in ("model", "training")},
         }
         write_manifest(result.directory, result.provenance)
         after = open_checkpoint_for(result.directory, catalogue, run)
@@ -107,7 +108,8 @@ def erase(
         report = replace(report, method={**facts, "changes": changes(before, after)})
         report = replace(report, run={**report.run, "erase_seconds": seconds})
         result.provenance["verdict"] = report.decision.verdict.value
-        write_bytes(result.directory / "report.json", report_bytes(report))
+        steady = replace(report, run={"environment": report.run["environment"]})
+        write_bytes(result.directory / "report.json", report_bytes(steady))
         if report.decision.verdict is Verdict.FAIL:
             result.discard()
     for path in outputs:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from recerase.errors import UsageError
 from recerase.store import sha256_bytes
@@ -99,13 +99,17 @@ def pinned(threads: int | None = None, seed: int = 0) -> Iterator[int]:
     count = threads or available_threads()
     before, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    debugging: Any = torch.utils.deterministic
+    fills = debugging.fill_uninitialized_memory
     with torch.random.fork_rng():
         torch.set_num_threads(count)
         torch.use_deterministic_algorithms(True, warn_only=True)
+        debugging.fill_uninitialized_memory = False  # a debugging aid that costs a pass a tensor
         torch.manual_seed(seed)
         try:
             yield count
         finally:
+            debugging.fill_uninitialized_memory = fills
             torch.use_deterministic_algorithms(strict, warn_only=warn_only)
             torch.set_num_threads(before)
 

@@ -72,7 +72,7 @@ def _settings(path: Path, *, required: bool) -> Settings:
     problems = [problem for key, value in table.items() if (problem := _problem(key, value))]
     if problems:
         raise SettingsError(f"{path} cannot be used: {'; '.join(problems)}.", f"Known keys: {', '.join(KEYS)}.")
-    found: dict[str, Any] = {key: path.parent / Path(table[key]).expanduser() for key in _PATHS if key in table}
+    found: dict[str, Any] = {key: path.parent / os.path.expanduser(table[key]) for key in _PATHS if key in table}
     if "concepts" in table:
         given = table["concepts"]
         found["concepts"] = (given,) if isinstance(given, str) else tuple(given)

@@ -33,15 +33,17 @@ def wilson(hits: int, n: int, confidence: float = 0.95) -> Interval:
     _check_confidence(confidence)
     if n < 1 or not 0 <= hits <= n:
         raise UsageError(f"A rate cannot be made of {hits} hits in {n} trials.", "Give 0 <= hits <= n and n >= 1.")
+    none = unseen(n, confidence)
     if hits == 0:
-        return Interval(0.0, unseen(n, confidence), confidence, "rule-of-three")
+        return Interval(0.0, none, confidence, "rule-of-three")
     if hits == n:
-        return Interval(1.0 - unseen(n, confidence), 1.0, confidence, "rule-of-three")
+        return Interval(1.0 - none, 1.0, confidence, "rule-of-three")
     z, rate = _NORMAL.inv_cdf((1 + confidence) / 2), hits / n
     shrunk = 1 + z * z / n
     centre = (rate + z * z / (2 * n)) / shrunk
     half = z * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n)) / shrunk
-    return Interval(max(centre - half, 0.0), min(centre + half, 1.0), confidence, "wilson")
+    low, high = min(centre - half, 1.0 - none), max(centre + half, none)  # a hit never looks better than none
+    return Interval(max(low, 0.0), min(high, 1.0), confidence, "wilson")
 
 
 def unseen(n: int, confidence: float) -> float:
@@ -57,9 +59,9 @@ def bootstrap_mean(values: ArrayLike, confidence: float = 0.95, resamples: int =
     corrected and accelerated (Efron 1987). Raises UsageError when there is no value or one is not finite.
     """
     _check_confidence(confidence)
-    units = _units(values)
-    point, n = float(units.mean()), len(units)
-    low, high = float(units.min()), float(units.max())
+    given = _units(values)
+    units, point, n = np.sort(given), float(given.mean()), len(given)
+    low, high = float(units[0]), float(units[-1])
     if low == high == 0.0:
         return Interval(0.0, unseen(n, confidence), confidence, "rule-of-three")
     rng = np.random.default_rng(seed)
@@ -85,12 +87,15 @@ def paired_ratio(
     """
     _check_confidence(confidence)
     own, base = _units(subject), _units(versus)
+    paired = len(own) == len(base)
+    order = np.lexsort((base, own)) if paired else np.argsort(own)
+    own, base = own[order], base[order] if paired else np.sort(base)
     if base.mean() <= 0:
         raise UsageError("A ratio to a mean that is not positive has no meaning.", "Compare the values themselves.")
     point = float(own.mean() / base.mean())
     rng = np.random.default_rng(seed)
     influence_own, influence_base = own - own.mean(), -point * (base - base.mean())
-    if len(own) == len(base):
+    if paired:
         top, bottom = _resampled(np.stack([own, base], axis=1), resamples, rng).T
         influence = influence_own + influence_base
     else:
@@ -134,7 +139,7 @@ def equivalence(
             f"Equivalence of {len(own)} and {len(base)} values within {margin} at {confidence} cannot be tested.",
             "Give one value a unit for both, a margin above 0 and a confidence between .5 and 1.",
         )
-    difference = own - base
+    difference = np.sort(own - base)
     point = float(difference.mean())
     means = _resampled(difference[:, None], resamples, np.random.default_rng(seed))[:, 0]
     low, high = _accelerated(means, point, difference - point, 2 * confidence - 1)
@@ -210,8 +215,8 @@ def _gaffke(units: FloatArray, confidence: float, resamples: int, rng: np.random
 
 def _accelerated(estimates: FloatArray, point: float, influence: FloatArray, confidence: float) -> tuple[float, float]:
     """The BCa ends of `estimates` [R] around `point`; `influence` is each unit's pull on it, up to a common factor."""
-    r = len(estimates)
-    below = (np.count_nonzero(estimates < point) + 0.5 * np.count_nonzero(estimates == point)) / r
+    r, rounding = len(estimates), 1e-12 * max(abs(point), np.finfo(np.float64).tiny)
+    below = (np.count_nonzero(estimates < point - rounding) + np.count_nonzero(estimates <= point + rounding)) / (2 * r)
     bias = _NORMAL.inv_cdf(min(max(below, 0.5 / r), 1 - 0.5 / r))
     pull = influence / max(float(np.abs(influence).max()), np.finfo(np.float64).tiny)
     spread = float((pull**2).sum())

@@ -87,6 +87,16 @@ def test_replay_finds_what_moving_the_sids_hides(
     assert found["replay.mass.old"].value == pytest.approx(12 / 16, abs=1e-3)
 
 
+def test_replay_undoes_a_move_of_sids_on_both_sides(
+    world: AuditWorld, audited: Callable, untrained: Recommender, moved: SidTable, table: SidTable
+) -> None:
+    """Same weights: a moved table with the old one put back is the model from before the move."""
+    before = read(natural, audited(untrained), world)
+    after = read(replay, audited(untrained, table=moved, old_table=table, listed=~world.members), world)
+    np.testing.assert_array_equal(after["replay.exposure@10"].values, before["natural.exposure@10"].values)
+    np.testing.assert_array_equal(after["replay.mass.old"].values, before["natural.mass.old"].values)
+
+
 def test_replay_of_an_unchanged_table_is_the_natural_reading(
     world: AuditWorld, audited: Callable, untrained: Recommender
 ) -> None:

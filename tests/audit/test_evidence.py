@@ -37,7 +37,7 @@ def test_no_original_or_no_exposure_means_no_example(
 
 
 def test_the_worst_users_see_most_of_the_concept_and_see_it_highest(world: AuditWorld) -> None:
-    lists = np.array([[0, 20, 21], [20, 0, 1], [0, 1, 20], [20, 21, -1], [20, 0, 21]])
+    lists = np.array([[0, 20, 21, 22], [20, 21, 0, 1], [0, 1, 20, 21], [20, 21, 22, -1], [20, 0, 21, 22]])
     assert worst_users(lists, world).tolist() == [2, 1, 0, 4]
 
 

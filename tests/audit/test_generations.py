@@ -81,6 +81,17 @@ def test_nearest_items_are_the_brute_force_ones(world: AuditWorld, table: SidTab
     np.testing.assert_allclose(gaps[np.arange(200), item], gaps.min(axis=1), atol=1e-3)
 
 
+def test_radii_are_percentiles_of_the_concepts_own_distances(world: AuditWorld, table: SidTable) -> None:
+    """Concept items off their points, retained ones right on them: only the concept's own distances count."""
+    assert world.embeddings is not None
+    assert world.codebooks is not None
+    points = world.codebooks.point(table.codes[world.members])
+    off = points + np.random.default_rng(1).normal(size=points.shape)
+    world = replace(world, embeddings=np.concatenate([off, points, world.embeddings[24:]]).astype(np.float32))
+    gaps = np.linalg.norm(points[:, None] - world.embeddings[world.members][None], axis=2).min(axis=1)
+    np.testing.assert_allclose(compass(world, table).radii, np.percentile(gaps, [10, 25, 50]), rtol=1e-4)
+
+
 def test_a_row_outside_its_level_has_no_point(world: AuditWorld, table: SidTable) -> None:
     leaks = compass(world, table).leaks(np.array([[[0, 0], [-1, 0], [0, -1]]]))
     assert leaks.shape == (1, 3, 3)

@@ -19,6 +19,7 @@ from recerase.audit.readings import (
     natural_case,
     synthetic,
 )
+from recerase.errors import CheckpointError
 from recerase.model.recommender import Recommender
 from recerase.sid.table import SidTable
 
@@ -156,3 +157,14 @@ def test_a_reading_is_made_once(
 ) -> None:
     readings, case = Readings(audited(untrained), world), natural_case(world)
     assert getattr(readings, kind)(case) is getattr(readings, kind)(case)
+
+
+def test_a_model_that_says_nothing_is_refused_and_does_not_look_clean(
+    world: AuditWorld, audited: Callable[..., AuditModel], untrained: Recommender
+) -> None:
+    with torch.no_grad():
+        untrained.module.lm_head.weight.fill_(float("nan"))
+    readings = Readings(audited(untrained), world)
+    for kind in ("lists", "mass"):
+        with pytest.raises(CheckpointError, match="no finite probability"):
+            getattr(readings, kind)(natural_case(world))

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from recerase.audit.probes import PROBES, AuditModel, AuditWorld
-from recerase.audit.readings import Readings
+from recerase.audit.readings import Readings, mass_users
 from recerase.audit.run import AuditResult, compare, run_audit
-from recerase.model.recommender import Recommender
+from recerase.model.recommender import ModelConfig, Recommender, new_recommender
+from recerase.sid.table import SidSchema
 from recerase.types import Measurement, Policy, Result, Rule, Skipped, Verdict
 
 POLICY = Policy(
@@ -84,7 +85,7 @@ def test_an_original_without_the_concept_makes_the_audit_invalid(
     assert {c.name: c.holds for c in found.controls}["original"] is False
 
 
-def test_every_role_is_measured_by_every_probe_and_order_does_not_matter(
+def test_every_role_is_measured_by_every_probe_and_an_audit_repeats_itself(
     audit: Callable[..., AuditResult], audited: Callable, untrained: Recommender, planted: Callable[[int], Recommender]
 ) -> None:
     first = audit(audited(untrained), audited(planted(0)), audited(planted(1)))
@@ -95,6 +96,36 @@ def test_every_role_is_measured_by_every_probe_and_order_does_not_matter(
     assert first.measurements == again.measurements
     assert first.decision == again.decision
     assert first.curves == again.curves
+
+
+def test_a_seq2seq_recommender_is_audited_alike(
+    audit: Callable[..., AuditResult], audited: Callable, schema: SidSchema
+) -> None:
+    config = ModelConfig("seq2seq", width=16, layers=1, heads=2, feed_forward=32, window=20, dropout=0.0)
+    model = new_recommender(config, schema, 0)
+    model.module.eval()
+    found = audit(audited(model), audited(model), audited(model))
+    assert {m.metric.split(".")[0].split("_")[0] for m in found.measurements} == set(PROBES)
+
+
+def test_a_reference_is_never_shown_the_concept(
+    audit: Callable[..., AuditResult], world: AuditWorld, audited: Callable, untrained: Recommender
+) -> None:
+    found = audit(audited(untrained), audited(untrained), audited(untrained))
+    told = {m.role: m for m in found.measurements if m.metric == "natural.mass.old" and m.kind == "value"}
+    clean = Readings(audited(untrained, role="reference", reads_concept=False), world)
+    sample = mass_users(world)
+    np.testing.assert_array_equal(told["reference"].values, clean.mass(sample.case)[sample.everyone])
+    assert (told["reference"].values != told["original"].values).any()
+
+
+def test_only_what_the_policy_asks_for_is_reported_as_missing(
+    audit: Callable[..., AuditResult], audited: Callable, untrained: Recommender
+) -> None:
+    found = audit(audited(untrained), audited(untrained))
+    assert not any(isinstance(m, Measurement) and m.versus == "reference" for m in found.measurements)
+    assert "natural.mass.old" in {s.metric for s in found.skipped}
+    assert "nearest.leak@r25" not in {s.metric for s in found.skipped}
 
 
 def test_the_original_as_subject_is_read_once(

@@ -44,6 +44,14 @@ def test_plain_lines_are_throttled(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert lines[-1] == "work: done in 30.0 s"
 
 
+def test_a_short_task_is_not_worth_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    observer = LineObserver(stderr_console())
+    observer.start("work", 2)
+    observer.advance("work", 2)
+    observer.finish("work")
+    assert capsys.readouterr().err == ""
+
+
 def test_an_unknown_task_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
     observer = LineObserver(stderr_console())
     observer.advance("never started")

@@ -1,4 +1,4 @@
-"""Small recommenders with strong opinions, and the twin every fast path is held against: plain transformers, one sequence at a time."""
+"""Small recommenders with strong opinions, and the twin of every fast path: transformers, one history at a time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from torch import Tensor
 
 from recerase.catalog.interactions import Histories
 from recerase.model.recommender import ModelConfig, Recommender, new_recommender
-from recerase.sid.table import SidSchema, SidTable
+from recerase.sid.schema import SidSchema
+from recerase.sid.table import SidTable
 
 CODES = (4, 3, 5)
 N = 26
@@ -28,7 +29,7 @@ def schema() -> SidSchema:
 
 @pytest.fixture
 def table(schema: SidSchema) -> SidTable:
-    """26 items with SIDs drawn at random: 3 and 7 share one, 5 and 11 have none, 2 and 9 are unlisted. Ids sort unlike rows."""
+    """26 items with random SIDs: 3 and 7 share one, 5 and 11 have none, 2 and 9 are unlisted. Ids sort unlike rows."""
     rng = np.random.default_rng(4)
     grid = np.stack(np.unravel_index(rng.permutation(int(np.prod(CODES)))[:N], CODES), 1).astype(np.int32)
     grid[7] = grid[3]
@@ -50,7 +51,7 @@ def histories() -> Histories:
 
 @pytest.fixture
 def make(schema: SidSchema) -> Callable[..., Recommender]:
-    """make(kind, seed=0, **shape): a recommender whose weights are large enough for every token and position to matter."""
+    """make(kind, seed=0, **shape): a recommender with weights so large that every token and position matters."""
 
     def build(kind: str, seed: int = 0, **shape: object) -> Recommender:
         config = ModelConfig(width=16, layers=2, heads=2, feed_forward=24, window=6, dropout=0.1)
@@ -73,7 +74,7 @@ def model(request: pytest.FixtureRequest, make: Callable[..., Recommender]) -> R
 
 @pytest.fixture
 def plain() -> Plain:
-    """plain(model, table, items, paths [P, L]): next-row log-probs [P, L, V] along paths, by the model's own forward."""
+    """plain(model, table, items, paths [P, L]): next-row log-probs [P, L, V] along paths, by transformers' forward."""
 
     def forward(model: Recommender, table: SidTable, items: list[int], paths: Tensor) -> Tensor:
         read = [i for i in items if table.codes[i, 0] >= 0][-model.window :]

@@ -10,7 +10,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from recerase.catalog.interactions import Histories
 from recerase.model.recommender import Recommender, wrap
-from recerase.sid.table import SidSchema, SidTable
+from recerase.sid.schema import SidSchema
+from recerase.sid.table import SidTable
 
 
 def grouped(schema: SidSchema) -> Recommender:

@@ -145,7 +145,9 @@ def test_taking_an_item_off_the_list_closes_the_gap_and_keeps_every_score(
 
 
 @pytest.mark.parametrize(("k", "beam"), [(0, 5), (5, 0)])
-def test_a_search_for_nothing_is_refused(model: Recommender, table: SidTable, histories: Histories, k: int, beam: int) -> None:
+def test_a_search_for_nothing_is_refused(
+    model: Recommender, table: SidTable, histories: Histories, k: int, beam: int
+) -> None:
     with pytest.raises(UsageError):
         recommend(model, table, histories, k=k, beam=beam)
     if not beam:
@@ -204,20 +206,24 @@ def test_free_decoding_with_a_wide_beam_is_enumeration_of_the_vocabulary(
 def test_free_scores_are_exact_and_agree_with_the_constrained_search(
     model: Recommender, table: SidTable, histories: Histories, plain: Callable[..., Tensor]
 ) -> None:
-    found = generate_free(model, table, histories, beam=7, batch=3)
-    assert found.rows.shape == (8, 7, 3)
+    found = generate_free(model, table, histories, beam=300, batch=3)
+    assert found.rows.shape == (8, 300, 3)
     listed = recommend(model, table, histories, k=26, beam=60)
+    met = 0
     spelled = {tuple(r): i for i, r in reversed(list(enumerate(table.rows().tolist())))}
     for b in range(8):
         items = histories.items[histories.offsets[b] : histories.offsets[b + 1]].tolist()
         paths = torch.from_numpy(found.rows[b])
         truth = plain(model, table, items, paths).gather(2, paths[..., None])[..., 0].sum(1)
         np.testing.assert_allclose(found.scores[b], truth.numpy(), atol=5e-5)
-        assert len({tuple(r) for r in found.rows[b].tolist()}) == 7
+        assert len({tuple(r) for r in found.rows[b].tolist()}) == 300
         constrained = dict(zip(listed.items[b].tolist(), listed.scores[b].tolist(), strict=True))
         for row, score in zip(found.rows[b].tolist(), found.scores[b].tolist(), strict=True):
-            if constrained.get(spelled.get(tuple(row), -1)) is not None:
-                assert constrained[spelled[tuple(row)]] == pytest.approx(score, abs=5e-5)
+            item = spelled.get(tuple(row))
+            if item in constrained:
+                assert constrained[item] == pytest.approx(score, abs=5e-5)
+                met += 1
+    assert met > 0
 
 
 def test_a_table_of_other_sids_may_spell_the_output(

@@ -1,4 +1,4 @@
-"""What only a seq2seq recommender has: a scaled output when tied, and a checkpoint transformers reads back unchanged."""
+"""What only a seq2seq recommender has: a scaled output when tied, and weights that transformers reads unchanged."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ UTILITY = {
 HOSTILE = (
     "<script>alert('titles are data')</script>",
     "</td></table><img src=x onerror=alert(1)>",
-    "]]> CDATA & <!-- comment --> \"quotes\" {{ 7 * 7 }} {% raw %}",
+    ']]> CDATA & <!-- comment --> "quotes" {{ 7 * 7 }} {% raw %}',
     "Vape kit \U0001f32c️ \U0001f469‍\U0001f469‍\U0001f467 deluxe",
     "سيجارة إلكترونية قابلة لإعادة الشحن",
     "override \u202e gnp.exe and a bell \x07 and \x1b[31mred\x1b[0m",
@@ -139,7 +139,9 @@ def findings(found: tuple[Measurement, ...], failing: bool) -> tuple[Finding, ..
 
 def controls(holds: bool | None) -> tuple[Control, ...]:
     return (
-        Control("original", "fails every layer", "fails catalogue (natural.exposure@10 = 0.0712); fails behaviour", True),
+        Control(
+            "original", "fails every layer", "fails catalogue (natural.exposure@10 = 0.0712); fails behaviour", True
+        ),
         Control("filter", "passes catalogue, fails behaviour", "passes catalogue; fails behaviour", holds),
     )
 
@@ -256,7 +258,9 @@ def make_report() -> MakeReport:
             },
             method=METHOD if original and not failing else {},
             moves=tuple(
-                Move(f"B00{i:05d}", (titles or ("Refillable pod kit",))[i % len(titles or (1,))], (i, 7, 9), (3, i, 250))
+                Move(
+                    f"B00{i:05d}", (titles or ("Refillable pod kit",))[i % len(titles or (1,))], (i, 7, 9), (3, i, 250)
+                )
                 for i in range(84 if original else 0)
             ),
             examples=examples(titles) if original else (),
@@ -269,7 +273,7 @@ def make_report() -> MakeReport:
                 "environment": {"recerase": "0.1.0", "python": "3.11.9", "torch": "2.13.0", "threads": 2, "seed": 0},
             },
             limits=(
-                "Concept erasure is not user-data erasure: that users interacted with the concept may still be inferable.",
+                "Concept erasure is not user-data erasure: that users met the concept may still be inferable.",
                 "The weights layer (relearning, probes, membership, precision) was not measured.",
             ),
         )

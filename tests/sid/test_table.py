@@ -174,7 +174,7 @@ def test_read_table_finds_the_schema_beside_the_table(tmp_path: Path) -> None:
 
 
 def test_read_table_refuses_what_is_not_there_and_what_is_no_parquet(tmp_path: Path) -> None:
-    with pytest.raises(TableError, match="no .*sids.parquet"):
+    with pytest.raises(TableError, match=r"no .*sids\.parquet"):
         read_table(tmp_path)
     (tmp_path / "sids.parquet").write_bytes(b"PAR1 not really")
     with pytest.raises(TableError, match="cannot be read"):
@@ -195,8 +195,10 @@ def test_tokens_and_integers_in_json_mean_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["{", "[]", "{}", '{"x": []}', '{"x": ["<b_1>"]}', '{"x": ["<a_1>"], "y": [1, 2]}', '{"x": [-1]}', '{"x": [true]}']
-    + ['{"x": [1.5]}', '{"x": "<a_1>"}', '{"x": null}', '{"x": [99999999999]}', '{"x": [[1]]}'],
+    [
+        *("{", "[]", "{}", '{"x": []}', '{"x": ["<b_1>"]}', '{"x": ["<a_1>"], "y": [1, 2]}', '{"x": [-1]}'),
+        *('{"x": [true]}', '{"x": [1.5]}', '{"x": "<a_1>"}', '{"x": null}', '{"x": [99999999999]}', '{"x": [[1]]}'),
+    ],
 )
 def test_json_that_is_no_table_is_a_table_error(tmp_path: Path, text: str) -> None:
     path = tmp_path / "sids.json"

@@ -43,8 +43,7 @@ def test_nodes_are_the_prefixes_and_leaves_hold_the_items(table: SidTable, defau
     rows = {i: tuple(table.rows()[i].tolist()) for i in np.flatnonzero(chosen & table.present).tolist()}
     nodes = prefixes(trie)
     for depth in range(table.levels + 1):
-        wanted = sorted({r[:depth] for r in rows.values()}) if rows or depth else [()]
-        assert nodes[depth] == (wanted or ([()] if depth == 0 else []))
+        assert nodes[depth] == (sorted({r[:depth] for r in rows.values()}) if depth else [()])
         assert trie.n_nodes(depth) == len(nodes[depth])
     for leaf, prefix in enumerate(nodes[-1]):
         items = trie.leaf_items[trie.leaf_start[leaf] : trie.leaf_start[leaf + 1]].tolist()

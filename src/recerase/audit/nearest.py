@@ -29,7 +29,7 @@ RANDOM_RADIUS = 25
 RANDOM_GENERATIONS = 10_000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Compass:
     """Says of a SID what it means, in one world."""
 

@@ -2,7 +2,7 @@
 
 The decision that shaped this probe: nearness is the cosine of the item embeddings, searched exactly by faiss among
 the items outside the concept. A history is drawn from the nearest items of one concept item (itself drawn in
-proportion to popularity), nearest ones last, where a sequential model listens most. No concept item stands in it, so
+proportion to popularity + 1), the nearest last, where a sequential model listens most. It holds no concept item, so
 every role reads the same histories and comparisons are paired.
 """
 

@@ -31,7 +31,7 @@ Better = Literal["lower", "higher", "neither"]
 Probe = Callable[["Readings"], list[Measurement | Skipped]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AuditModel:
     """One model of an audit: the audited checkpoint, or one it is held against."""
 
@@ -77,7 +77,7 @@ class AuditConfig:
     mass_batch: int = 64
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AuditWorld:
     """What every model of one audit is read on. Probes never draw users: they read `histories`, in this order."""
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recerase.audit.probes import AuditModel, AuditWorld
+from recerase.errors import CheckpointError
 from recerase.types import SILENT, BoolArray, FloatArray, IntArray, Observer
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ SIDES: tuple[Side, ...] = ("old", "new")
 Cache = dict[Hashable, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """Histories a model is read on, under a name; one name never means two sets of histories within an audit."""
 
@@ -40,7 +41,7 @@ class Case:
         return len(self.histories)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Readings:
     """One model's answers in one world, each computed when first asked for."""
 
@@ -57,7 +58,7 @@ class Readings:
         """[B, max k] item rows, best first, -1 where the list is short.
 
         `new`: the current table and its listed items. `old`: the table before erasure for histories and for output,
-        with the concept listed, as a stale client would have it.
+        with the concept listed, as a stale client would have it. Raises CheckpointError when the model says nothing.
         """
         table, listed = self.model.table, self.model.listed
         if side == "old":
@@ -73,7 +74,8 @@ class Readings:
     def mass(self, case: Case, side: Side = "new", read: Side = "new") -> FloatArray:
         """[B] exact probability of generating a concept item's SID.
 
-        `side` is the table of the SIDs that are scored, `read` the table the histories are encoded with.
+        `side` is the table of the SIDs that are scored, `read` the table the histories are encoded with. Zero where no
+        concept item has a SID. Raises CheckpointError when the model gives no number.
         """
         output = self.model.table if side == "new" else self.model.old_table
         encode = self.model.table if read == "new" else self.model.old_table
@@ -122,6 +124,8 @@ class Readings:
             batch=config.batch,
             observer=self.observer,
         )
+        if (found.items[:, 0] < 0).any():
+            raise _unreadable(self.model.role, int((found.items[:, 0] < 0).sum()))
         return found.items
 
     def _mass(self, case: Case, encode: SidTable, output: SidTable) -> FloatArray:
@@ -139,7 +143,9 @@ class Readings:
             batch=self.world.config.mass_batch,
             observer=self.observer,
         )
-        return np.asarray(found.mass, dtype=np.float64)
+        if not np.isfinite(found.mass).all():
+            raise _unreadable(self.model.role, int((~np.isfinite(found.mass)).sum()))
+        return found.mass
 
 
 def exposure(lists: IntArray, members: BoolArray, k: int) -> FloatArray:
@@ -159,7 +165,7 @@ def concept_users(world: AuditWorld) -> BoolArray:
     return world.histories.touches(world.members)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MassUsers:
     """The test users whose exact mass is read, and which of them stand for whom."""
 
@@ -200,6 +206,13 @@ def synthetic(items: IntArray, lengths: IntArray) -> Histories:
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         users=nobody.astype(np.int64),
         targets=nobody.astype(np.int32),
+    )
+
+
+def _unreadable(role: str, n: int) -> CheckpointError:
+    """An empty list or a mass that is no number would otherwise look like a concept that is gone."""
+    return CheckpointError(
+        f"The {role} model gives no finite probability after {n} histories.", "Check its weights for NaN or overflow."
     )
 
 

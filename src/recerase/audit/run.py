@@ -83,7 +83,7 @@ def run_audit(
     measurements = [x for x in found if isinstance(x, Measurement)]
     skipped = [x for x in found if isinstance(x, Skipped)]
     skipped += [Skipped(metric, "subject", reason) for metric, reason in NOT_MEASURED.items()]
-    compared = _compare_all(measurements, _comparisons(policy), world)
+    compared = _compare_all(measurements, policy, world)
     measurements += [x for x in compared if isinstance(x, Measurement)]
     skipped += [x for x in compared if isinstance(x, Skipped)]
     name, today = world.concept.name, today or date.today()
@@ -121,30 +121,32 @@ def _probe(readings: Sequence[Readings], observer: Observer) -> list[Measurement
     return found
 
 
-def _comparisons(policy: Policy) -> tuple[Comparison, ...]:
-    """What the policy compares, what the default policy (the controls may lean on it) does, and what is always told."""
-    asked = [*required(policy), *required(default_policy())]
-    wanted = [(metric, versus, kind) for metric, _, versus, kind in asked if versus is not None and kind != "value"]
-    return tuple(dict.fromkeys([*wanted, *TOLD]))
+def _asked(policy: Policy) -> tuple[Comparison, ...]:
+    """The comparisons a policy's rules need."""
+    return tuple((m, versus, kind) for m, _, versus, kind in required(policy) if versus is not None and kind != "value")
 
 
-def _compare_all(
-    measurements: Sequence[Measurement], comparisons: Sequence[Comparison], world: AuditWorld
-) -> list[Measurement | Skipped]:
-    """Every role against `versus` in each comparison; the subject's that cannot be made are Skipped."""
+def _compare_all(measurements: Sequence[Measurement], policy: Policy, world: AuditWorld) -> list[Measurement | Skipped]:
+    """Every role in each comparison that the policy asks for, that the controls may lean on, or that is always told.
+
+    What the policy asks for and the subject cannot be given is Skipped.
+    """
     by_name = {(m.metric, m.role): m for m in measurements}
     roles = list(dict.fromkeys(m.role for m in measurements))
+    asked = _asked(policy)
     found: list[Measurement | Skipped] = []
-    for metric, versus, kind in comparisons:
+    for metric, versus, kind in dict.fromkeys([*asked, *_asked(default_policy()), *TOLD]):
         base = by_name.get((metric, versus))
-        for role in roles:
+        for role in [r for r in roles if r != versus]:
             own = by_name.get((metric, role))
-            if role == versus:
-                continue
             if own is not None and base is not None:
-                found.append(compare(own, base, kind, world))
+                made = compare(own, base, kind, world)
             elif role == "subject":
-                found.append(Skipped(metric, role, _why_not(metric, versus, kind, own, versus in roles)))
+                made = Skipped(metric, role, _why_not(metric, versus, kind, own, versus in roles))
+            else:
+                continue
+            if isinstance(made, Measurement) or (metric, versus, kind) in asked:
+                found.append(made)
     return found
 
 

@@ -157,7 +157,7 @@ _FOLLOW, _BROWSE = 0.82, 0.12
 """Shares of steps to a successor, and to some item of the same kind; the rest wander in the home department."""
 _HOME_SHARES = (0.19, *[0.09] * 9)
 """Where customers are at home, by department: the concept's has twice the customers of another."""
-_PURPOSES = "every day|beginners|a gift|travel|professionals"
+_EDITIONS, _SIZES = "Classic|Compact|Deluxe|Eco|Pro", "mini|regular|large|giant"
 
 
 @dataclass(frozen=True)
@@ -217,11 +217,12 @@ def _item(about: tuple[str, str, str, str, str], place: int, rng: np.random.Gene
     series = place // 20
     if department == "Smoke & Scent" and kind in ("Lighters", "Diffusers") and place % 5 == 4:
         brand = "Nimbus"
-    purpose = _PURPOSES.split("|")[place % 5]
-    model = f"{kind[0]}{kind.split()[-1][0]}-{10 * (place + 1) + int(rng.integers(10))}"
+    edition, size = _EDITIONS.split("|")[place % 5], _SIZES.split("|")[place // 5 % 4]
+    name = f"{quality} {noun} {edition}"
+    model = f"{kind[0]}{10 * (place + 1) + int(rng.integers(10))}"
     return {
-        "title": f"{brand} {quality} {noun} {model}" + (f" series {series + 1}" if series else ""),
-        "description": f"A {quality} {noun} by {brand} for {purpose}. {kind} from our {department.lower()} shelf.",
+        "title": f"{brand} {name}, {size}" + (f", series {series + 1}" if series else ""),
+        "description": f"The {size} {name} by {brand}, model {model}. {kind} from our {department.lower()} shelf.",
         "categories": [department, "Vaping", kind] if kind in _VAPING else [department, kind],
         "brand": brand,
         "price": round(float(np.exp(rng.normal(2.8, 0.6))), 2),

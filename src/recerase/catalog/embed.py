@@ -35,10 +35,12 @@ def text_embeddings(items: Items, dims: int = 128, seed: int = 0) -> FloatArray:
 
     Word 1- and 2-grams, sublinear term frequency; truncated SVD; each dimension then has mean 0 and variance 1
     over the catalogue before rows are scaled. Dimensions beyond the rank of the catalogue's text are 0, and so is
-    an item without any text. Deterministic in `seed`. Raises DataError when no item has text.
+    an item without any text. BLAS is held to one thread meanwhile, so that the result depends on `seed` and not on the
+    machine's load or cores. Raises DataError when no item has text.
     """
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     texts = documents(items)
     if not any(text.strip() for text in texts):
@@ -52,7 +54,8 @@ def text_embeddings(items: Items, dims: int = 128, seed: int = 0) -> FloatArray:
             "The items' texts hold no words that could be embedded.", "Give embeddings of your own."
         ) from error
     rank = max(1, min(dims, weights.shape[1] - 1, weights.shape[0] - 1))
-    points = TruncatedSVD(rank, n_iter=5, random_state=seed).fit_transform(weights).astype(np.float64)
+    with threadpool_limits(1):
+        points = TruncatedSVD(rank, n_iter=5, random_state=seed).fit_transform(weights).astype(np.float64)
     out = np.zeros((len(items), dims), np.float32)
     out[:, : points.shape[1]] = _whiten(points)
     out[np.asarray(weights.getnnz(axis=1) == 0)] = 0

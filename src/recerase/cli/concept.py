@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from recerase.cli.options import DataOption, QuietOption, SettingsOption, choose, concept_spec, read_settings
-from recerase.cli.progress import emit, observing
+from recerase.cli.options import DataOption, SettingsOption, choose, concept_spec, read_settings
+from recerase.cli.progress import emit
 
 
 def concept(
@@ -24,7 +24,6 @@ def concept(
     ] = None,
     show: Annotated[int, typer.Option("--show", min=0, help="Items to list.")] = 10,
     settings: SettingsOption = None,
-    quiet: QuietOption = False,
 ) -> int:
     """Preview a concept: items, interactions and users touched, shared codes, items on its border.
 
@@ -40,13 +39,12 @@ def concept(
     from recerase.cli.tables import concept_tables
 
     known = read_settings(settings)
-    with observing(quiet) as observer:
-        chosen, seen, catalogue = api.concept_preview(
-            choose(data, known.data, "--data", "data"),
-            concept_spec(choose(specs, known.concepts, "SPEC", "concepts"), allow_large=True),
-            sids=sids or known.checkpoint,
-            observer=observer,
-        )
+    chosen, seen, catalogue = api.concept_preview(
+        choose(data, known.data, "--data", "data"),
+        concept_spec(choose(specs, known.concepts, "SPEC", "concepts"), allow_large=True),
+        sids=sids or known.checkpoint,
+        show=show,
+    )
     for table in concept_tables(chosen, seen, catalogue, show):
         emit(table)
     return 0

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from recerase.cli.options import ForceOption, QuietOption, SeedOption, ThreadsOption
+from recerase.cli.options import ForceOption, QuietOption, SeedOption
 from recerase.cli.progress import emit, observing, say
 from recerase.cli.verdict import tell
 
@@ -17,7 +17,9 @@ def demo(
         "demo-out"
     ),
     seed: SeedOption = 0,
-    threads: ThreadsOption = None,
+    threads: Annotated[
+        int, typer.Option("--threads", min=1, help="torch threads; fixed, so that every machine gets the same demo.")
+    ] = 2,
     force: ForceOption = False,
     quiet: QuietOption = False,
 ) -> int:
@@ -38,6 +40,8 @@ def demo(
     with observing(quiet) as observer:
         made = api.demo(out, force=force, run=RunConfig(seed=seed, threads=threads, device="cpu"), observer=observer)
     code = tell(made.report, [out / name for name in made.reports], quiet=quiet)
-    say(f"the whole job took {made.seconds:.0f} s; try: recerase inspect {out / 'erased'}", quiet)
+    erased = out / "erased"
+    next_step = f"try: recerase inspect {erased}" if erased.is_dir() else "a rule failed, so nothing was published"
+    say(f"the whole job took {made.seconds:.0f} s; {next_step}", quiet)
     emit(str(out))
     return code

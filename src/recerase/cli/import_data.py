@@ -12,7 +12,7 @@ from recerase.cli.progress import emit, say
 
 
 def import_data(
-    reader: Annotated[str, typer.Argument(metavar="READER", help="csv, jsonl, movielens or amazon.")],
+    reader: Annotated[str, typer.Argument(metavar="READER", help="csv, jsonl, movielens, amazon or recbole.")],
     paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="The reader's files, items first.")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where to publish the data directory.")] = Path(
         "data"

@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from recerase.types import SILENT, Observer
 
 _SECONDS_BETWEEN_LINES = 10.0
+_SECONDS_WORTH_A_LINE = 5.0
 
 
 def stderr_console() -> Console:
@@ -28,11 +29,15 @@ def stderr_console() -> Console:
 
 def emit(renderable: Any) -> None:
     """Write data to stdout. A reader that went away (`| head`) is no error and changes no exit code."""
+    if isinstance(renderable, str):
+        text = renderable if renderable.endswith("\n") else renderable + "\n"
+    else:
+        console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+        with console.capture() as capture:  # rich itself would answer a closed pipe with exit code 1
+            console.print(renderable)
+        text = capture.get()
     try:
-        if isinstance(renderable, str):
-            sys.stdout.write(renderable if renderable.endswith("\n") else renderable + "\n")
-        else:
-            Console(highlight=False, width=None if sys.stdout.isatty() else 120).print(renderable)
+        sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -87,7 +92,7 @@ class BarObserver:
 
 
 class LineObserver:
-    """A plain line when a task starts to take long, then every ten seconds, and one at its end."""
+    """A plain line every ten seconds of a task, and one at the end of a task that took five."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -112,8 +117,9 @@ class LineObserver:
             self.note(f"{task}: {count} {_figures(figures)}".rstrip())
 
     def finish(self, task: str) -> None:
-        if self._done.pop(task, None) is not None:
-            self.note(f"{task}: done in {time.monotonic() - self._began[task]:.1f} s")
+        seconds = time.monotonic() - self._began.get(task, 0.0)
+        if self._done.pop(task, None) is not None and seconds >= _SECONDS_WORTH_A_LINE:
+            self.note(f"{task}: done in {seconds:.1f} s")
 
     def note(self, text: str) -> None:
         self._console.print(text, markup=False, soft_wrap=True)

@@ -9,8 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from recerase.catalog import Catalogue, Concept
-    from recerase.catalog.concept import Preview
+    from recerase.catalog import Catalogue, Concept, Preview
 
 
 def facts_table(title: str, facts: Mapping[str, Any]) -> Table:
@@ -34,18 +33,28 @@ def rows_table(title: str, columns: tuple[str, ...], rows: list[tuple[Any, ...]]
     return table
 
 
+def preview_facts(preview: Preview, catalogue: Catalogue) -> dict[str, str]:
+    """Items, interactions and users that a concept touches, with their shares."""
+    whole = {
+        "items": (preview.items, len(catalogue.items)),
+        "interactions": (preview.interactions, len(catalogue.interactions)),
+        "users touched": (preview.users, catalogue.interactions.n_users),
+    }
+    return {name: f"{part} of {total} ({part / max(total, 1):.1%})" for name, (part, total) in whole.items()}
+
+
 def concept_tables(concept: Concept, preview: Preview, catalogue: Catalogue, show: int) -> Iterator[Table]:
     """The blast radius of a concept, its first items, its shared codes and the items on its border."""
-    n, total = int(concept.members.sum()), len(catalogue.interactions)
-    yield facts_table(
-        f"concept {concept.name}",
-        {
-            "items": f"{n} of {len(catalogue.items)} ({n / len(catalogue.items):.1%})",
-            "interactions": f"{preview.interactions} of {total} ({preview.interactions / max(total, 1):.1%})",
-            "users touched": f"{preview.users} of {catalogue.interactions.n_users}",
-        },
-    )
-    items = catalogue.items
+    yield facts_table(f"concept {concept.name}", preview_facts(preview, catalogue))
+    items, n = catalogue.items, preview.items
     if show:
         rows = [(items.item_ids[row], items.titles[row]) for row in concept.indices[:show]]
         yield rows_table("items" if n <= show else f"first {show} of {n} items", ("item_id", "title"), rows)
+    if preview.levels:
+        shared = [(x.level + 1, x.codes, x.sharing, x.prefixes, x.under_prefix) for x in preview.levels]
+        columns = ("level", "codes used", "retained items sharing a code", "prefixes", "retained items under them")
+        yield rows_table("shared codes", columns, shared)
+    if preview.borderline:
+        near = [("in" if x.inside else "out", f"{x.similarity:.3f}", x.item_id, x.title) for x in preview.borderline]
+        headers = ("concept", "cosine to nearest member", "item_id", "title")
+        yield rows_table("border: nearest outside, then farthest inside", headers, near)

@@ -77,7 +77,7 @@ def sid_log_probs(model: Recommender, state: State, rows: Tensor) -> Tensor:
     same = torch.arange(wide.shape[1], device=rows.device)
     for level in range(1, wide.shape[2]):
         current = model.advance(current, rows[..., level - 1], None if level == 1 else same)
-        found.append(current.log_probs.gather(2, wide[:, :, level, None]).squeeze(2 + 1))
+        found.append(current.log_probs.gather(2, wide[:, :, level, None]).squeeze(2))
     return torch.stack(found, 2)
 
 

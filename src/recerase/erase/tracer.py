@@ -18,15 +18,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recerase.catalog.interactions import Histories
 from recerase.erase import objectives
 from recerase.erase.examples import Examples, concept_histories, draw, examples, joined, neighbours
+from recerase.erase.frontier import walk
 from recerase.erase.methods import Erased, EraseRequest
-from recerase.erase.paths import item_rows, node_log_probs, sid_log_probs, soft_tokens, start
+from recerase.erase.paths import SoftTokens, item_rows, node_log_probs, sid_log_probs, soft_tokens, start
 from recerase.erase.reassign import CommitConfig, Quantiser, commit, gradient_mask, q_phi, quantiser
 from recerase.erase.target import Target, Teacher
-from recerase.errors import EraseError, UsageError
-from recerase.model.recommender import Recommender, wrap
+from recerase.errors import ConceptError, EraseError, UsageError
+from recerase.model.recommender import Recommender, State, wrap
 from recerase.sid.table import SidTable
 
 ForgetLoss = Literal["ascent", "npo", "renormalise"]
@@ -45,11 +45,11 @@ class TracerConfig:
     phi_lr: float = 5e-2
     tau_start: float = 0.1
     tau_end: float = 0.02
-    batch: int = 48
+    batch: int = 32
     """Histories a step (paper: pairs of D_F and of D_R each)."""
-    items: int = 24
-    """Concept items whose SIDs are pressed on in one step."""
-    pool: int = 16
+    items: int = 10
+    """Concept items whose new SIDs are matched in one step of settling."""
+    pool: int = 12
     """Batches whose targets are computed once and used in turn."""
     neighbours: int = 5
     """K of equation 9."""
@@ -72,7 +72,11 @@ class TracerConfig:
     commit_sharing: float = 0.5
     min_moved: float = 0.5
     """Fail when a smaller share of the concept's items moved."""
+    settle_lr: float = 1e-3
+    """Peak rate of settling; it falls to 5 %."""
     clip: float = 1.0
+    bf16: bool = False
+    """Forward passes in bfloat16; weights and optimiser stay float32."""
 
     @classmethod
     def preset(cls, name: str) -> TracerConfig:
@@ -146,6 +150,7 @@ class _Run:
         counts = np.bincount(request.interactions.items, minlength=len(request.table))
         self.popularity = counts.astype(np.float64)
         self.members = request.concept & request.table.present
+        self.pool: list[Target] = []
         self.teacher = Teacher(request.model, request.table, self.members, request.scope, request.seed)
 
     # -- phase A: learn where the items go -------------------------------------------------------------------------
@@ -202,39 +207,51 @@ class _Run:
             "phi_changed": round(float(torch.cat([(p != 0).double().flatten() for p in phi]).mean()), 6),
         }
 
-    def _losses(self, target: Target | None, soft: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def _losses(self, target: Target | None, soft: SoftTokens) -> tuple[Tensor, Tensor, Tensor]:
         """L_R, L_F and L_Coh of one step, with soft tokens in the histories."""
+        if target is None:
+            return self._paper_losses(soft)
+        model = self.model
+        state = start(model, self.request.table, target.histories, soft)
+        kept = objectives.distil(node_log_probs(model, state, target.path), target.log_probs)
+        lost = self._reached(state, target)
+        wanted = np.flatnonzero(self.members[np.maximum(target.histories.targets, 0)] & (target.histories.targets >= 0))
+        if not len(wanted) or not self.config.coherence_weight:
+            return kept, lost, kept.new_zeros(())
+        near = item_rows(model, self.request.table, self.near[target.histories.targets[wanted]])  # [b, K, L]
+        found = sid_log_probs(model, state.take(torch.from_numpy(wanted)), near).sum(2)
+        return kept, lost, self._coherence(found)
+
+    def _paper_losses(self, soft: SoftTokens) -> tuple[Tensor, Tensor, Tensor]:
+        """Equations 7, 8 (or NPO in its place) and 9 on a batch of D_R and one of D_F."""
         config, request, model = self.config, self.request, self.model
-        n = config.batch
-        forget = draw(self.examples.forget, n, self.rng)
+        forget, retain = draw(self.examples.forget, config.batch, self.rng), draw(self.examples.retain, config.batch, self.rng)
         if len(forget) == 0:
-            forget = concept_histories(self.popularity, self.members, n, model.window, self.rng)
-            forget = Histories(forget.items, forget.offsets, forget.users, self.rng.choice(np.flatnonzero(self.members), n))
+            raise ConceptError(
+                "No training interaction leads to the concept, so D_F is empty.", "Use forget_loss=renormalise, which needs none."
+            )
+        rows = item_rows(model, request.table, retain.targets)[:, None]  # [B, 1, L]
+        kept = objectives.nll(sid_log_probs(model, start(model, request.table, retain, soft), rows).sum((1, 2)))
         near = item_rows(model, request.table, self.near[forget.targets])  # [B, K, L]
         old = item_rows(model, request.table, forget.targets)[:, None]  # [B, 1, L]
-        if target is None:
-            retain = draw(self.examples.retain, n, self.rng)
-            state = start(model, request.table, retain, soft)
-            kept = objectives.nll(
-                sid_log_probs(model, state, item_rows(model, request.table, retain.targets)[:, None]).sum((1, 2))
-            )
-        else:
-            state = start(model, request.table, target.histories, soft)
-            kept = objectives.distil(node_log_probs(model, state, target.path), target.log_probs)
-        if target is not None:
-            rows = item_rows(model, request.table, target.items)
-            lost = objectives.match(sid_log_probs(model, state, rows).sum(2), target.concept)
         state = start(model, request.table, forget, soft)
         found = sid_log_probs(model, state, torch.cat([old, near], 1)).sum(2)  # [B, 1 + K]
-        if target is None and config.forget_loss == "ascent":
-            lost = objectives.ascent(found[:, 0])
-        elif target is None:
-            with torch.no_grad():
-                before = start(request.model, request.table, forget)
-                original = sid_log_probs(request.model, before, old).sum((1, 2))
-            lost = objectives.npo(found[:, 0], original, config.beta)
-        together = objectives.coherence_pairs if config.coherence == "pairs" else objectives.coherence_mass
-        return kept, lost, together(found[:, 1:])
+        if config.forget_loss == "ascent":
+            return kept, objectives.ascent(found[:, 0]), self._coherence(found[:, 1:])
+        with torch.no_grad():
+            before = start(request.model, request.table, forget)
+            original = sid_log_probs(request.model, before, old).sum((1, 2))
+        return kept, objectives.npo(found[:, 0], original, config.beta), self._coherence(found[:, 1:])
+
+    def _coherence(self, found: Tensor) -> Tensor:
+        together = objectives.coherence_pairs if self.config.coherence == "pairs" else objectives.coherence_mass
+        return together(found)
+
+    def _reached(self, state: State, target: Target) -> Tensor:
+        """How far the old SIDs are from their target: each closed prefix, and all of them together."""
+        found = self.teacher.frontier
+        reached = walk(self.model, state, found).closed(found)
+        return objectives.match(reached, target.closed) + objectives.match(reached.logsumexp(1), target.closed.logsumexp(1))
 
     def _commit(self, quant: Quantiser, phi: list[Tensor]) -> SidTable:
         request, config = self.request, self.config
@@ -251,7 +268,7 @@ class _Run:
     def settle(self, table: SidTable) -> dict[str, Any]:
         """Distil the target under the new table and, for stale histories, the old one."""
         config, request, model = self.config, self.request, self.model
-        optimizer = torch.optim.AdamW(model.module.parameters(), lr=config.lr, weight_decay=0.0)
+        optimizer = torch.optim.AdamW(model.module.parameters(), lr=config.settle_lr, weight_decay=0.0)
         batches = self._chunks(config.pool, table)
         observer = request.observer
         observer.start("settle", config.settle_steps)
@@ -259,17 +276,15 @@ class _Run:
         assert batches is not None
         for step in range(config.settle_steps):
             for group in optimizer.param_groups:
-                group["lr"] = config.lr * _between(1.0, 0.05, step / max(1, config.settle_steps - 1))
+                group["lr"] = config.settle_lr * _between(1.0, 0.05, step / max(1, config.settle_steps - 1))
             target = next(batches)
             stale = self.rng.random() < config.stale
             state = start(model, request.table if stale else table, target.histories)
             kept = objectives.distil(node_log_probs(model, state, target.path), target.log_probs)
-            rows = item_rows(model, request.table, target.items)
-            wanted = target.concept
-            if target.moved is not None:
-                rows = torch.cat([rows, item_rows(model, table, target.items)])
-                wanted = torch.cat([wanted, target.moved], 1)
-            lost = objectives.match(sid_log_probs(model, state, rows).sum(2), wanted)
+            lost = self._reached(state, target)
+            if target.items is not None and target.moved is not None:
+                rows = item_rows(model, table, target.items)
+                lost = lost + objectives.match(sid_log_probs(model, state, rows).sum(2), target.moved)
             optimizer.zero_grad()
             (kept + config.forget_weight * lost).backward()
             torch.nn.utils.clip_grad_norm_(model.module.parameters(), config.clip)
@@ -281,32 +296,28 @@ class _Run:
 
     def _chunks(self, count: int, table: SidTable | None) -> Iterator[Target] | None:
         """`count` batches with their targets, computed when first needed and then used in turn, for ever."""
-        if not count:
-            return None
-        return _cycle(lambda: self._target(table), count)
+        return _cycle(lambda i: self._chunk(i, table), count) if count else None
 
-    def _target(self, table: SidTable | None) -> Target:
-        """One batch: a third as users are, a quarter before a concept item, a quarter after one, the rest concept alone."""
+    def _chunk(self, index: int, table: SidTable | None) -> Target:
+        """Batch `index`, the same in both phases; with `table`, some items' new SIDs have a target too."""
+        while len(self.pool) <= index:
+            self.pool.append(self._target())
+        target = self.pool[index]
+        if table is None or not table.moved(self.request.table).any():
+            return target
+        return self.teacher.with_moved(target, table, self.rng.permutation(np.flatnonzero(self.members))[: self.config.items])
+
+    def _target(self) -> Target:
+        """One batch: a quarter before a concept item, a quarter after one, a sixth the concept alone, the rest as users are."""
         n, rng, found = self.config.batch, self.rng, self.examples
         quarter = n // 4
         forget = draw(found.forget, quarter, rng)
         touched = draw(found.touched, quarter, rng)
         alone = concept_histories(self.popularity, self.members, n // 6, self.model.window, rng)
-        natural = draw(found.retain, n - quarter - quarter - n // 6, rng)
+        natural = draw(found.retain, n - len(forget) - len(touched) - len(alone), rng)
         batch = joined(natural, touched, forget, alone)
         paths = np.where((batch.targets < 0) | self.members[np.maximum(batch.targets, 0)], -1, batch.targets)
-        wanted = np.unique(forget.targets)
-        items = np.flatnonzero(self.members)
-        half = min(self.config.items // 2, len(wanted))
-        chosen = np.union1d(rng.permutation(wanted)[:half], rng.permutation(items)[: self.config.items - half])
-        target = self.teacher.target(batch, paths, chosen)
-        return target if table is None else replace(target, moved=self._moved(target, table))
-
-    def _moved(self, target: Target, table: SidTable) -> Tensor | None:
-        """[B, P] log p* of the items' new SIDs, which nobody had: p_0 / (1 - mass). None where no item moved."""
-        if not table.moved(self.request.table).any():
-            return None
-        return self.teacher.outside(target.histories, table.rows()[target.items])
+        return self.teacher.target(batch, paths)
 
 
 def _cycle(make: Any, count: int) -> Iterator[Target]:
@@ -314,7 +325,7 @@ def _cycle(make: Any, count: int) -> Iterator[Target]:
     while True:
         for i in range(count):
             if len(made) <= i:
-                made.append(make())
+                made.append(make(i))
             yield made[i]
 
 

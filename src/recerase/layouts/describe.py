@@ -88,7 +88,7 @@ def _manifest(path: Path, facts: dict[str, Any], problems: list[str]) -> bool:
 
 def _checkpoint(path: Path, facts: dict[str, Any], problems: list[str], trust_pickle: bool) -> None:
     checkpoint = load_checkpoint(path, trust_pickle=trust_pickle)
-    module = checkpoint.recommender.module
+    module: Any = checkpoint.recommender.module
     inputs, outputs = module.get_input_embeddings().weight, module.get_output_embeddings().weight
     facts |= {
         "digest": checkpoint.digest,

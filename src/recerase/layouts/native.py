@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from recerase.errors import ArtefactError, CheckpointError, PickleError, TableError
 from recerase.sid.codebooks import Codebooks
@@ -49,6 +50,8 @@ CODEBOOKS = "codebooks.safetensors"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _DEFAULT_WINDOW = 20
 
+ItemIds = Sequence[str] | NDArray[Any]
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -73,7 +76,7 @@ def is_native(path: Path) -> bool:
 def load_checkpoint(
     path: str | Path,
     *,
-    item_ids: Sequence[str] | None = None,
+    item_ids: ItemIds | None = None,
     device: str = "cpu",
     dtype: torch.dtype | None = None,
     trust_pickle: bool = False,
@@ -131,7 +134,7 @@ def save_checkpoint(
 
     `extra` is kept under `recerase` in config.json, beside the window. Plain transformers loads the result.
     """
-    module = recommender.module
+    module: Any = recommender.module
     config = json.loads(module.config.to_json_string(use_diff=False))
     config.pop("_name_or_path", None)
     config["architectures"] = [type(module).__name__]
@@ -143,7 +146,7 @@ def save_checkpoint(
 
 
 def load_sids(
-    directory: str | Path, *, item_ids: Sequence[str] | None = None
+    directory: str | Path, *, item_ids: ItemIds | None = None
 ) -> tuple[SidTable, Codebooks | None, FloatArray | None]:
     """Table, codebooks and item embeddings [N, D] of a directory made by tokenize, train or erase.
 

@@ -6,7 +6,6 @@ so that asking costs nothing; a new layout is a new file and a row here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from recerase.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from recerase.layouts.native import Checkpoint
+    from recerase.layouts.native import Checkpoint, ItemIds
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ def detect_layout(path: str | Path) -> Layout:
     raise CheckpointError(f"{path} is no checkpoint recerase knows.", f"Known layouts: {known}.")
 
 
-def open_checkpoint(path: str | Path, *, item_ids: Sequence[str] | None = None, **options: Any) -> Checkpoint:
+def open_checkpoint(path: str | Path, *, item_ids: ItemIds | None = None, **options: Any) -> Checkpoint:
     """Detect the layout and load the checkpoint with it; options as in `layouts.native.load_checkpoint`."""
     layout = detect_layout(path)
     checkpoint: Checkpoint = getattr(import_module(layout.module), layout.load)(

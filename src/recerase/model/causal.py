@@ -1,7 +1,7 @@
 """The causal recommender: a Llama from transformers, trained from scratch on bos + SIDs.
 
-The history goes through the model as transformers runs it; the tree of next codes goes through the same layers here, because
-transformers has no attention in which many nodes share one history and see only their own ancestors.
+The history goes through the model as transformers runs it; the tree of next codes goes through the same layers here,
+because transformers has no attention in which many nodes share one history and see only their own ancestors.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from recerase.model.recommender import ModelConfig, Recommender, State, gather_ancestors, tree_attention
-from recerase.sid.table import SidSchema
+from recerase.sid.schema import SidSchema
 
 
 def new_causal(config: ModelConfig, schema: SidSchema) -> Causal:
@@ -74,7 +74,7 @@ class Causal(Recommender):
             k = _rotate(attention.k_proj(normed).view(heads).transpose(1, 2), cos, sin)
             v = attention.v_proj(normed).view(heads).transpose(1, 2)
             k, v = (_widen(x, attention.num_key_value_groups)[:, :, :, None] for x in (k, v))  # [B, h, Q, 1, d]
-            if state.ancestors is not None and parents is not None:
+            if state.ancestors is not None:
                 past = state.ancestors[index]
                 k = torch.cat([gather_ancestors(past[0], parents), k], 3)
                 v = torch.cat([gather_ancestors(past[1], parents), v], 3)

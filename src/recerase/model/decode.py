@@ -1,7 +1,8 @@
 """Beam search: constrained to the trie of SIDs (`recommend`) or free over the vocabulary (`generate_free`).
 
-Scores are sums of exact log-softmax values over the whole vocabulary, so constrained and free decoding agree on every SID and
-a model cannot look better than it is by being renormalised. Histories are batched by length and answered in the order given.
+Scores are sums of exact log-softmax values over the whole vocabulary, so constrained and free decoding agree on every
+SID and a model cannot look better than it is by being renormalised. Histories are batched by length and answered in the
+order given.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """What a generative recommender is to the rest of the package: read histories, then walk a tree of codes.
 
-The one decision here: decoding, exact mass and erasing losses all walk a *tree* of next codes after one history. So a model
-offers `start` (read the history once) and `advance` (go to Q nodes, each the child of an earlier node). The history's keys and
-values are computed once a user and shared by all nodes; nothing is ever copied or reordered for a beam.
+The one decision here: decoding, exact mass and erasing losses all walk a *tree* of next codes after one history. So a
+model offers `start` (read the history once) and `advance` (go to Q nodes, each the child of an earlier node). The
+history's keys and values are computed once a user and shared by all nodes; nothing of it is copied or reordered for a
+beam.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 
 from recerase.catalog.interactions import Histories
 from recerase.errors import CheckpointError, UsageError
-from recerase.sid.table import SidSchema, SidTable
+from recerase.sid.schema import SidSchema
+from recerase.sid.table import SidTable
 
 Kind = Literal["causal", "seq2seq"]
 
@@ -58,6 +60,18 @@ class State:
     scale: float = 1.0
     _cache: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
+    def take(self, rows: Tensor) -> State:
+        """The state of histories `rows` [b] alone; only at the root."""
+        return State(
+            hidden=self.hidden[rows],
+            head=self.head,
+            depth=self.depth,
+            prompt=tuple((k[rows], v[rows]) for k, v in self.prompt),
+            prompt_bias=self.prompt_bias[rows],
+            lengths=self.lengths[rows],
+            scale=self.scale,
+        )
+
     @property
     def log_probs(self) -> Tensor:
         """Exact log-softmax over the whole vocabulary, float32: [B, V] at the root, [B, Q, V] at nodes."""
@@ -78,7 +92,7 @@ class Recommender(ABC):
     kind: Kind
 
     def __init__(self, module: nn.Module, schema: SidSchema, window: int) -> None:
-        rows = module.get_input_embeddings().weight.shape[0]  # type: ignore[operator, union-attr]
+        rows = module.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
         if rows < schema.vocabulary:
             raise CheckpointError(
                 f"The model has {rows} vocabulary rows, the SID schema needs {schema.vocabulary}.",
@@ -126,7 +140,8 @@ class Recommender(ABC):
 
         Args:
             rows: vocabulary rows of the nodes, [B, Q], or [Q] for the same nodes after every history.
-            parents: for each node the index of its parent among the state's nodes, [B, Q] or [Q]; None at the root.
+            parents: for each node the index of its parent among the state's nodes, [B, Q] or [Q]; None at the root, and
+                below it for one child a node, in order.
         Returns:
             the state at the nodes; each sees the history, its own ancestors and itself. Differentiable.
         """
@@ -136,8 +151,10 @@ class Recommender(ABC):
         return {k: list(v.shape) for k, v in self.module.state_dict().items()}
 
 
-def gather_ancestors(kv: Tensor, parents: Tensor) -> Tensor:
-    """Rows of kv [B, h, Q', s, d] at `parents` [Q] or [B, Q] -> [B, h, Q, s, d]."""
+def gather_ancestors(kv: Tensor, parents: Tensor | None) -> Tensor:
+    """Rows of kv [B, h, Q', s, d] at `parents` [Q] or [B, Q] -> [B, h, Q, s, d]; None takes them as they stand."""
+    if parents is None:
+        return kv
     if parents.dim() == 1:
         return kv.index_select(2, parents)
     index = parents[:, None, :, None, None].expand(-1, kv.shape[1], -1, kv.shape[3], kv.shape[4])
@@ -173,7 +190,8 @@ def new_recommender(config: ModelConfig, schema: SidSchema, seed: int = 0) -> Re
     """
     if config.width % config.heads:
         raise UsageError(
-            f"A width of {config.width} cannot be split over {config.heads} heads.", "Make --width a multiple of --heads."
+            f"A width of {config.width} cannot be split over {config.heads} heads.",
+            "Make --width a multiple of --heads.",
         )
     with torch.random.fork_rng():
         torch.manual_seed(seed)

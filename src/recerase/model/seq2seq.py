@@ -1,7 +1,8 @@
-"""The seq2seq recommender: a T5 (as in TIGER, arXiv 2305.05065) whose encoder reads SIDs + eos and whose decoder writes one SID.
+"""The seq2seq recommender: a T5 (as in TIGER) whose encoder reads SIDs + eos and whose decoder writes one SID.
 
-The encoder runs as transformers runs it, once a history, and so do its keys and values for cross-attention. The tree of next
-codes goes through the decoder's layers here: all nodes are queries of one cross-attention, and each sees its own ancestors only.
+The encoder runs as transformers runs it, once a history; its keys and values for cross-attention are computed once too.
+The tree of next codes goes through the decoder's layers here: all nodes are queries of one cross-attention, and in
+self-attention each sees its own ancestors only.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import T5Config, T5ForConditionalGeneration
 
 from recerase.model.recommender import ModelConfig, Recommender, State, gather_ancestors
-from recerase.sid.table import SidSchema
+from recerase.sid.schema import SidSchema
 
 
 def new_seq2seq(config: ModelConfig, schema: SidSchema) -> Seq2Seq:
@@ -63,7 +64,7 @@ class Seq2Seq(Recommender):
         return State(at.hidden[:, 0], at.head, 0, prompt, at.prompt_bias, lengths, at.ancestors, scale)
 
     def advance(self, state: State, rows: Tensor, parents: Tensor | None) -> State:
-        decoder: Any = self.module.decoder  # type: ignore[union-attr]
+        decoder: Any = self.module.decoder
         hidden = decoder.dropout(decoder.embed_tokens(rows))
         hidden = hidden.expand(len(state.lengths), -1, -1) if rows.dim() == 1 else hidden  # [B, Q, D]
         if state.depth == 0:

@@ -56,7 +56,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Gauge:
-    """A rule's interval and limit on one line, in percent of its width; `over` where the interval runs off it."""
+    """A rule's interval and limit on one line, in percent of its width; `over` where the value runs off it."""
 
     low: float
     high: float
@@ -74,6 +74,7 @@ class RuleLine:
     value: str
     interval: str
     n: str
+    limit: str
     gauge: Gauge | None
 
 
@@ -93,7 +94,12 @@ def report_html(report: Report) -> str:
         loader=PackageLoader("recerase.report", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"title_text": title_text, "long_text": _long_text, "percent": percent, "thousands": _thousands}
+    environment.filters |= {
+        "title_text": title_text,
+        "long_text": _long_text,
+        "percent": percent,
+        "thousands": _thousands,
+    }
     environment.filters |= {"value_text": value_text, "interval_text": interval_text, "facts": facts}
     return environment.get_template("report.html.j2").render(**_page(report))
 
@@ -145,9 +151,10 @@ def tiles(report: Report) -> tuple[Tile, ...]:
 def rule_line(finding: Finding) -> RuleLine:
     """A finding with its number in words and its gauge."""
     found, label = finding.measurement, metric_label(finding.rule.metric)
+    limit = title_text(finding.limit).replace("<= ", "≤\u00a0").replace(">= ", "≥\u00a0").replace(" %", "\u00a0%")
     if found is None:
-        return RuleLine(finding, label, "not measured", "", "", None)
-    return RuleLine(finding, label, value_text(found), interval_text(found), f"{found.n:,}", gauge(finding))
+        return RuleLine(finding, label, "not measured", "", "", limit, None)
+    return RuleLine(finding, label, value_text(found), interval_text(found), f"{found.n:,}", limit, gauge(finding))
 
 
 def gauge(finding: Finding) -> Gauge | None:
@@ -164,7 +171,7 @@ def gauge(finding: Finding) -> Gauge | None:
     def place(value: float) -> float:
         return round(100 * (min(max(value, left), right) - left) / (right - left), 2)
 
-    return Gauge(place(low), place(high), place(found.value), place(limit), over=high > right)
+    return Gauge(place(low), place(high), place(found.value), place(limit), over=found.value > right)
 
 
 def _tile(row: Row, title: str, unit: str, note: str = "", shown: Any = percent) -> Tile:

@@ -32,7 +32,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _INK, _GRID, _GOOD = "#010203", "#010204", "#010205"
-_COLOURS: Mapping[Role, str] = {"original": "#010206", "subject": "#010207", "reference": "#010208", "filter": "#010209"}
+_COLOURS: Mapping[Role, str] = {
+    "original": "#010206",
+    "subject": "#010207",
+    "reference": "#010208",
+    "filter": "#010209",
+}
 _CSS = {
     _INK: "currentColor",
     _GRID: "var(--grid)",
@@ -41,6 +46,8 @@ _CSS = {
 }
 _MARKS: Mapping[Role, str] = {"original": "s", "subject": "o", "reference": "D", "filter": "^"}
 _DASHES: Mapping[Role, Any] = {"original": "-", "subject": "-", "reference": (0, (4, 2)), "filter": (0, (1, 1.5))}
+_ORDER: Mapping[Role, float] = {"original": 2.0, "filter": 2.1, "reference": 2.2, "subject": 2.3}
+"""What is drawn over what: the audited model is never hidden behind another one."""
 _STYLE = {
     "svg.fonttype": "none",
     "font.size": 8.5,
@@ -63,7 +70,7 @@ _STYLE = {
     "figure.facecolor": "none",
     "axes.facecolor": "none",
 }
-_WIDTH, _HEIGHT = 5.0, 3.0
+_WIDTH, _HEIGHT, _TALL = 4.5, 2.8, 3.6
 _FLOOR = 1e-12
 """Masses below this are drawn here; float32 log-probabilities say nothing about them."""
 
@@ -121,7 +128,7 @@ def exposure_plot(report: Report) -> Plot | None:
 
     told = "; ".join(f"{row.label}: {_said(row, roles, report)}" for _, row in rows)
     caption = "Share of recommended slots given to the concept. Bars are the intervals the rules are decided on."
-    return _plot("exposure", "Exposure", caption, told, roles, draw, height=0.62 * len(rows) + 0.75)
+    return _plot("exposure", "Exposure", caption, told, roles, draw, height=_TALL)
 
 
 def mass_by_rank_plot(report: Report) -> Plot | None:
@@ -135,7 +142,7 @@ def mass_by_rank_plot(report: Report) -> Plot | None:
 
     def draw(axes: Axes) -> None:
         for role, y in lines.items():
-            axes.plot(x, _floored(y), color=_COLOURS[role], linestyle=_DASHES[role])
+            axes.plot(x, _floored(y), color=_COLOURS[role], linestyle=_DASHES[role], zorder=_ORDER[role])
         if current is not None and current != lines.get("subject"):
             axes.plot(x, _floored(current), color=_COLOURS["subject"], linewidth=1, linestyle=(0, (1, 1)))
         axes.set_yscale("log")
@@ -149,7 +156,7 @@ def mass_by_rank_plot(report: Report) -> Plot | None:
     caption = "Exact probability of generating a concept item's old SID, user by user, on a log scale."
     if current is not None:
         caption += f" Dotted: {role_names(report).get('subject', 'audited')}, under the current SIDs."
-    return _plot("mass", "Concept mass by rank", caption, caption, tuple(lines), draw)
+    return _plot("mass", "Concept mass by rank", caption, caption, tuple(lines), draw, height=_TALL)
 
 
 def exposure_by_k_plot(report: Report) -> Plot | None:
@@ -160,7 +167,10 @@ def exposure_by_k_plot(report: Report) -> Plot | None:
 
 def saturated_plot(report: Report) -> Plot | None:
     """Exposure as histories hold more and more of nothing but the concept."""
-    title, caption = "Histories of nothing but the concept", "Exposure@10 for histories of m concept items, m = 1 and up."
+    title, caption = (
+        "Histories of nothing but the concept",
+        "Exposure@10 for histories of m concept items, m = 1 and up.",
+    )
     return _lines(report, "saturated_by_m", title, caption, "m, concept items in the history")
 
 
@@ -196,14 +206,23 @@ def _lines(report: Report, name: str, title: str, caption: str, xlabel: str) -> 
     x, lines = series
 
     def draw(axes: Axes) -> None:
+        from matplotlib.ticker import MaxNLocator
+
         for role, y in lines.items():
-            mark = {"marker": _MARKS[role], "markersize": 3.5} if len(x) <= 30 else {}
-            axes.plot(x, y, color=_COLOURS[role], linestyle=_DASHES[role], **mark)
-        axes.set_ylim(bottom=0)
+            mark: dict[str, Any] = {"marker": _MARKS[role], "markersize": 3.5} if len(x) <= 30 else {}
+            look: dict[str, Any] = {
+                "color": _COLOURS[role],
+                "linestyle": _DASHES[role],
+                "zorder": _ORDER[role],
+                "clip_on": False,
+            }
+            axes.plot(x, y, **look, **mark)
+        top = max((value for y in lines.values() for value in y if math.isfinite(value)), default=0.0)
+        axes.set_ylim(0, 1.08 * top if top > 0 else 0.01)
         axes.margins(x=0.03)
         axes.set_xlabel(xlabel)
         _as_percent(axes.yaxis)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
 
     return _plot(name, title, caption, caption, tuple(lines), draw)
 

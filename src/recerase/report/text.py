@@ -45,7 +45,7 @@ _FOLDED = 13
 
 @dataclass(frozen=True)
 class _Columns:
-    """A table where it fits, with some columns folded if need be; else one block a row: `header  value`, a line each."""
+    """A table where it fits, some columns folded if need be; else one block a row: `header  value`, a line each."""
 
     title: str
     headers: tuple[str, ...]
@@ -103,7 +103,9 @@ def verdict_panel(report: Report) -> Panel:
     lines = Text(decision.verdict.value.upper(), style=f"bold {style}")
     lines.append(f"  {_safe(decision.reason)}", style="default")
     lines.append(f"\nconcept {_safe(str(concept.get('name', 'not named')))}", style="default not bold")
-    counts = [f"{concept[key]:,} {key}" for key in ("items", "interactions", "users") if isinstance(concept.get(key), int)]
+    counts = [
+        f"{concept[key]:,} {key}" for key in ("items", "interactions", "users") if isinstance(concept.get(key), int)
+    ]
     lines.append("".join(f", {count}" for count in counts), style="default not bold")
     lines.append(f"\nrules   {rules_tally(report)}", style="default not bold")
     return Panel(lines, border_style=style, box=box.HEAVY, title="recerase", title_align="left")
@@ -142,7 +144,9 @@ def controls_table(decision: Decision) -> RenderableType:
     rows = []
     for control in decision.controls:
         word, style = _HOLDS[control.holds]
-        rows.append((Text(control.name), Text(word, style=style), Text(control.expected), Text(_safe(control.observed))))
+        rows.append(
+            (Text(control.name), Text(word, style=style), Text(control.expected), Text(_safe(control.observed)))
+        )
     return _Columns("Controls", ("control", "result", "expected", "observed"), tuple(rows), folds=frozenset({2, 3}))
 
 

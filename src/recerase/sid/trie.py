@@ -76,7 +76,7 @@ class Trie:
         """int64 [M] each item's node at `depth` (default: its leaf), -1 for items outside the trie."""
         node = self.leaf_of(int(max(items.max(initial=-1), self.leaf_items.max(initial=-1))) + 1)[items]
         for level in range(self.levels, self.levels if depth is None else depth, -1):
-            node = np.where(node >= 0, self.parent[level][node], -1)
+            node = np.append(self.parent[level], -1)[node]  # -1 stays -1
         return node
 
     def leaf_of(self, n_items: int) -> IntArray:

@@ -1,0 +1,67 @@
+"""The two ends of the scale: `filter`, which changes no weight, and `retrain`, which changes all of them."""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import dataclass, fields
+
+from recerase.erase.methods import Erased, EraseRequest
+from recerase.errors import UsageError
+from recerase.model.recommender import ModelConfig, new_recommender, wrap
+from recerase.model.training import TrainConfig, train
+
+
+@dataclass(frozen=True)
+class FilterConfig:
+    """`filter` has no settings."""
+
+
+@dataclass(frozen=True)
+class RetrainConfig:
+    """Settings of `retrain`; the recipe itself is the one recorded in the checkpoint."""
+
+    seed: int = -1
+    """Seed of the new weights; -1 takes the original's."""
+
+
+def filter_only(request: EraseRequest, config: FilterConfig) -> Erased:
+    """The same weights with the concept out of the decoding trie. Not erasure, and the audit must say so."""
+    model = wrap(copy.deepcopy(request.model.module), request.model.schema, request.model.window)
+    return Erased(model, request.table.unlisted(request.concept), {"moved_items": 0.0, "seconds": 0.0})
+
+
+def retrain(request: EraseRequest, config: RetrainConfig) -> Erased:
+    """The reference: the original's recipe from fresh weights, without the concept's interactions; its items are unlisted.
+
+    Raises:
+        UsageError: the checkpoint does not say how it was trained.
+    """
+    began = time.monotonic()
+    try:
+        shape = ModelConfig(**_known(ModelConfig, request.training["model"]))
+        recipe = TrainConfig(**_known(TrainConfig, request.training["training"]))
+    except (KeyError, TypeError) as error:
+        raise UsageError(
+            "The checkpoint does not record how it was trained, so it cannot be trained again the same way.",
+            "Train a reference yourself with `recerase train --without CONCEPT`.",
+        ) from error
+    seed = recipe.seed if config.seed < 0 else config.seed
+    recipe = TrainConfig(**{**vars(recipe), "seed": seed})
+    model = new_recommender(shape, request.model.schema, seed)
+    model.module.to(request.model.device)
+    interactions = request.interactions.without(request.concept)
+    log = train(model, request.table, interactions.split(), recipe, request.observer)
+    summary = {
+        "moved_items": 0.0,
+        "epochs": log.epochs,
+        "validation": dict(log.validation),
+        "seconds": round(time.monotonic() - began, 3),
+    }
+    return Erased(model, request.table.unlisted(request.concept), summary)
+
+
+def _known(kind: type, values: dict[str, object]) -> dict[str, object]:
+    """The entries of `values` that `kind` has; a recipe of a newer version may hold more."""
+    names = {f.name for f in fields(kind)}
+    return {k: v for k, v in values.items() if k in names}

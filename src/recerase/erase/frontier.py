@@ -1,0 +1,151 @@
+"""Where the concept begins in the trie: the shortest prefixes that only concept items have.
+
+Below such a *closed* prefix everything is the concept's, so a model that gives the prefix nothing gives its items nothing. Losses
+and targets therefore walk only the *open* prefixes (shared with retained items), a small part of the concept's trie, and reach
+every concept item in every step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recerase.model.recommender import Recommender, State
+from recerase.sid.table import SidTable
+from recerase.types import BoolArray, IntArray
+
+
+@dataclass(frozen=True, eq=False)
+class Rank:
+    """The frontier's nodes of one depth."""
+
+    rows: Tensor
+    """int64 [n] vocabulary row of the node's last code."""
+    parent: Tensor
+    """int64 [n] index among the open nodes one depth up (0 = the root)."""
+    open: Tensor
+    """int64 [n_open] nodes that retained items share, to be walked on from."""
+    closed: Tensor
+    """int64 [n_closed] nodes that only concept items have."""
+    virgin: Tensor
+    """float32 [n_closed, V] even weights over the codes that no item has after the closed node's parent."""
+    below: tuple[IntArray, ...]
+    """For each closed node the concept items below it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Frontier:
+    """Ranks of depth 1..L. An item whose whole SID a retained item shares has no closed node: `unreachable`."""
+
+    ranks: tuple[Rank, ...]
+    unreachable: IntArray
+    """int64 concept items that no closed prefix covers."""
+
+    @property
+    def closed(self) -> int:
+        return sum(len(r.closed) for r in self.ranks)
+
+
+def frontier(table: SidTable, members: BoolArray, device: torch.device | str = "cpu") -> Frontier:
+    """The frontier of the concept `members` [N] in a table."""
+    rows, present = table.rows(), table.present
+    inside, outside = present & members, present & ~members
+    alive, above = inside.copy(), np.zeros(len(table), np.int64)
+    ranks = []
+    for depth in range(1, table.levels + 1):
+        prefix, group = np.unique(rows[present][:, :depth], axis=0, return_inverse=True)
+        of = np.full(len(table), -1, np.int64)
+        of[present] = group.reshape(-1)
+        shared = np.bincount(of[outside], minlength=len(prefix)) > 0
+        nodes = np.unique(of[alive])
+        place = np.full(len(prefix), -1, np.int64)
+        place[nodes] = np.arange(len(nodes))
+        parent = np.zeros(len(nodes), np.int64)
+        parent[place[of[alive]]] = above[alive]
+        open_nodes, closed = np.flatnonzero(shared[nodes]), np.flatnonzero(~shared[nodes])
+        mine = place[of]
+        order = np.flatnonzero(alive)
+        below = tuple(order[mine[order] == c] for c in closed)
+        virgin = _virgin(table, rows, depth, [int(b[0]) for b in below])
+        ranks.append(
+            Rank(
+                rows=torch.from_numpy(prefix[nodes, depth - 1]).to(device),
+                parent=torch.from_numpy(parent).to(device),
+                open=torch.from_numpy(open_nodes).to(device),
+                closed=torch.from_numpy(closed).to(device),
+                virgin=torch.from_numpy(virgin).to(device),
+                below=below,
+            )
+        )
+        slot = np.full(len(nodes) + 1, -1, np.int64)
+        slot[open_nodes] = np.arange(len(open_nodes))
+        above = slot[np.where(alive, mine, -1)]
+        alive = alive & (above >= 0)
+    return Frontier(tuple(ranks), np.flatnonzero(alive))
+
+
+def _virgin(table: SidTable, rows: IntArray, depth: int, examples: list[int]) -> np.ndarray:
+    """[E, V] weights over codes that no item has after the prefix of `depth - 1` codes of each example item.
+
+    Where every code is in use there, the least used ones stand in.
+    """
+    out = np.zeros((len(examples), table.schema.vocabulary), np.float32)
+    if not examples:
+        return out
+    spelled = table.schema.rows[depth - 1]
+    spelled = spelled[spelled >= 0]
+    _, group = np.unique(rows[:, : depth - 1], axis=0, return_inverse=True)
+    group = group.reshape(-1)
+    counts = np.zeros((group.max() + 1, table.schema.vocabulary))
+    np.add.at(counts, (group[table.present], rows[table.present, depth - 1]), 1)
+    used = counts[group[examples]][:, spelled]  # [E, K]
+    least = used == used.min(1, keepdims=True)
+    out[:, spelled] = least / least.sum(1, keepdims=True)
+    return out
+
+
+@dataclass(frozen=True, eq=False)
+class Walk:
+    """A model's distributions over a frontier, after B histories. Differentiable."""
+
+    joint: tuple[Tensor, ...]
+    """A depth: [B, n] log p(prefix | history) of every node."""
+    step: tuple[Tensor, ...]
+    """A depth: [B, n] log p(code | parent, history)."""
+    virgin: tuple[Tensor, ...]
+    """A depth: [B, n_closed] mean log-probability of the virgin prefixes beside each closed node; empty unless asked."""
+
+    def closed(self, found: Frontier) -> Tensor:
+        """[B, E] log p(closed prefix | history), depth by depth."""
+        return torch.cat([j[:, r.closed] for j, r in zip(self.joint, found.ranks, strict=True)], 1)
+
+
+def walk(model: Recommender, state: State, found: Frontier, virgin: bool = False) -> Walk:
+    """Every node's probability by one tree step a depth over the open nodes."""
+    joint, step, beside = [], [], []
+    current, reach = state, None
+    for depth, rank in enumerate(found.ranks):
+        log_probs = current.log_probs if depth else current.log_probs[:, None]  # [B, n_open, V]
+        here = log_probs[:, rank.parent, rank.rows]
+        total = here if reach is None else here + reach[:, rank.parent]
+        joint.append(total)
+        step.append(here)
+        if virgin and len(rank.closed):
+            mean = (log_probs[:, rank.parent[rank.closed]] * rank.virgin).sum(2)
+            beside.append(mean if reach is None else mean + reach[:, rank.parent[rank.closed]])
+        elif virgin:
+            beside.append(total[:, :0])
+        if not len(rank.open):
+            break
+        reach = total[:, rank.open]
+        if depth + 1 < len(found.ranks):
+            current = model.advance(current, rank.rows[rank.open], None if depth == 0 else rank.parent[rank.open])
+    while len(joint) < len(found.ranks):
+        joint.append(state.hidden.new_zeros(len(state.lengths), 0))
+        step.append(joint[-1])
+        if virgin:
+            beside.append(joint[-1])
+    return Walk(tuple(joint), tuple(step), tuple(beside))

@@ -1,0 +1,128 @@
+"""A report as Markdown for a pull request or a CI summary: the verdict, the rules, the numbers, what was not tested.
+
+The decision that shaped this file: everything that did not come from recerase is escaped, so that a title or a concept
+name can neither mark up the page, break a table, mention a person nor pull in an image.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from recerase.report.schema import SCHEMA, report_digest
+from recerase.report.wording import (
+    change_text,
+    facts,
+    grouped_skips,
+    headline_rows,
+    interval_text,
+    role_names,
+    rules_tally,
+    title_text,
+    value_text,
+)
+from recerase.types import Report, Result
+
+_SPECIAL = re.compile(r"[\\`*_\[\]#|~]")
+_LINKED = re.compile(r"@(?!\d)|(?<=:)//|(?<=www)\.", re.IGNORECASE)
+"""What GitHub links without any markup: names, addresses."""
+_HOLDS = {True: "holds", False: "**broken**", None: "not run"}
+
+
+def report_markdown(report: Report) -> str:
+    """The report in GitHub's Markdown. Equal reports give equal text."""
+    blocks = [
+        _head(report),
+        *_rules(report),
+        *_figures(report),
+        *_controls(report),
+        *_not_tested(report),
+        *_provenance(report),
+    ]
+    return "\n\n".join(blocks) + "\n"
+
+
+def escaped(text: str, length: int = 400) -> str:
+    """Text from anywhere as Markdown that shows it as it is, on one line."""
+    plain = title_text(text, length).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    plain = _LINKED.sub(lambda found: f"&#{ord(found.group()[0])};{found.group()[1:]}", plain)
+    return _SPECIAL.sub(lambda found: found.group() if _in_entity(found) else f"\\{found.group()}", plain)
+
+
+def _in_entity(found: re.Match[str]) -> bool:
+    return found.group() == "#" and found.string[found.start() - 1 : found.start()] == "&"
+
+
+def _head(report: Report) -> str:
+    decision, concept = report.decision, report.concept
+    counts = [
+        f"{concept[key]:,} {key}" for key in ("items", "interactions", "users") if isinstance(concept.get(key), int)
+    ]
+    lines = [
+        f"# {decision.verdict.value.upper()}: {escaped(str(concept.get('name', 'concept')), 120)}",
+        "",
+        escaped(decision.reason, 600),
+        "",
+        f"{', '.join([*counts, f'rules: {rules_tally(report)}'])}.",
+        *(f"\n> **Warning:** {escaped(warning)}" for warning in decision.warnings),
+    ]
+    return "\n".join(lines)
+
+
+def _rules(report: Report) -> list[str]:
+    rows = []
+    for finding in report.decision.findings:
+        found, result = finding.measurement, finding.result
+        word = result.value if result is Result.PASS else f"**{result.value}**"
+        measured = ("-", "", "") if found is None else (value_text(found), interval_text(found), f"{found.n:,}")
+        reason = "" if result is Result.PASS else escaped(finding.reason)
+        rows.append((word, escaped(finding.rule.id), *measured, escaped(finding.limit, 120), reason))
+    if not rows:
+        return ["## Rules", "The policy has no rules."]
+    return ["## Rules", _table(("result", "rule", "value", "interval", "n", "limit", "reason"), rows, {2, 4})]
+
+
+def _figures(report: Report) -> list[str]:
+    names, rows = role_names(report), headline_rows(report)
+    if not rows:
+        return []
+    compared = "original" in names
+    headers = ("measured", *names.values(), *(["change"] if compared else []))
+    lines = [
+        (
+            escaped(row.label),
+            *(value_text(row.by_role[role]) if role in row.by_role else "" for role in names),
+            *([change_text(row)] if compared else []),
+        )
+        for row in rows
+    ]
+    title = "## Before and after" if names.get("original") == "before" else "## Measured"
+    return [title, _table(headers, lines, set(range(1, len(headers))))]
+
+
+def _controls(report: Report) -> list[str]:
+    rows = [(c.name, _HOLDS[c.holds], escaped(c.expected), escaped(c.observed)) for c in report.decision.controls]
+    return ["## Controls", _table(("control", "result", "expected", "observed"), rows, set())] if rows else []
+
+
+def _not_tested(report: Report) -> list[str]:
+    lines = [f"- {escaped(limit)}" for limit in report.limits]
+    lines += [f"- {escaped(', '.join(names))}: {escaped(reason)}" for reason, names in grouped_skips(report.skipped)]
+    return ["## Not tested", "\n".join(lines)] if lines else []
+
+
+def _provenance(report: Report) -> list[str]:
+    digests = {**report.inputs, "this audit": report_digest(report)}
+    rows = [
+        (escaped(name), f"`{re.sub('[^0-9A-Za-z:]', '', digest)[:64]}`") for name, digest in sorted(digests.items())
+    ]
+    method = {key: value for key, value in report.method.items() if key != "changes"}
+    told = (
+        [f"Method: {'; '.join(f'{escaped(name)} {escaped(text)}' for name, text in facts(method))}."] if method else []
+    )
+    return ["## Provenance", *told, _table(("input", "sha256"), rows, set()), f"Schema `{SCHEMA}`."]
+
+
+def _table(headers: Sequence[str], rows: Sequence[Sequence[str]], right: set[int]) -> str:
+    rule = ["---:" if i in right else "---" for i in range(len(headers))]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (headers, rule, *rows))

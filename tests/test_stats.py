@@ -1,0 +1,229 @@
+"""Intervals must hold the truth as often as they say, and must not be narrow because nothing was seen."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from recerase.errors import UsageError
+from recerase.stats import bootstrap_mean, equivalence, paired_drop, paired_ratio, required_n, unseen, wilson
+
+SMALL = 300
+"""Resamples in tests that look at many intervals."""
+shares = hnp.arrays(np.float64, st.integers(2, 60), elements=st.integers(0, 10).map(lambda x: x / 10))
+
+
+def test_wilson_agrees_with_its_textbook_value() -> None:
+    found = wilson(8, 10)  # Wilson 1927; Newcombe 1998 gives .4902 to .9433
+    assert (found.low, found.high) == (pytest.approx(0.4902, abs=5e-5), pytest.approx(0.9433, abs=5e-5))
+
+
+@given(st.integers(1, 5000), st.sampled_from([0.8, 0.9, 0.95, 0.99]))
+def test_nothing_seen_is_at_most_three_in_n(n: int, confidence: float) -> None:
+    found = wilson(0, n, confidence)
+    assert found.low == 0.0
+    assert found.high == pytest.approx(min(1.0, -math.log(1 - confidence) / n))
+    assert found.method == "rule-of-three"
+    assert bootstrap_mean(np.zeros(n), confidence) == found
+    assert found.high >= 1 - (1 - confidence) ** (1 / n)  # the exact bound it stands for
+
+
+@given(st.integers(1, 6) | st.integers(1, 400), st.sampled_from([0.8, 0.95, 0.999]), st.data())
+def test_more_hits_never_lower_a_rate_and_hits_and_misses_mirror(n: int, sure: float, data: st.DataObject) -> None:
+    hits = data.draw(st.integers(0, n - 1))
+    fewer, more = wilson(hits, n, sure), wilson(hits + 1, n, sure)
+    assert fewer.low <= more.low + 1e-12
+    assert fewer.high <= more.high + 1e-12
+    mirrored = wilson(n - hits, n, sure)
+    assert (1 - mirrored.high, 1 - mirrored.low) == (pytest.approx(fewer.low), pytest.approx(fewer.high))
+    assert fewer.low <= hits / n <= fewer.high
+
+
+@pytest.mark.parametrize("rate", [0.002, 0.05, 0.4])
+def test_wilson_covers(rate: float) -> None:
+    hits = np.random.default_rng(0).binomial(1000, rate, size=1000)
+    found = [wilson(int(h), 1000) for h in hits]
+    assert np.mean([f.low <= rate <= f.high for f in found]) > 0.93
+
+
+def test_the_bootstrap_covers_a_skewed_mean() -> None:
+    rng, truth = np.random.default_rng(1), math.exp(0.5)
+    found = [bootstrap_mean(rng.lognormal(size=300), 0.9, SMALL, seed=i) for i in range(200)]
+    covered = np.mean([f.low <= truth <= f.high for f in found])
+    assert 0.84 < covered < 0.97
+
+
+def test_an_interval_leans_to_the_side_of_the_tail() -> None:
+    values = np.random.default_rng(10).lognormal(sigma=1.5, size=200)
+    plain = np.quantile(np.random.default_rng(11).choice(values, (4000, 200)).mean(axis=1), [0.025, 0.975])
+    right, left = bootstrap_mean(values), bootstrap_mean(-values)
+    assert right.low > plain[0]
+    assert right.high > plain[1]
+    assert (left.low, left.high) == (pytest.approx(-right.high, rel=0.05), pytest.approx(-right.low, rel=0.05))
+
+
+@pytest.mark.parametrize("rate", [0.002, 0.02])
+def test_the_upper_end_of_a_rare_leak_holds_where_the_plain_bootstrap_does_not(rate: float) -> None:
+    """Slots of ten, a leak in one or two a thousand users: what a gate must not be fooled by."""
+    rng, n, truth, plain = np.random.default_rng(2), 500, rate * 0.1, 0
+    held = 0
+    for i in range(200):
+        values = (rng.random(n) < rate) * 0.1
+        held += bootstrap_mean(values, 0.95, SMALL, seed=i).high >= truth
+        plain += np.quantile(rng.choice(values, (SMALL, n)).mean(axis=1), 0.975) >= truth
+    assert held == 200
+    assert plain < 200
+
+
+@given(shares, st.integers(0, 3))
+def test_one_more_leak_never_looks_better_than_none(values: np.ndarray, seed: int) -> None:
+    values[0] = 0.0
+    assert bootstrap_mean(values, 0.95, SMALL, seed).high >= bootstrap_mean(np.zeros(len(values))).high
+
+
+@given(shares)
+def test_an_interval_holds_its_point_and_stays_in_range(values: np.ndarray) -> None:
+    found = bootstrap_mean(values, 0.95, SMALL)
+    assert 0.0 <= found.low <= values.mean() <= found.high <= 1.0
+
+
+@given(shares, st.integers(0, 99))
+def test_the_order_of_units_does_not_matter(values: np.ndarray, shuffle: int) -> None:
+    versus = values[::-1] + 0.05
+    order = np.random.default_rng(shuffle).permutation(len(values))
+    first, again = bootstrap_mean(values, 0.95, SMALL), bootstrap_mean(values[order], 0.95, SMALL)
+    assert (first.low, first.high) == (pytest.approx(again.low), pytest.approx(again.high))
+    _, one = paired_ratio(values, versus, 0.95, SMALL)
+    _, two = paired_ratio(values[order], versus[order], 0.95, SMALL)
+    assert (one.low, one.high) == (pytest.approx(two.low), pytest.approx(two.high))
+
+
+def test_the_gaffke_bound_of_hits_is_clopper_and_pearsons() -> None:
+    values = np.repeat([0.0, 1.0], [95, 5])
+    found = bootstrap_mean(values, 0.95, 40_000)
+    assert found.low == pytest.approx(0.0164, abs=0.001)  # Beta(5, 96) and Beta(6, 95), at .025 and .975
+    assert found.high == pytest.approx(0.1128, abs=0.001)
+
+
+def test_few_and_many_distinct_values_are_resampled_alike() -> None:
+    """Two ways to draw a resample: how often each value comes, or which units; they must agree."""
+    tenths = np.random.default_rng(3).integers(1, 11, size=2000) / 10
+    jittered = tenths + np.random.default_rng(4).normal(size=2000) * 1e-9
+    few, many = bootstrap_mean(tenths), bootstrap_mean(jittered)
+    width = few.high - few.low
+    assert abs(few.low - many.low) < 0.1 * width
+    assert abs(few.high - many.high) < 0.1 * width
+
+
+def test_more_units_and_less_confidence_make_an_interval_narrower() -> None:
+    values = np.random.default_rng(5).lognormal(size=400)
+    wide, narrow = bootstrap_mean(values), bootstrap_mean(np.tile(values, 16))
+    assert (wide.high - wide.low) / (narrow.high - narrow.low) == pytest.approx(4, rel=0.15)
+    less = bootstrap_mean(values, 0.8)
+    assert wide.low < less.low < less.high < wide.high
+
+
+def test_a_seed_decides_everything() -> None:
+    values = np.random.default_rng(6).random(200)
+    assert bootstrap_mean(values, seed=1) == bootstrap_mean(values, seed=1)
+    assert bootstrap_mean(values, seed=1) != bootstrap_mean(values, seed=2)
+
+
+def test_a_paired_ratio_sees_through_noise_between_units() -> None:
+    rng = np.random.default_rng(7)
+    base = rng.lognormal(size=500)
+    own = base * 0.8 * rng.normal(1, 0.01, size=500)
+    ratio, paired = paired_ratio(own, base)
+    _, apart = paired_ratio(own[:-1], base)  # of other lengths: independent samples
+    assert ratio == pytest.approx(0.8, abs=0.01)
+    assert paired.high - paired.low < 0.1 * (apart.high - apart.low)
+    drop, found = paired_drop(own, base)
+    assert (drop, found.low, found.high) == (1 - ratio, 1 - paired.high, 1 - paired.low)
+
+
+def test_ratios_cover_paired_and_apart() -> None:
+    rng, held, apart = np.random.default_rng(8), 0, 0
+    for i in range(150):
+        base = rng.gamma(2.0, size=200)
+        own = base * rng.gamma(4.0, 0.2, size=200)  # mean .8 of base
+        other = rng.gamma(2.0, 0.8, size=150)
+        found = paired_ratio(own, base, 0.9, SMALL, seed=i)[1]
+        held += found.low <= 0.8 <= found.high
+        found = paired_ratio(other, base, 0.9, SMALL, seed=i)[1]
+        apart += found.low <= 0.8 <= found.high
+    assert 0.83 < held / 150 < 0.97
+    assert 0.83 < apart / 150 < 0.97
+
+
+@given(shares)
+def test_a_model_beside_itself_has_no_drop(values: np.ndarray) -> None:
+    versus = values + 0.01
+    drop, found = paired_drop(versus, versus, 0.95, SMALL)
+    assert (drop, found.low, found.high) == (0.0, 0.0, 0.0)
+
+
+def test_a_ratio_of_nothing_seen_is_not_sure_to_be_zero() -> None:
+    base = np.full(1000, 0.01)
+    ratio, found = paired_ratio(np.zeros(1000), base)
+    assert ratio == found.low == 0.0
+    assert found.high == pytest.approx(unseen(1000, 0.95) / 0.01)
+    assert found.method == "rule-of-three"
+    one = np.zeros(1000)
+    one[0] = 0.1
+    assert paired_ratio(one, base)[1].high >= found.high
+
+
+def test_a_denominator_that_may_be_zero_leaves_a_ratio_open() -> None:
+    base, own = np.zeros(20), np.full(20, 0.5)
+    base[0] = 1.0
+    assert paired_ratio(own, base)[1].high == math.inf
+
+
+def test_equivalence_needs_evidence_and_nearness() -> None:
+    rng = np.random.default_rng(9)
+    base = rng.normal(1.0, 0.2, size=400)
+    assert equivalence(base + rng.normal(0, 0.05, 400), base, 0.02)[0]
+    assert not equivalence(base + 0.05, base, 0.02)[0]  # far
+    assert not equivalence(rng.normal(1.0, 0.2, 20), base[:20], 0.02)[0]  # unknown
+    assert equivalence(base, base, 0.02)[1].confidence == pytest.approx(0.9)
+
+
+@given(st.floats(0.0001, 0.01), st.integers(10, 10_000), st.floats(1.01, 5.0))
+def test_the_n_that_would_suffice_suffices(limit: float, n: int, beyond: float) -> None:
+    value = limit / 2
+    needed = required_n(value, value + (limit - value) * beyond, limit, n)
+    assert needed is not None
+    assert needed > n
+    assert value + (limit - value) * beyond * math.sqrt(n / needed) <= limit * (1 + 1e-9)
+    none_seen = required_n(0.0, unseen(n, 0.95), limit, n, "rule-of-three")
+    assert none_seen is not None
+    assert unseen(none_seen, 0.95) <= limit * (1 + 1e-9) or unseen(n, 0.95) == 1.0
+
+
+@pytest.mark.parametrize(("value", "end"), [(0.1, 0.2), (0.2, 0.3), (0.05, math.inf)])
+def test_no_n_suffices_on_the_limit_beyond_it_or_without_an_end(value: float, end: float) -> None:
+    assert required_n(value, end, 0.1, 100) is None
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: wilson(1, 0),
+        lambda: wilson(3, 2),
+        lambda: wilson(1, 2, 1.0),
+        lambda: bootstrap_mean([]),
+        lambda: bootstrap_mean([0.1, math.nan]),
+        lambda: bootstrap_mean([0.1], 0.0),
+        lambda: paired_ratio([0.1], [0.0]),
+        lambda: equivalence([0.1, 0.2], [0.1], 0.1),
+        lambda: equivalence([0.1], [0.1], 0.0),
+    ],
+)
+def test_what_cannot_be_computed_is_refused(call: object) -> None:
+    with pytest.raises(UsageError):
+        call()  # type: ignore[operator]
