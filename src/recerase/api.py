@@ -27,6 +27,7 @@ from recerase.assembly import (
     data_digest,
     given_paths,
     open_checkpoint_for,
+    open_sids,
     read_policy,
     verify_report,
     whole_histories,
@@ -156,6 +157,7 @@ def train(
     train_config: TrainConfig | None = None,
     *,
     without: ConceptSpec | None = None,
+    embeddings: str | Path | None = None,
     resume: bool = False,
     force: bool = False,
     run: RunConfig = RUN,
@@ -163,10 +165,11 @@ def train(
 ) -> Trained:
     """Train a recommender on a data directory's histories, speaking the SIDs of `sids`, and publish it at `out`.
 
-    `without` leaves a concept's interactions out: the result is a reference for that concept. The state of the last
+    `sids` is a directory made by `tokenize`, or a table made elsewhere (JSON or parquet; `embeddings` are then what its codebooks
+    are fitted to). `without` leaves a concept's interactions out: the result is a reference for that concept. The state of the last
     finished epoch is kept beside `out` until the end; `resume` continues from it, to the same weights.
     """
-    from recerase.layouts.native import load_sids, save_checkpoint
+    from recerase.layouts.native import save_checkpoint
     from recerase.model.recommender import ModelConfig, new_recommender
     from recerase.model.training import TrainConfig
     from recerase.model.training import train as fit
@@ -176,18 +179,18 @@ def train(
     state = _training_state(out, resume)
     with publish(out, inputs=[Path(data), Path(sids)], force=force) as result:
         catalogue = load_catalogue(data)
-        table, codebooks, embeddings = load_sids(sids, item_ids=catalogue.items.item_ids)
+        table, codebooks, points = open_sids(sids, catalogue.items, embeddings, observer)
         interactions = catalogue.interactions
         forgotten = None
         if without is not None:
-            forgotten = choose_concept(without, catalogue, embeddings)
+            forgotten = choose_concept(without, catalogue, points)
             interactions = interactions.without(forgotten.members)
         device = choose_device(run.device)
         with pinned(run.threads, train_config.seed) as threads:
             recommender = new_recommender(model_config, table.schema, train_config.seed)
             recommender.module.to(device)
             log = fit(recommender, table, interactions.split(), train_config, observer, state)
-        save_checkpoint(result.directory, recommender, table, codebooks, embeddings)
+        save_checkpoint(result.directory, recommender, table, codebooks, points)
         result.provenance = {
             "command": "train",
             "model": asdict(model_config),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recerase.catalog import Catalogue, Concept, Histories, load_catalogue, parse_concept
+from recerase.catalog import Catalogue, Concept, Histories, Items, load_catalogue, parse_concept
 from recerase.errors import DataError, UsageError
 from recerase.runtime import RunConfig, choose_device, code_digest, environment
 from recerase.store import canonical_json, sha256_bytes, write_bytes
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from recerase.audit.probes import AuditConfig, AuditModel
     from recerase.audit.run import AuditResult
     from recerase.layouts.native import Checkpoint
+    from recerase.sid.quantize import Codebooks
     from recerase.sid.table import SidTable
     from recerase.types import Role
 
@@ -80,6 +81,34 @@ def read_policy(policy: str | Path | Policy | None) -> Policy:
     if isinstance(policy, Policy):
         return policy
     return default_policy() if policy is None else load_policy(policy)
+
+
+def open_sids(
+    path: str | Path, items: Items, embeddings: str | Path | None, observer: Observer
+) -> tuple[SidTable, Codebooks, FloatArray]:
+    """Table, codebooks and item embeddings of a directory made by `tokenize`, or of a table made elsewhere.
+
+    A table alone (sids.parquet, or JSON as published by others) gets codebooks fitted to it, from `embeddings` or else from the
+    items' own words; how far they reproduce it is told to the observer and kept with them.
+    """
+    from recerase.catalog.embed import load_embeddings, text_embeddings
+    from recerase.layouts.native import load_sids
+    from recerase.sid.quantize import fit_codebooks
+    from recerase.sid.table import read_table
+
+    if Path(path).is_dir():
+        table, codebooks, points = load_sids(path, item_ids=items.item_ids)
+    else:
+        table, codebooks, points = read_table(path).aligned(items.item_ids), None, None
+    if embeddings is not None:
+        points, codebooks = load_embeddings(embeddings, items), None
+    if points is None:
+        points = text_embeddings(items)
+    if codebooks is None:
+        codebooks = fit_codebooks(points, table)
+        shares = ", ".join(f"{share:.0%}" for share in codebooks.agreement)
+        observer.note(f"codebooks fitted to {path}: they give {shares} of its codes, level by level")
+    return table, codebooks, points
 
 
 def whole_histories(catalogue: Catalogue) -> Histories:

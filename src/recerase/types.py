@@ -217,7 +217,7 @@ class Report:
     inputs: Mapping[str, str]
     """Name -> sha256 digest: subject, original, reference, data, policy, concept, code."""
     method: Mapping[str, Any] = field(default_factory=dict)
-    """How the subject was erased, if it was: name, preset, config, seconds, moved share, tensors changed / identical."""
+    """How the subject was erased, if it was: name, config, summary, tensors changed and identical."""
     moves: tuple[Move, ...] = ()
     examples: tuple[Example, ...] = ()
     curves: Mapping[str, Any] = field(default_factory=dict)

@@ -33,7 +33,12 @@ class Kind(str, Enum):
 def train(
     data: DataArgument = None,
     sids: Annotated[
-        Path, typer.Option("--sids", metavar="DIR", help="Directory made by `recerase tokenize`, or a checkpoint.")
+        Path,
+        typer.Option(
+            "--sids",
+            metavar="PATH",
+            help="Directory made by `recerase tokenize`, a checkpoint, or a JSON or parquet table.",
+        ),
     ] = Path("sids"),
     out: Annotated[Path, typer.Option("--out", metavar="CKPT", help="Where to publish the checkpoint.")] = Path(
         "model"
@@ -43,7 +48,7 @@ def train(
     layers: Annotated[int, typer.Option("--layers", min=1, help="Layers (seq2seq: of encoder and decoder each).")] = 3,
     heads: Annotated[int, typer.Option("--heads", min=1, help="Attention heads.")] = 4,
     window: Annotated[int, typer.Option("--window", min=1, help="History items a prompt holds.")] = 20,
-    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Most epochs.")] = 60,
+    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Most epochs.")] = 40,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Sequences a step.")] = 128,
     lr: Annotated[float, typer.Option("--lr", min=0.0, help="Peak learning rate.")] = 3e-3,
     patience: Annotated[int, typer.Option("--patience", min=1, help="Validations without gain before stopping.")] = 4,
@@ -53,6 +58,11 @@ def train(
             "--without", metavar="SPEC", help="Leave a concept out: the result is a reference for it. Repeat."
         ),
     ] = None,
+    embeddings: Annotated[
+        Path | None,
+        typer.Option("--embeddings", metavar="FILE", help="Item vectors, to fit codebooks to a table made elsewhere."),
+    ] = None,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Forward passes in bfloat16; weights stay float32.")] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue an interrupted run to the same --out.", show_default=False)
     ] = False,
@@ -74,6 +84,8 @@ def train(
         recerase train data --sids sids --out model --kind seq2seq --width 256 --epochs 100 --resume
 
         recerase train data --sids sids --without brand=Acme --out reference
+
+        recerase train data --sids letter.index.json --out model
     """
     from recerase import api
     from recerase.model.recommender import ModelConfig
@@ -84,7 +96,7 @@ def train(
     model_config = ModelConfig(
         kind=kind.value, width=width, layers=layers, heads=heads, feed_forward=2 * width, window=window
     )
-    train_config = TrainConfig(epochs=epochs, batch=batch, lr=lr, patience=patience, seed=seed)
+    train_config = TrainConfig(epochs=epochs, batch=batch, lr=lr, patience=patience, seed=seed, bf16=bf16)
     with observing(quiet) as observer:
         made = api.train(
             source,
@@ -93,6 +105,7 @@ def train(
             model_config,
             train_config,
             without=concept_spec(without) if without else None,
+            embeddings=embeddings,
             resume=resume,
             force=force,
             run=RunConfig(seed=seed, threads=threads, device=device),

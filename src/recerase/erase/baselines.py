@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from dataclasses import dataclass, fields
+from typing import Any
 
 from recerase.erase.methods import Erased, EraseRequest
 from recerase.errors import UsageError
@@ -61,7 +62,7 @@ def retrain(request: EraseRequest, config: RetrainConfig) -> Erased:
     return Erased(model, request.table.unlisted(request.concept), summary)
 
 
-def _known(kind: type, values: dict[str, object]) -> dict[str, object]:
+def _known(kind: type, values: dict[str, Any]) -> dict[str, Any]:
     """The entries of `values` that `kind` has; a recipe of a newer version may hold more."""
     names = {f.name for f in fields(kind)}
     return {k: v for k, v in values.items() if k in names}

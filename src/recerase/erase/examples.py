@@ -48,7 +48,9 @@ def examples(interactions: Interactions, table: SidTable, members: BoolArray, wi
     )
 
 
-def concept_histories(popularity: FloatArray, members: BoolArray, n: int, most: int, rng: np.random.Generator) -> Histories:
+def concept_histories(
+    popularity: FloatArray, members: BoolArray, n: int, most: int, rng: np.random.Generator
+) -> Histories:
     """n histories of 1..most concept items, drawn half in proportion to `popularity` [N] and half evenly, without targets."""
     items = np.flatnonzero(members)
     weight = popularity[items].astype(np.float64) + 1e-9

@@ -16,6 +16,7 @@ items, whatever the scope: a model that never saw an item cannot take one as evi
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from recerase.erase.frontier import Frontier, Walk, frontier, walk
 from recerase.erase.paths import item_rows, node_log_probs, sid_log_probs, start
 from recerase.model.recommender import Recommender, State
 from recerase.sid.table import SidTable
-from recerase.types import BoolArray, IntArray, Scope
+from recerase.types import BoolArray, FloatArray, IntArray, Scope
 
 NOTHING = 1e-30
 """Stands for probability 0 where a logarithm is taken."""
@@ -87,11 +88,29 @@ class Teacher:
         return torch.cat(seen.virgin, 1) + self._continued - torch.log1p(-mass)[:, None]
 
     def with_moved(self, target: Target, table: SidTable, items: IntArray) -> Target:
-        """The target with what the items' SIDs in `table`, which nobody had, are to get."""
+        """The target with what the items' SIDs in `table` are to get: what they had, and no more than an unseen item has.
+
+        The second bound is the item's part of its closed prefix's target.
+        """
         with torch.no_grad():
             state = start(self.model, self.table, target.histories.without(self.members))
             log_p = sid_log_probs(self.model, state, item_rows(self.model, table, items)).sum(2)
-            return replace(target, items=items, moved=log_p)
+            owner, part = self._owners
+            known = owner[items] >= 0
+            unseen = target.closed[:, owner[items].clip(min=0)] - torch.from_numpy(part[items]).to(log_p)
+            unseen = torch.where(torch.from_numpy(known).to(log_p.device), unseen, float("inf"))
+            return replace(target, items=items, moved=torch.minimum(log_p, unseen))
+
+    @cached_property
+    def _owners(self) -> tuple[IntArray, FloatArray]:
+        """For each item [N] its closed prefix (-1: none) and the log of how many concept items are below that."""
+        owner, part = np.full(len(self.table), -1, np.int64), np.zeros(len(self.table))
+        closed = [items for rank in self.frontier.ranks for items in rank.below]
+        sizes = [len(items) for items in closed]
+        below = np.concatenate([*closed, np.empty(0, np.int64)])
+        owner[below] = np.repeat(np.arange(len(closed)), sizes)
+        part[below] = np.log(np.repeat(sizes, sizes))
+        return owner, part
 
     def _shares(self, seen: Walk) -> list[Tensor]:
         """R of every frontier node, a depth [B, n_d] (depth 0: [B, 1]), bottom-up: 1 if closed, else what flows below."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -36,20 +36,22 @@ ForgetLoss = Literal["ascent", "npo", "renormalise"]
 class TracerConfig:
     """Settings of `tracer`; every one may be given as --set key=value."""
 
-    reassign_steps: int = 40
+    reassign_steps: int = 20
     """Steps in which phi is learned (0: no item moves)."""
-    settle_steps: int = 90
+    settle_steps: int = 80
     """Steps after the commit, on both tables."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: float = 1e-3
     phi_lr: float = 5e-2
     tau_start: float = 0.1
     tau_end: float = 0.02
-    batch: int = 32
+    batch: int = 40
     """Histories a step (paper: pairs of D_F and of D_R each)."""
+    natural: float = 0.6
+    """Share of the histories of a step drawn as users are; the rest have to do with the concept."""
     items: int = 10
     """Concept items whose new SIDs are matched in one step of settling."""
-    pool: int = 12
+    pool: int = 24
     """Batches whose targets are computed once and used in turn."""
     neighbours: int = 5
     """K of equation 9."""
@@ -144,14 +146,15 @@ class _Run:
         self.model: Recommender = wrap(copy.deepcopy(request.model.module), request.model.schema, request.model.window)
         self.model.module.eval()  # no dropout: the student must match the teacher exactly where nothing is to change
         self.rng = np.random.default_rng([request.seed, 11])
-        self.examples: Examples = examples(
-            request.interactions, request.table, request.concept, request.model.window
-        )
+        self.examples: Examples = examples(request.interactions, request.table, request.concept, request.model.window)
         counts = np.bincount(request.interactions.items, minlength=len(request.table))
         self.popularity = counts.astype(np.float64)
         self.members = request.concept & request.table.present
         self.pool: list[Target] = []
         self.teacher = Teacher(request.model, request.table, self.members, request.scope, request.seed)
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.config.bf16)
 
     # -- phase A: learn where the items go -------------------------------------------------------------------------
 
@@ -173,7 +176,8 @@ class _Run:
             tau = _between(config.tau_start, config.tau_end, step / max(1, config.reassign_steps - 1))
             q = q_phi(quant, phi, tau)
             soft = soft_tokens(self.model, self.members, q)
-            kept, forget, coherence = self._losses(next(batches) if batches else None, soft)
+            with self._precision():
+                kept, forget, coherence = self._losses(next(batches) if batches else None, soft)
             size = torch.stack([p.abs().sum() for p in phi]).sum()
             loss = (
                 kept
@@ -225,10 +229,14 @@ class _Run:
     def _paper_losses(self, soft: SoftTokens) -> tuple[Tensor, Tensor, Tensor]:
         """Equations 7, 8 (or NPO in its place) and 9 on a batch of D_R and one of D_F."""
         config, request, model = self.config, self.request, self.model
-        forget, retain = draw(self.examples.forget, config.batch, self.rng), draw(self.examples.retain, config.batch, self.rng)
+        forget, retain = (
+            draw(self.examples.forget, config.batch, self.rng),
+            draw(self.examples.retain, config.batch, self.rng),
+        )
         if len(forget) == 0:
             raise ConceptError(
-                "No training interaction leads to the concept, so D_F is empty.", "Use forget_loss=renormalise, which needs none."
+                "No training interaction leads to the concept, so D_F is empty.",
+                "Use forget_loss=renormalise, which needs none.",
             )
         rows = item_rows(model, request.table, retain.targets)[:, None]  # [B, 1, L]
         kept = objectives.nll(sid_log_probs(model, start(model, request.table, retain, soft), rows).sum((1, 2)))
@@ -251,7 +259,7 @@ class _Run:
         """How far the old SIDs are from their target: each closed prefix, and all of them together."""
         found = self.teacher.frontier
         reached = walk(self.model, state, found).closed(found)
-        return objectives.match(reached, target.closed) + objectives.match(reached.logsumexp(1), target.closed.logsumexp(1))
+        return _matched(reached, target.closed)
 
     def _commit(self, quant: Quantiser, phi: list[Tensor]) -> SidTable:
         request, config = self.request, self.config
@@ -279,12 +287,13 @@ class _Run:
                 group["lr"] = config.settle_lr * _between(1.0, 0.05, step / max(1, config.settle_steps - 1))
             target = next(batches)
             stale = self.rng.random() < config.stale
-            state = start(model, request.table if stale else table, target.histories)
-            kept = objectives.distil(node_log_probs(model, state, target.path), target.log_probs)
-            lost = self._reached(state, target)
-            if target.items is not None and target.moved is not None:
-                rows = item_rows(model, table, target.items)
-                lost = lost + objectives.match(sid_log_probs(model, state, rows).sum(2), target.moved)
+            with self._precision():
+                state = start(model, request.table if stale else table, target.histories)
+                kept = objectives.distil(node_log_probs(model, state, target.path), target.log_probs)
+                lost = self._reached(state, target)
+                if target.items is not None and target.moved is not None:
+                    rows = item_rows(model, table, target.items)
+                    lost = lost + _matched(sid_log_probs(model, state, rows).sum(2), target.moved)
             optimizer.zero_grad()
             (kept + config.forget_weight * lost).backward()
             torch.nn.utils.clip_grad_norm_(model.module.parameters(), config.clip)
@@ -305,19 +314,32 @@ class _Run:
         target = self.pool[index]
         if table is None or not table.moved(self.request.table).any():
             return target
-        return self.teacher.with_moved(target, table, self.rng.permutation(np.flatnonzero(self.members))[: self.config.items])
+        return self.teacher.with_moved(
+            target, table, self.rng.permutation(np.flatnonzero(self.members))[: self.config.items]
+        )
 
     def _target(self) -> Target:
-        """One batch: a quarter before a concept item, a quarter after one, a sixth the concept alone, the rest as users are."""
-        n, rng, found = self.config.batch, self.rng, self.examples
-        quarter = n // 4
-        forget = draw(found.forget, quarter, rng)
-        touched = draw(found.touched, quarter, rng)
-        alone = concept_histories(self.popularity, self.members, n // 6, self.model.window, rng)
-        natural = draw(found.retain, n - len(forget) - len(touched) - len(alone), rng)
+        """One batch: `natural` of it as users are; of the rest two fifths before and after a concept item each, one of it alone."""
+        rng, found = self.rng, self.examples
+        special = round(self.config.batch * (1 - self.config.natural))
+        forget = draw(found.forget, special * 2 // 5, rng)
+        touched = draw(found.touched, special * 2 // 5, rng)
+        alone = concept_histories(
+            self.popularity, self.members, special - 2 * (special * 2 // 5), self.model.window, rng
+        )
+        natural = draw(found.retain, self.config.batch - len(forget) - len(touched) - len(alone), rng)
         batch = joined(natural, touched, forget, alone)
         paths = np.where((batch.targets < 0) | self.members[np.maximum(batch.targets, 0)], -1, batch.targets)
-        return self.teacher.target(batch, paths)
+        with self._precision():
+            return self.teacher.target(batch, paths)
+
+
+def _matched(found: Tensor, target: Tensor) -> Tensor:
+    """Each of P log-probabilities [B, P] beside its target, and their total beside the targets' total.
+
+    The total is what leaks; alone it would let one prefix hide behind another.
+    """
+    return objectives.match(found, target) + objectives.match(found.logsumexp(1), target.logsumexp(1))
 
 
 def _cycle(make: Any, count: int) -> Iterator[Target]:
@@ -332,4 +354,3 @@ def _cycle(make: Any, count: int) -> Iterator[Target]:
 def _between(first: float, last: float, t: float) -> float:
     """Geometric interpolation."""
     return float(first * (last / first) ** t)
-

@@ -25,7 +25,6 @@ STEP_ROWS = 4096
 """Rows (histories x nodes) a tree step takes at once: larger steps are slower, they leave the processor's cache."""
 
 
-
 @dataclass(frozen=True, eq=False)
 class Mass:
     """Concept mass after each of B histories."""

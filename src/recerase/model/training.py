@@ -193,9 +193,7 @@ def sequence_loss(module: torch.nn.Module, inputs: Mapping[str, Tensor]) -> Tens
     labels = inputs["labels"]
     arguments = {k: v for k, v in inputs.items() if k != "labels"}
     logits = module(**arguments, use_cache=False).logits  # [B, T, V]
-    return torch.nn.functional.cross_entropy(
-        logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED
-    )
+    return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
 
 
 def learning_rate(peak: float, step: int, total: int, warmup: float) -> float:
