@@ -86,7 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         setup = Setup(data, Path(given.runs), may_train=not given.no_train)
         if given.max_users:
             setup = replace(setup, audit=replace(setup.audit, max_users=given.max_users))
-        run(groups, methods, setup, Path(given.out))
+        sampled = setup.runs / f"results-{given.max_users}" if given.max_users else HERE
+        run(groups, methods, setup, Path(given.out or sampled))
     finally:
         torch.set_num_threads(before)
     return 0
@@ -99,13 +100,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--no-train", action="store_true", help="leave out what is not trained yet")
     parser.add_argument("--max-users", type=int, help="test users whose lists are read (default: all)")
     parser.add_argument("--runs", default=str(REPOSITORY / "runs"), help="where models and evaluations are kept")
-    parser.add_argument("--out", default=str(HERE), help="where RESULTS.md and results.json go")
+    parser.add_argument("--out", help="where RESULTS.md and results.json go (default: here; runs/ with --max-users)")
     return parser
 
 
 def run(groups: Sequence[Group], methods: Sequence[str], setup: Setup, out: Path) -> dict[str, Any]:
     """Fill the cells of `groups` one after another, writing the results after each; returns them."""
     observer = Lines()
+    out.mkdir(parents=True, exist_ok=True)
     results = _opened(out / "results.json", setup)
     space_name, space, lists = "", None, {}
     for group in groups:

@@ -37,35 +37,41 @@ STRESS = (
     ("saturated_replay.exposure@10", "concept items only, old SIDs"),
 )
 
+_READING = """\
+How to read it. No filter stands between model and list except in the column `filter`: concept items stay in the
+catalogue under their current SIDs. A *concept user* has a concept item in the history. `reference` was trained without
+the concept's interactions and reads histories without concept items, under the old SIDs; its line for histories of
+concept items only is read on concept users' histories without them. Brackets: 95 % intervals (drops: paired bootstrap
+over users, positive = worse). *seconds* are CPU seconds of the erasing (original and reference: recorded wall seconds
+of training, on one thread of a machine shared with other work); the share is of the original's training. One seed:
+a difference of NDCG between two trainings is not a difference between methods.
+"""
+
 
 def results_markdown(results: Mapping[str, Any]) -> str:
     """The whole of RESULTS.md."""
-    settings, where = results["settings"], results["environment"]
-    training, audit = settings["training"], settings["audit"]
-    users = audit["max_users"]
-    parts = [
-        "# Results of erasing\n",
-        f"Made {results['date']} with `{results['command']}`; seed {settings['seed']} throughout; {where['threads']} torch "
-        f"thread{'s' if where['threads'] != 1 else ''}, {where['device']}, torch {where['torch']}, {where['platform']}. "
-        "This file is written by the command: do not edit it.\n",
-        f"The model is {settings['model']['kind']}, {settings['model']['layers']} layers of width "
-        f"{settings['model']['width']}, trained for at most {training['epochs']} epochs (early stop after "
-        f"{training['patience']} validations without gain). Beam {audit['beam']}, k = 10; "
-        f"{f'{users} sampled' if users else 'all'} test users for lists, at most {audit['mass_users']} (and as many concept "
-        f"users) for exact mass and the stale client, {audit['saturated_histories']} histories of 1-"
-        f"{audit['saturated_items']} concept items ({settings['saturated_mass']} for mass), {settings['nearest_users']} concept "
-        "users for the nearest-item leak.\n",
-        "How to read it. No filter stands between model and list except in the column `filter`: concept items stay in the "
-        "catalogue under their current SIDs. A *concept user* has a concept item in the history. `reference` was trained "
-        "without the concept's interactions and reads histories without concept items, under the old SIDs; its line for "
-        "histories of concept items only is read on concept users' histories without them. Brackets: 95 % intervals "
-        "(drops: paired bootstrap over users, positive = worse). *seconds* are CPU seconds of the erasing (original and "
-        "reference: recorded training seconds), the share is of the original's training. One seed: differences "
-        "of NDCG between two trainings are not differences between methods.\n",
-        _stress(results["groups"]),
-    ]
+    parts = ["# Results of erasing\n", _made(results), _READING, _stress(results["groups"])]
     parts += [_group(name, group, results["erase_code"]) for name, group in sorted(results["groups"].items())]
     return "\n".join(part for part in parts if part)
+
+
+def _made(results: Mapping[str, Any]) -> str:
+    """When, where and with which sizes."""
+    settings, where = results["settings"], results["environment"]
+    model, training, audit = settings["model"], settings["training"], settings["audit"]
+    plural = "s" if where["threads"] != 1 else ""
+    users = f"{audit['max_users']} sampled" if audit["max_users"] else "all"
+    return (
+        f"Made {results['date']} with `{results['command']}`; seed {settings['seed']} throughout; {where['threads']} "
+        f"torch thread{plural}, {where['device']}, torch {where['torch']}, {where['platform']}. This file is written "
+        f"by the command: do not edit it.\n\n"
+        f"The model is {model['kind']}, {model['layers']} layers of width {model['width']}, trained for at most "
+        f"{training['epochs']} epochs (it stops after {training['patience']} validations without gain). Beam "
+        f"{audit['beam']}, k = 10. Read on: {users} test users (lists); at most {audit['mass_users']} users and as "
+        f"many concept users (exact mass, stale client); {audit['saturated_histories']} histories of 1 to "
+        f"{audit['saturated_items']} concept items drawn by popularity ({settings['saturated_mass']} for mass); at "
+        f"most {settings['nearest_users']} concept users (nearest-item leak).\n"
+    )
 
 
 def _stress(groups: Mapping[str, Any]) -> str:

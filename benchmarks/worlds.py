@@ -62,10 +62,18 @@ class Group:
         return f"{self.space}-{self.concept}"
 
 
-_INDUSTRIAL = {"filament": 'category="3D Printing Filament"', "hatchbox": "brand=HATCHBOX", "needles": 'text~"syringe|needle"'}
+_INDUSTRIAL = {
+    "filament": 'category="3D Printing Filament"',
+    "hatchbox": "brand=HATCHBOX",
+    "needles": 'text~"syringe|needle"',
+}
 _MOVIES = {"horror": "category=Horror", "war": "category=War"}
 GROUPS = (
-    *(Group("ind", "amazon_industrial", s, "industrial", 256, c, x) for s in ("json", "own") for c, x in _INDUSTRIAL.items()),
+    *(
+        Group("ind", "amazon_industrial", s, "industrial", 256, c, x)
+        for s in ("json", "own")
+        for c, x in _INDUSTRIAL.items()
+    ),
     *(Group("ml", "ml-100k", "own", "ml100k", 64, c, x) for c, x in _MOVIES.items()),
 )
 

@@ -49,14 +49,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ConceptSpec",
-    "Demo",
     "Plan",
     "Recommended",
     "Tokenized",
     "Trained",
     "audit",
     "concept_preview",
-    "demo",
     "erase",
     "import_data",
     "init_policy",
@@ -333,47 +331,6 @@ def _training_state(out: Path, resume: bool) -> Path:
             "Pass --resume to continue it, or remove that directory to start over.",
         )
     return state
-
-
-@dataclass(frozen=True)
-class Demo:
-    """What `demo` published under one directory."""
-
-    path: Path
-    report: Report
-    reports: tuple[str, ...]
-    """File names of the report, below `path`."""
-    seconds: float
-
-
-def demo(out: str | Path, *, force: bool = False, run: RunConfig = RUN, observer: Observer = SILENT) -> Demo:
-    """The whole job on a catalogue of our own making: data, SIDs, model, erased model and report below `out`."""
-    from recerase.catalog.demo import DEMO_CONCEPT, demo_catalogue
-    from recerase.catalog.readers import write_catalogue
-    from recerase.model.recommender import ModelConfig
-    from recerase.model.training import TrainConfig
-    from recerase.sid.quantize import TokenizeConfig
-
-    began, names = time.monotonic(), ("report.html", "report.md", "report.json")
-    with publish(out, force=force) as result:
-        data, sids, model = (result.directory / name for name in ("data", "sids", "model"))
-        with publish(data) as made:
-            write_catalogue(made.directory, *demo_catalogue(run.seed))
-            made.provenance = {"command": "demo", "seed": run.seed}
-        tokenize(data, sids, TokenizeConfig(codes=64, seed=run.seed), dims=64, observer=observer)
-        shape = ModelConfig(width=64, layers=2, heads=4, feed_forward=128)
-        train(data, sids, model, shape, TrainConfig(epochs=20, seed=run.seed), run=run, observer=observer)
-        report = erase(
-            model,
-            ConceptSpec((DEMO_CONCEPT,)),
-            data,
-            result.directory / "erased",
-            outputs=[result.directory / name for name in names],
-            run=run,
-            observer=observer,
-        )
-        result.provenance = {"command": "demo", "verdict": report.decision.verdict.value}
-    return Demo(Path(out), report, names, time.monotonic() - began)
 
 
 def init_policy(out: str | Path, *, force: bool = False) -> Path:

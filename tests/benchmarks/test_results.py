@@ -88,8 +88,13 @@ def test_a_second_run_computes_nothing_and_changed_code_only_erases_again(
     again = scripts["results_erasure"].run([group], scripts["worlds"].METHODS, setup, place)
     assert again["groups"] == before
     assert sorted((setup.runs / "erased").iterdir()) == erased
-    monkeypatch.setattr(scripts["worlds"], "erase_code", lambda: "other code")
-    scripts["results_erasure"].run([group], ["filter"], setup, place)  # the same weights: nothing to measure
+    for name in ("worlds", "results_erasure"):
+        monkeypatch.setattr(scripts[name], "erase_code", lambda: "other code")
+    part = scripts["results_erasure"].run([group], ["filter"], setup, place)  # the same weights: nothing to measure
+    models = part["groups"][group.name]["models"]
+    assert set(models) == set(before[group.name]["models"])  # a part run anew leaves the rest as it was
+    assert models["filter"]["erase_code"] == "other code"
+    assert "| npo † |" in (place / "RESULTS.md").read_text()
     assert len(list((setup.runs / "erased").iterdir())) == len(erased) + 1
 
 

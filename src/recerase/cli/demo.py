@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from recerase.cli.options import ForceOption, QuietOption, SeedOption
-from recerase.cli.progress import emit, observing, say
+from recerase.cli.progress import emit, observing, say, stderr_console
 from recerase.cli.verdict import tell
 
 
@@ -34,14 +34,21 @@ def demo(
 
         recerase demo --out demo-out --force
     """
-    from recerase import api
+    from recerase.demo import REPORTS
+    from recerase.demo import demo as make
+    from recerase.report.text import before_after_table
     from recerase.runtime import RunConfig
 
     with observing(quiet) as observer:
-        made = api.demo(out, force=force, run=RunConfig(seed=seed, threads=threads, device="cpu"), observer=observer)
-    code = tell(made.report, [out / name for name in made.reports], quiet=quiet)
+        made = make(out, force=force, run=RunConfig(seed=seed, threads=threads, device="cpu"), observer=observer)
+    verdict = made.before.decision.verdict
+    say(f"audit of the original: {verdict.value.upper()} (exit code {verdict.exit_code}); see {out}/before.html", quiet)
+    if not quiet:
+        stderr_console().print(before_after_table(made.after))
+    code = tell(made.after, [out / name for name in REPORTS], quiet=quiet)
     erased = out / "erased"
     next_step = f"try: recerase inspect {erased}" if erased.is_dir() else "a rule failed, so nothing was published"
+    say(f"audit of the erased model: {made.after.decision.verdict.value.upper()} (exit code {code})", quiet)
     say(f"the whole job took {made.seconds:.0f} s; {next_step}", quiet)
     emit(str(out))
     return code

@@ -11,7 +11,7 @@ import numpy as np
 
 from recerase.catalog.interactions import Histories, Interactions
 from recerase.errors import ConceptError
-from recerase.model.training import pairs
+from recerase.model.training import pairs, windows
 from recerase.sid.table import SidTable
 from recerase.types import BoolArray, FloatArray, IntArray
 
@@ -26,6 +26,8 @@ class Examples:
     """Part of D_R: the target is retained, the history holds a concept item."""
     retain: Histories
     """D_R: the target is retained, all of them."""
+    sequences: Histories
+    """Pieces of at most `window` + 1 items of training sequences that hold no concept item; no targets."""
 
 
 def examples(interactions: Interactions, table: SidTable, members: BoolArray, window: int) -> Examples:
@@ -35,7 +37,9 @@ def examples(interactions: Interactions, table: SidTable, members: BoolArray, wi
         ConceptError: nothing is left to keep, so nothing can be kept well.
     """
     sequences = interactions.split().train.without(~table.present)
-    found = pairs(sequences.take(np.flatnonzero(sequences.lengths >= 2)), window)
+    sequences = sequences.take(np.flatnonzero(sequences.lengths >= 2))
+    found = pairs(sequences, window)
+    pieces = windows(sequences, window + 1, np.random.default_rng(0))
     mine = members[found.targets]
     if mine.all():
         raise ConceptError(
@@ -45,6 +49,7 @@ def examples(interactions: Interactions, table: SidTable, members: BoolArray, wi
         forget=found.take(np.flatnonzero(mine)),
         touched=found.take(np.flatnonzero(~mine & found.touches(members))),
         retain=found.take(np.flatnonzero(~mine)),
+        sequences=pieces.take(np.flatnonzero(~pieces.touches(members))),
     )
 
 
@@ -80,10 +85,13 @@ def draw(histories: Histories, n: int, rng: np.random.Generator) -> Histories:
     return histories.take(rng.choice(len(histories), n, replace=len(histories) < n))
 
 
-def neighbours(embeddings: FloatArray, members: BoolArray, k: int) -> IntArray:
-    """int64 [N, k] the k nearest items outside the concept by cosine, for concept items; -1 elsewhere."""
+def neighbours(embeddings: FloatArray, members: BoolArray, k: int, eligible: BoolArray | None = None) -> IntArray:
+    """int64 [N, k] the k nearest items outside the concept by cosine, for concept items; -1 elsewhere.
+
+    Only `eligible` items [N] (those with a SID, where their probability is wanted) can be neighbours; default: all.
+    """
     unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
-    inside, outside = np.flatnonzero(members), np.flatnonzero(~members)
+    inside, outside = np.flatnonzero(members), np.flatnonzero(~members if eligible is None else eligible & ~members)
     import faiss
 
     index = faiss.IndexFlatIP(unit.shape[1])

@@ -31,7 +31,9 @@ class Rank:
     closed: Tensor
     """int64 [n_closed] nodes that only concept items have."""
     virgin: Tensor
-    """float32 [n_closed, V] even weights over the codes that no item has after the closed node's parent."""
+    """float32 [n_closed, V] even weights over the codes that no item has after the closed node's parent; 0 if there are none."""
+    codes: Tensor
+    """int64 [K] vocabulary rows of the codes of this depth."""
     below: tuple[IntArray, ...]
     """For each closed node the concept items below it."""
 
@@ -77,6 +79,7 @@ def frontier(table: SidTable, members: BoolArray, device: torch.device | str = "
                 open=torch.from_numpy(open_nodes).to(device),
                 closed=torch.from_numpy(closed).to(device),
                 virgin=torch.from_numpy(virgin).to(device),
+                codes=torch.from_numpy(table.schema.rows[depth - 1][table.schema.rows[depth - 1] >= 0]).to(device),
                 below=below,
             )
         )
@@ -88,10 +91,7 @@ def frontier(table: SidTable, members: BoolArray, device: torch.device | str = "
 
 
 def _virgin(table: SidTable, rows: IntArray, depth: int, examples: list[int]) -> np.ndarray:
-    """[E, V] weights over codes that no item has after the prefix of `depth - 1` codes of each example item.
-
-    Where every code is in use there, the least used ones stand in.
-    """
+    """[E, V] even weights over codes that no item has after the prefix of `depth - 1` codes of each example item."""
     out = np.zeros((len(examples), table.schema.vocabulary), np.float32)
     if not examples:
         return out
@@ -102,8 +102,7 @@ def _virgin(table: SidTable, rows: IntArray, depth: int, examples: list[int]) ->
     counts = np.zeros((group.max() + 1, table.schema.vocabulary))
     np.add.at(counts, (group[table.present], rows[table.present, depth - 1]), 1)
     used = counts[group[examples]][:, spelled]  # [E, K]
-    least = used == used.min(1, keepdims=True)
-    out[:, spelled] = least / least.sum(1, keepdims=True)
+    out[:, spelled] = (used == 0) / np.maximum((used == 0).sum(1, keepdims=True), 1)
     return out
 
 
@@ -116,7 +115,8 @@ class Walk:
     step: tuple[Tensor, ...]
     """A depth: [B, n] log p(code | parent, history)."""
     virgin: tuple[Tensor, ...]
-    """A depth: [B, n_closed] mean log-probability of the virgin prefixes beside each closed node; empty unless asked."""
+    """A depth: [B, n_closed] mean log-probability of the virgin prefixes beside each closed node, or where every code is in
+    use that of the least likely code; empty unless asked for."""
 
     def closed(self, found: Frontier) -> Tensor:
         """[B, E] log p(closed prefix | history), depth by depth."""
@@ -134,7 +134,9 @@ def walk(model: Recommender, state: State, found: Frontier, virgin: bool = False
         joint.append(total)
         step.append(here)
         if virgin and len(rank.closed):
-            mean = (log_probs[:, rank.parent[rank.closed]] * rank.virgin).sum(2)
+            around = log_probs[:, rank.parent[rank.closed]]  # [B, n_closed, V]
+            least = around[:, :, rank.codes].min(2).values
+            mean = torch.where(rank.virgin.sum(1) > 0, (around * rank.virgin).sum(2), least)
             beside.append(mean if reach is None else mean + reach[:, rank.parent[rank.closed]])
         elif virgin:
             beside.append(total[:, :0])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+import math
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -157,11 +158,13 @@ def make_config(method: Method, preset: str | None, pairs: Mapping[str, str]) ->
     """The method's configuration with `pairs` (from `--set key=value`) laid over the preset.
 
     Raises:
-        UsageError: an unknown key or a value of the wrong kind; all problems at once.
+        UsageError: an unknown key or preset or a value of the wrong kind; all problems with keys at once.
     """
     kind = method.config_class()
     pairs = dict(pairs)
     preset = pairs.pop("preset", preset)
+    if preset:
+        get_method(f"{method.name}/{preset}")
     base = kind.preset(preset) if preset else kind()
     hints = typing.get_type_hints(kind)
     values: dict[str, Any] = {}
@@ -192,7 +195,10 @@ def _parse(text: str, hint: Any) -> Any:
         if text.lower() not in ("true", "false"):
             raise ValueError(text)
         return text.lower() == "true"
-    return hint(text)
+    value = hint(text)
+    if hint is float and not math.isfinite(value):
+        raise ValueError(text)
+    return value
 
 
 def _describe(hint: Any) -> str:

@@ -26,6 +26,7 @@ from recerase.catalog.interactions import Histories
 from recerase.erase.frontier import Frontier, Walk, frontier, walk
 from recerase.erase.paths import item_rows, node_log_probs, sid_log_probs, start
 from recerase.model.recommender import Recommender, State
+from recerase.model.training import causal_inputs
 from recerase.sid.table import SidTable
 from recerase.types import BoolArray, FloatArray, IntArray, Scope
 
@@ -77,6 +78,40 @@ class Teacher:
             log_probs = self._renormalised(node_log_probs(self.model, state, path), path, shares)
             closed = self._unknown(histories)
         return Target(histories, path, log_probs, closed, mass)
+
+    def sequences(self, pieces: Histories) -> tuple[dict[str, Tensor], Tensor]:
+        """Whole sequences for a causal model: its inputs, and log p* [B, T, V] after every token.
+
+        For sequences without concept items. Closed prefixes are deleted where they begin; the few per mille an open prefix
+        owes the concept after such histories are left to the batches of `target`.
+        """
+        with torch.no_grad():
+            inputs = causal_inputs(self.model, self.table, pieces)
+            tokens = inputs["input_ids"]
+            log_probs = self.model.module(input_ids=tokens, use_cache=False).logits.float().log_softmax(-1)
+            depth = torch.arange(tokens.shape[1], device=tokens.device) % self.table.levels
+            for d, (prefixes, closed) in enumerate(self._begin):
+                at = torch.nonzero(depth == d)[:, 0]
+                at = at[at >= d]
+                if not len(prefixes) or not len(at):
+                    continue
+                back = (
+                    torch.stack([tokens[:, at - d + 1 + i] for i in range(d)], 2) if d else tokens[:, at, None][..., :0]
+                )
+                here = (back[:, :, None] == prefixes).all(3).to(log_probs.dtype) @ closed  # [B, t, V]
+                log_probs[:, at] = log_probs[:, at].masked_fill(here > 0, np.log(NOTHING))
+            return inputs, log_probs.log_softmax(-1)
+
+    @cached_property
+    def _begin(self) -> list[tuple[Tensor, Tensor]]:
+        """A depth d: the open prefixes [n_open, d] and which codes close them, 0 or 1 [n_open, V]."""
+        out, prefixes = [], torch.zeros(1, 0, dtype=torch.int64, device=self.model.device)
+        for rank in self.frontier.ranks:
+            closed = torch.zeros(len(prefixes), self.table.schema.vocabulary, device=prefixes.device)
+            closed[rank.parent[rank.closed], rank.rows[rank.closed]] = 1.0
+            out.append((prefixes, closed))
+            prefixes = torch.cat([prefixes[rank.parent[rank.open]], rank.rows[rank.open, None]], 1)
+        return out
 
     def _unknown(self, histories: Histories) -> Tensor:
         """[B, E] log p* of the closed prefixes' virgin twins."""
@@ -190,7 +225,9 @@ class Teacher:
             rest = torch.zeros(len(items), device=device)
             if depth + 1 < self.table.levels and len(items):
                 rows = item_rows(self.model, self.table, items)[None].repeat(len(few), 1, 1)  # [b, P, L]
-                drawn = torch.multinomial(rank.virgin.cpu()[owner], len(few), replacement=True, generator=generator)
+                weights = rank.virgin.cpu()
+                weights[weights.sum(1) == 0] = weights.new_zeros(weights.shape[1]).index_fill(0, rank.codes.cpu(), 1.0)
+                drawn = torch.multinomial(weights[owner], len(few), replacement=True, generator=generator)
                 rows[:, :, depth] = drawn.T.to(device)
                 rest = sid_log_probs(self.model, state, rows)[:, :, depth + 1 :].sum(2).mean(0)
             total = torch.zeros(len(rank.below), device=device).index_add(0, owner.to(device), rest.exp())

@@ -27,6 +27,7 @@ from recerase.erase.reassign import CommitConfig, Quantiser, commit, gradient_ma
 from recerase.erase.target import Target, Teacher
 from recerase.errors import ConceptError, EraseError, UsageError
 from recerase.model.recommender import Recommender, State, wrap
+from recerase.model.training import IGNORED
 from recerase.sid.table import SidTable
 
 ForgetLoss = Literal["ascent", "npo", "renormalise"]
@@ -36,27 +37,30 @@ ForgetLoss = Literal["ascent", "npo", "renormalise"]
 class TracerConfig:
     """Settings of `tracer`; every one may be given as --set key=value."""
 
-    reassign_steps: int = 20
+    reassign_steps: int = 15
     """Steps in which phi is learned (0: no item moves)."""
-    settle_steps: int = 80
+    settle_steps: int = 55
     """Steps after the commit, on both tables."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    lr: float = 1e-3
+    lr: float = 5e-4
+    """Rate of the weights while phi is learned."""
     phi_lr: float = 5e-2
     tau_start: float = 0.1
     tau_end: float = 0.02
-    batch: int = 40
+    batch: int = 32
     """Histories a step (paper: pairs of D_F and of D_R each)."""
-    natural: float = 0.6
+    sequences: int = 24
+    """Retained sequences (seq2seq: pairs) distilled in each settling step besides the batch; 0: none."""
+    natural: float = 0.3
     """Share of the histories of a step drawn as users are; the rest have to do with the concept."""
-    items: int = 10
+    items: int = 16
     """Concept items whose new SIDs are matched in one step of settling."""
-    pool: int = 24
+    pool: int = 16
     """Batches whose targets are computed once and used in turn."""
     neighbours: int = 5
     """K of equation 9."""
     forget_loss: ForgetLoss = "renormalise"
-    forget_weight: float = 0.1
+    forget_weight: float = 0.07
     """l1 of equation 10."""
     coherence: Literal["mass", "pairs"] = "mass"
     coherence_weight: float = 0.02
@@ -74,7 +78,7 @@ class TracerConfig:
     commit_sharing: float = 0.5
     min_moved: float = 0.5
     """Fail when a smaller share of the concept's items moved."""
-    settle_lr: float = 1e-3
+    settle_lr: float = 2e-3
     """Peak rate of settling; it falls to 5 %."""
     clip: float = 1.0
     bf16: bool = False
@@ -164,7 +168,7 @@ class _Run:
         assert request.codebooks is not None and request.embeddings is not None
         quant = quantiser(request.table, self.members, request.codebooks, request.embeddings)
         phi = [torch.zeros_like(d, requires_grad=True) for d in quant.distances]
-        self.near = neighbours(request.embeddings, request.concept, config.neighbours)
+        self.near = neighbours(request.embeddings, request.concept, config.neighbours, request.table.present)
         kind = torch.optim.SGD if config.optimizer == "sgd" else torch.optim.AdamW
         weights = kind(self.model.module.parameters(), lr=config.lr, weight_decay=0.0)
         codes = kind(phi, lr=config.phi_lr, weight_decay=0.0)
@@ -294,6 +298,8 @@ class _Run:
                 if target.items is not None and target.moved is not None:
                     rows = item_rows(model, table, target.items)
                     lost = lost + _matched(sid_log_probs(model, state, rows).sum(2), target.moved)
+                if config.sequences:
+                    kept = kept + self._retained()
             optimizer.zero_grad()
             (kept + config.forget_weight * lost).backward()
             torch.nn.utils.clip_grad_norm_(model.module.parameters(), config.clip)
@@ -302,6 +308,21 @@ class _Run:
             observer.advance("settle", 1, **figures)
         observer.finish("settle")
         return {"settle_losses": {k: round(v, 5) for k, v in figures.items()}}
+
+    def _retained(self) -> Tensor:
+        """KL from p* on fresh retained data: whole sequences of a causal model, pairs of a seq2seq one."""
+        model, config = self.model, self.config
+        if model.kind != "causal" or len(self.examples.sequences) == 0:
+            target = self.teacher.target(
+                natural := draw(self.examples.retain, config.sequences, self.rng), natural.targets
+            )
+            state = start(model, self.request.table, natural)
+            return objectives.distil(node_log_probs(model, state, target.path), target.log_probs)
+        inputs, wanted = self.teacher.sequences(draw(self.examples.sequences, config.sequences, self.rng))
+        log_probs = model.module(input_ids=inputs["input_ids"], use_cache=False).logits.float().log_softmax(-1)
+        known = inputs["labels"] != IGNORED  # [B, T]
+        divergence = (wanted.exp() * (wanted - log_probs)).sum(2)[known]
+        return divergence.mean() * self.request.table.levels
 
     def _chunks(self, count: int, table: SidTable | None) -> Iterator[Target] | None:
         """`count` batches with their targets, computed when first needed and then used in turn, for ever."""

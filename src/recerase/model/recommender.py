@@ -61,7 +61,7 @@ class State:
     _cache: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def take(self, rows: Tensor) -> State:
-        """The state of histories `rows` [b] alone; only at the root."""
+        """The state after histories `rows` [b] alone."""
         return State(
             hidden=self.hidden[rows],
             head=self.head,
@@ -69,6 +69,7 @@ class State:
             prompt=tuple((k[rows], v[rows]) for k, v in self.prompt),
             prompt_bias=self.prompt_bias[rows],
             lengths=self.lengths[rows],
+            ancestors=None if self.ancestors is None else tuple((k[rows], v[rows]) for k, v in self.ancestors),
             scale=self.scale,
         )
 
