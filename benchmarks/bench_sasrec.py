@@ -101,32 +101,34 @@ def report(ours: Scored, rivals: list[Scored], split: Split, seconds: float) -> 
     """The content of SASREC.md."""
     best = max(rivals, key=lambda rival: rival.valid["ndcg@10"].mean())
     where = environment(0, 1)
-    head = ["model", "parameters", "epochs", "training s", *(f"{m}, {s}" for s in ("validation", "test") for m in METRICS)]
-    rows = [_row(scored) for scored in (ours, *rivals)]
+    figures = [(part, metric) for part in ("valid", "test") for metric in METRICS]
+    head = ["model", "parameters", "epochs", "training s"]
+    head += [f"{metric}, {'validation' if part == 'valid' else part}" for part, metric in figures]
     ratios = [f"**ratio, recerase / {best.name}**", f"{ours.parameters / best.parameters:.3f}", "", ""]
-    ratios += [_ratio(getattr(ours, part)[m], getattr(best, part)[m]) for part in ("valid", "test") for m in METRICS]
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows, ratios]
+    ratios += [_ratio(getattr(ours, part)[metric], getattr(best, part)[metric]) for part, metric in figures]
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *(_row(scored) for scored in (ours, *rivals)), ratios]
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     return f"""# The generative recommender beside a SASRec of its size
 
-Made {datetime.now(UTC):%Y-%m-%d} with `python benchmarks/bench_sasrec.py`; this file is written by the command: do not edit it.
-amazon_industrial, SIDs `sids.json` (4 x 256), leave-last-two-out: n = {len(split.valid):,} users on validation, {len(split.test):,} on
-test, all of them. Seed 0, one training each; {where.threads} thread, torch {where.torch}, {where.platform}.
-The whole benchmark took {seconds:.0f} s of processor time.
+Made {datetime.now(UTC):%Y-%m-%d} with `python benchmarks/bench_sasrec.py`, which writes this file: do not edit it.
+amazon_industrial, SIDs `sids.json` (4 x 256), leave-last-two-out: n = {len(split.valid):,} users on validation,
+{len(split.test):,} on test, all of them. Seed 0, one training each; {where.threads} thread, torch {where.torch},
+{where.platform}. The run took {seconds:.0f} s of processor time.
 
 {table}
 
 Brackets are 95 % intervals over users; those of the ratio are paired over users. They do not cover what another seed of
 the training would give.
 
-- Compared is the SASRec with the better validation NDCG@10: {best.name}. {SEARCH}
-- Same for both: split, window of the last 20 items, training pieces drawn anew every epoch, bfloat16 forward passes, early
-  stop on validation NDCG@10 (generative: 1,500 users every 2nd epoch, SASRec: all users), the whole catalogue ranked,
-  nothing excluded, not even what a user has had.
-- The generative model is decoded with 20 beams; SASRec scores every item. SASRec: {best.name.split(", ")[1]}, width 128, 2 blocks
-  of 2 heads, item embeddings shared between input and output.
-- Seconds are processor time on one thread. \\* Wall time, as recorded when the model was trained (`runs/train/ind-json-orig`), on
-  a machine that was doing other work.
+- Compared is the SASRec with the better validation NDCG@10: {best.name}.
+- {SEARCH}
+- Same for both: split, window of the last 20 items, training pieces drawn anew every epoch, bfloat16 forward passes,
+  early stop on validation NDCG@10 (generative: 1,500 users every 2nd epoch; SASRec: all users, every epoch or third),
+  the whole catalogue ranked, nothing excluded, not even what a user has had.
+- The generative model is decoded with 20 beams; SASRec scores every item. SASRec has width 128, 2 blocks of 2 heads,
+  and item embeddings shared between input and output.
+- Seconds are processor time on one thread. \\* Wall time, as recorded when the model was trained
+  (`runs/train/ind-json-orig`); the machine did other work as well.
 """
 
 
@@ -147,7 +149,9 @@ def _ratio(subject: FloatArray, versus: FloatArray) -> str:
 
 def main() -> int:
     if not DATA.is_dir():
-        print(f"bench_sasrec: no data set at {DATA}: set RECERASE_DATA to a folder that holds it. Nothing was measured.")
+        print(
+            f"bench_sasrec: no data set at {DATA}: set RECERASE_DATA to a folder that holds it. Nothing was measured."
+        )
         return 0
     began = time.process_time()
     catalogue = load_catalogue(DATA)
@@ -155,9 +159,7 @@ def main() -> int:
     split = catalogue.interactions.split()
     with pinned(threads=1):
         ours = score_generative(catalogue, table, split)
-        rivals = [
-            score_sasrec(config, fit(config, split, len(catalogue.items), print), split) for config in SASREC
-        ]
+        rivals = [score_sasrec(config, fit(config, split, len(catalogue.items), print), split) for config in SASREC]
     text = report(ours, rivals, split, time.process_time() - began)
     write_bytes(HERE / "SASREC.md", text.encode())
     print(text)

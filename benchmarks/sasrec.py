@@ -165,7 +165,7 @@ def _batches(model: SasRec, sequences: Histories, epoch: int) -> Iterator[tuple[
     """Right-padded pieces [B, H + 1], and for every target a random item that is not in its piece [B, H]."""
     config, n_items = model.config, model.items.num_embeddings
     rng = np.random.default_rng([config.seed, epoch])
-    pieces = windows(sequences.take(sequences.lengths >= 2), config.window + 1, rng)
+    pieces = windows(sequences.take(np.flatnonzero(sequences.lengths >= 2)), config.window + 1, rng)
     for chosen in batch_rows(pieces.lengths, config.batch, rng):
         batch = pieces.take(chosen)
         rows = batch.padded(int(batch.lengths.max()))

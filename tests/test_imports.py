@@ -20,8 +20,9 @@ FLOORS = {
     **dict.fromkeys(["model", "layouts"], 2),
     **dict.fromkeys(["audit", "erase"], 3),
     **dict.fromkeys(["assembly", "erasure", "api"], 4),
-    "cli": 5,
-    **dict.fromkeys(["__main__", "__init__"], 6),
+    "demo": 5,
+    "cli": 6,
+    **dict.fromkeys(["__main__", "__init__"], 7),
 }
 """DESIGN section 2: a room imports from its own floor or a lower one."""
 STRANGERS = {("audit", "erase"), ("erase", "audit"), ("report", "catalog"), ("report", "sid"), ("model", "layouts")}

@@ -17,9 +17,7 @@ from recerase.errors import UsageError
 from recerase.model.mass import forced_log_probs
 from recerase.types import SILENT, Silent
 
-CASES = sorted(
-    case for m in METHODS.values() for case in ([f"{m.name}/{preset}" for preset in m.presets] or [m.name])
-)
+CASES = sorted(case for m in METHODS.values() for case in ([f"{m.name}/{preset}" for preset in m.presets] or [m.name]))
 QUICK: Mapping[str, Mapping[str, str]] = {
     "tracer": {"reassign_steps": "4", "settle_steps": "8", "pool": "3", "batch": "16", "min_moved": "0"},
     "tracer/paper": {"reassign_steps": "6", "lr": "0.05", "phi_lr": "20", "batch": "16", "min_moved": "0"},
@@ -60,9 +58,7 @@ _DONE: dict[tuple[str, str], tuple[EraseRequest, Erased, dict[str, Any]]] = {}
 
 
 @pytest.fixture
-def done(
-    case: str, kind: str, ask: Callable[..., EraseRequest]
-) -> tuple[EraseRequest, Erased, dict[str, Any]]:
+def done(case: str, kind: str, ask: Callable[..., EraseRequest]) -> tuple[EraseRequest, Erased, dict[str, Any]]:
     """The request, the result, and what was seen around the run; run once a case."""
     if (case, kind) not in _DONE:
         observer = Listening()

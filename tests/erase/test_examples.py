@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from tests.erase.conftest import N, World, interactions_of, items_of, walks
 
 from recerase.catalog.interactions import Histories
 from recerase.erase.examples import concept_histories, draw, examples, joined, neighbours
 from recerase.errors import ConceptError
-from tests.erase.conftest import N, World, interactions_of, items_of, walks
 
 WINDOW = 5
 

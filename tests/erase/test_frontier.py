@@ -7,15 +7,15 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from tests.erase.conftest import World, forward, items_of
 
 from recerase.catalog.interactions import Histories
-from recerase.erase.frontier import Frontier, frontier, walk
+from recerase.erase.frontier import Frontier, continuations, frontier, walk
 from recerase.erase.paths import start
 from recerase.model.recommender import Recommender
 from recerase.sid.schema import SidSchema
 from recerase.sid.table import SidTable
 from recerase.types import BoolArray
-from tests.erase.conftest import World, forward, items_of
 
 Prefix = tuple[int, ...]
 SIZES = (3, 3, 4)
@@ -55,9 +55,7 @@ def prefixes(found: Frontier, table: SidTable) -> list[list[Prefix]]:
     above: list[Prefix] = [()]
     for depth, rank in enumerate(found.ranks):
         code = {int(r): c for c, r in enumerate(table.schema.rows[depth])}
-        out.append(
-            [(*above[p], code[r]) for p, r in zip(rank.parent.tolist(), rank.rows.tolist(), strict=True)]
-        )
+        out.append([(*above[p], code[r]) for p, r in zip(rank.parent.tolist(), rank.rows.tolist(), strict=True)])
         above = [out[-1][i] for i in rank.open.tolist()]
     return out
 
@@ -128,6 +126,23 @@ def test_a_walk_has_the_probabilities_that_transformers_gives(
             torch.testing.assert_close(seen.closed(found)[b].double(), torch.cat(closed), rtol=1e-4, atol=1e-4)
 
 
+def test_what_follows_a_closed_prefix_has_the_probability_that_transformers_gives(
+    world: World, loud: Callable[..., Recommender], kind: str, batch: Histories
+) -> None:
+    """For every concept item below a closed prefix of one or two codes: log p of its next code there."""
+    model, table = loud(kind), world.table
+    found = frontier(table, world.members)
+    below = [(depth, int(i)) for depth, rank in enumerate(found.ranks[:-1]) for items in rank.below for i in items]
+    assert len(below) > 1
+    with torch.no_grad():
+        after = continuations(model, start(model, table, batch), found)
+        assert after.shape == (len(batch), len(below))
+        for b in range(len(batch)):
+            truth = forward(model, table, items_of(batch, b), torch.from_numpy(table.rows()))  # [N, L, V]
+            exact = [float(truth[i, depth + 1, int(table.rows()[i, depth + 1])]) for depth, i in below]
+            assert after[b].tolist() == pytest.approx(exact, rel=1e-4, abs=1e-4)
+
+
 @pytest.mark.parametrize("who", ["nobody", "no SID", "all shared"])
 def test_a_concept_without_a_prefix_of_its_own_has_an_empty_frontier(
     who: str, world: World, loud: Callable[..., Recommender], batch: Histories
@@ -144,3 +159,4 @@ def test_a_concept_without_a_prefix_of_its_own_has_an_empty_frontier(
     model = loud("causal")
     seen = walk(model, start(model, table, batch), found, virgin=True)
     assert seen.closed(found).shape == (len(batch), 0)
+    assert continuations(model, start(model, table, batch), found).shape == (len(batch), 0)

@@ -93,7 +93,9 @@ def test_coherence_by_mass_is_content_with_one_neighbour() -> None:
 def test_distil_is_the_kl_divergence_of_each_node() -> None:
     (found, target), _ = SAMPLES["distil"]
     by_hand = sum(
-        float((target[b, level].exp() * (target[b, level] - found[b, level])).sum()) for b in range(B) for level in range(3)
+        float((target[b, level].exp() * (target[b, level] - found[b, level])).sum())
+        for b in range(B)
+        for level in range(3)
     )
     assert float(objectives.distil(found, target)) == pytest.approx(by_hand / B)
     assert float(objectives.distil(target, target)) == pytest.approx(0.0)

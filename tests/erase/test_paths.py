@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from tests.erase.conftest import CODES, N, World, forward, items_of
 
 from recerase.catalog.interactions import Histories
 from recerase.erase.paths import item_rows, node_log_probs, sid_log_probs, soft_tokens, start
 from recerase.model.recommender import Recommender
-from tests.erase.conftest import CODES, N, World, forward, items_of
 
 Loud = Callable[..., Recommender]
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
@@ -93,7 +93,9 @@ def test_soft_tokens_are_the_expected_embeddings(world: World, loud: Loud, kind:
             torch.testing.assert_close(found[b], truth[0].float(), **CLOSE)
 
 
-def test_a_gradient_reaches_the_weights_and_every_q_in_use(world: World, loud: Loud, kind: str, batch: Histories) -> None:
+def test_a_gradient_reaches_the_weights_and_every_q_in_use(
+    world: World, loud: Loud, kind: str, batch: Histories
+) -> None:
     model = loud(kind)
     q = [x.requires_grad_() for x in even(world)]
     soft = soft_tokens(model, world.members, q)

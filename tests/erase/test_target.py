@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from tests.erase.conftest import World, forward, items_of
 from torch import Tensor
 
 from recerase.catalog.interactions import Histories
@@ -16,7 +17,6 @@ from recerase.erase.target import Teacher
 from recerase.model.recommender import Recommender
 from recerase.sid.table import SidTable
 from recerase.types import BoolArray
-from tests.erase.conftest import World, forward, items_of
 
 Loud = Callable[..., Recommender]
 
@@ -95,7 +95,7 @@ def test_it_is_the_original_without_the_concept_renormalised(
             torch.testing.assert_close(target.log_probs[n].double().exp(), exact, rtol=2e-3, atol=2e-6)
             whole = float(target.log_probs[n].gather(1, target.path[n][:, None]).sum())
             assert whole == pytest.approx(float((joint[tuple(path)] / (1 - mass)).log()), abs=5e-3)
-    assert min(masses) < 0.05
+    assert min(masses) < 0.1
     assert max(masses) > (0.3 if who == "trained" else 0.02)
 
 
@@ -165,7 +165,9 @@ def test_the_concepts_own_target_never_reads_the_concept(world: World, loud: Lou
     assert torch.isfinite(first).all()
 
 
-def test_a_closed_sid_is_to_get_what_its_unused_twins_get(world: World, loud: Loud, kind: str, batch: Histories) -> None:
+def test_a_closed_sid_is_to_get_what_its_unused_twins_get(
+    world: World, loud: Loud, kind: str, batch: Histories
+) -> None:
     """At the last level: the geometric mean of p_0 over codes that no item has there, over 1 - mass, on a clean history."""
     model, table = loud(kind), world.table
     teacher = Teacher(model, table, world.members, "output", 0)
@@ -193,7 +195,7 @@ def test_whole_sequences_have_the_same_target(world: World, loud: Loud) -> None:
     teacher = Teacher(model, table, world.members, "output", 0)
     closed = set(closed_rows(teacher.frontier))
     lists = [[9, 10, 11, 12], [33, 25], [20, 21, 14]]
-    assert not world.concept[np.concatenate([np.array(x) for x in lists])].any() or closed
+    assert not world.concept[[i for x in lists for i in x]].any()
     inputs, found = teacher.sequences(Histories.from_lists(lists))
     assert inputs["input_ids"].shape == found.shape[:2]
     with torch.no_grad():
@@ -209,7 +211,9 @@ def test_whole_sequences_have_the_same_target(world: World, loud: Loud) -> None:
                 torch.testing.assert_close(found[b, t].double().exp(), expected, rtol=1e-3, atol=1e-6)
 
 
-def test_new_sids_get_what_they_had_and_no_more_than_the_unseen(world: World, loud: Loud, kind: str, batch: Histories) -> None:
+def test_new_sids_get_what_they_had_and_no_more_than_the_unseen(
+    world: World, loud: Loud, kind: str, batch: Histories
+) -> None:
     model, table = loud(kind), world.table
     items = np.flatnonzero(world.members)
     used = {tuple(c) for c in table.codes.tolist()}

@@ -33,7 +33,9 @@ def filter_only(request: EraseRequest, config: FilterConfig) -> Erased:
 
 
 def retrain(request: EraseRequest, config: RetrainConfig) -> Erased:
-    """The reference: the original's recipe from fresh weights, without the concept's interactions; its items are unlisted.
+    """The reference: the original's recipe from fresh weights, without the concept's interactions.
+
+    The concept's items keep their SIDs, unlisted.
 
     Raises:
         UsageError: the checkpoint does not say how it was trained.
@@ -42,7 +44,7 @@ def retrain(request: EraseRequest, config: RetrainConfig) -> Erased:
     try:
         shape = ModelConfig(**_known(ModelConfig, request.training["model"]))
         recipe = TrainConfig(**_known(TrainConfig, request.training["training"]))
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise UsageError(
             "The checkpoint does not record how it was trained, so it cannot be trained again the same way.",
             "Train a reference yourself with `recerase train --without CONCEPT`.",

@@ -36,6 +36,10 @@ class Rank:
     """int64 [K] vocabulary rows of the codes of this depth."""
     below: tuple[IntArray, ...]
     """For each closed node the concept items below it."""
+    owner: Tensor
+    """int64 [C] for each code that follows a closed node in some item's SID, the node's place in `closed`."""
+    following: Tensor
+    """int64 [C] vocabulary row of that code; empty at the last depth."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +75,7 @@ def frontier(table: SidTable, members: BoolArray, device: torch.device | str = "
         mine = place[of]
         order = np.flatnonzero(alive)
         below = tuple(order[mine[order] == c] for c in closed)
+        owner, following = _children(rows, below, depth) if depth < table.levels else (mine[:0], mine[:0])
         virgin = _virgin(table, rows, depth, [int(b[0]) for b in below])
         ranks.append(
             Rank(
@@ -81,6 +86,8 @@ def frontier(table: SidTable, members: BoolArray, device: torch.device | str = "
                 virgin=torch.from_numpy(virgin).to(device),
                 codes=torch.from_numpy(table.schema.rows[depth - 1][table.schema.rows[depth - 1] >= 0]).to(device),
                 below=below,
+                owner=torch.from_numpy(owner).to(device),
+                following=torch.from_numpy(following).to(device),
             )
         )
         slot = np.full(len(nodes) + 1, -1, np.int64)
@@ -88,6 +95,14 @@ def frontier(table: SidTable, members: BoolArray, device: torch.device | str = "
         above = slot[np.where(alive, mine, -1)]
         alive = alive & (above >= 0)
     return Frontier(tuple(ranks), np.flatnonzero(alive))
+
+
+def _children(rows: IntArray, below: tuple[IntArray, ...], depth: int) -> tuple[IntArray, IntArray]:
+    """int64 [C], [C] the distinct (closed node, next code) pairs of the items below closed nodes."""
+    items = np.concatenate([*below, np.empty(0, np.int64)]).astype(np.int64)
+    owner = np.repeat(np.arange(len(below)), [len(b) for b in below])
+    pairs = np.unique(np.stack([owner, rows[items, depth]], 1), axis=0)
+    return pairs[:, 0], pairs[:, 1]
 
 
 def _virgin(table: SidTable, rows: IntArray, depth: int, examples: list[int]) -> np.ndarray:
@@ -151,3 +166,23 @@ def walk(model: Recommender, state: State, found: Frontier, virgin: bool = False
         if virgin:
             beside.append(joint[-1])
     return Walk(tuple(joint), tuple(step), tuple(beside))
+
+
+def continuation(model: Recommender, state: State, found: Frontier) -> Tensor:
+    """[B, E] log p(some code of the concept | closed prefix, history): how surely the concept goes on once it has begun.
+
+    0 for closed nodes that are whole SIDs. With `Walk.closed` it bounds the mass of the items below a prefix from above.
+    """
+    out, current = [], state
+    batch = len(state.lengths)
+    for depth, rank in enumerate(found.ranks):
+        if len(rank.following):
+            here = model.advance(current, rank.rows[rank.closed], rank.parent[rank.closed] if depth else None)
+            chance = here.log_probs[:, rank.owner, rank.following].exp()
+            total = chance.new_zeros(batch, len(rank.closed)).index_add(1, rank.owner, chance)
+            out.append(total.clamp(min=1e-30).log())
+        else:
+            out.append(state.hidden.new_zeros(batch, len(rank.closed)))
+        if len(rank.open) and depth + 1 < len(found.ranks):
+            current = model.advance(current, rank.rows[rank.open], rank.parent[rank.open] if depth else None)
+    return torch.cat(out, 1)

@@ -23,6 +23,8 @@ from recerase.types import BoolArray, FloatArray, IntArray
 
 NEVER = 1e6
 """Squared distance of a code that may not be chosen (no vocabulary row, or no codeword)."""
+TIE = 1e-9
+"""Squared distances closer than this are equal: above the rounding of any order of summation, below any real gap."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +34,8 @@ class Quantiser:
     distances: tuple[Tensor, ...]
     """A level: float64 [M, K_l] squared distance of the stored residual to each codeword."""
     pinned: tuple[Tensor, ...]
-    """A level: float64 [M, K_l] what is added to minus the distance so that phi = 0 gives the stored code; 0 where it does."""
+    """A level: float64 [M, K_l] what is added to minus the distance so that phi = 0 gives the stored code: 0 where the code is
+    the nearest, and alone in that."""
     stored: Tensor
     """int64 [M, L]."""
     share: tuple[Tensor, ...]
@@ -46,8 +49,8 @@ def quantiser(
 ) -> Quantiser:
     """Distances under the stored codes, with the stored code pinned where it is not the nearest.
 
-    Pinning is for items that collision resolution moved, and for codebooks that were fitted to a table made elsewhere. Codebooks
-    that claim to have made the table and do not reproduce it are refused (METHODS 1a).
+    Pinning is for items that collision resolution moved, for codebooks that were fitted to a table made elsewhere, and for ties.
+    Codebooks that claim to have made the table and do not reproduce it are refused (METHODS 1a).
     Raises:
         TableError: codebooks and table do not belong together.
     """
@@ -56,22 +59,23 @@ def quantiser(
     distances, pins, agreement = [], [], []
     for level in range(table.levels):
         known = np.zeros(table.schema.codes[level], bool)
+        d = np.zeros((len(items), len(known)))  # a level without a codebook: every code is as near as the others
         if level < codebooks.levels:
-            d = codebooks.distances(embeddings[items], table.codes[items], level)
-            known[: d.shape[1]] = True
+            d[:, len(codebooks.vectors[level]) :] = NEVER
+            d[:, : len(codebooks.vectors[level])] = codebooks.distances(embeddings[items], table.codes[items], level)
+            known[: len(codebooks.vectors[level])] = True
             if codebooks.fitted:
                 known &= table.usage(level) > 0
         else:
-            d = np.zeros((len(items), len(known)))
             known[:] = True
         known &= table.schema.rows[level] >= 0
-        d = np.where(known[: d.shape[1]], d, NEVER)
+        d = np.where(known, d, NEVER)
         rows = np.arange(len(items))
         mine = d[rows, stored[:, level]]
         others = d.copy()
         others[rows, stored[:, level]] = np.inf
         gap = mine - others.min(1)
-        agrees = gap <= 0
+        agrees = gap <= TIE * (1.0 + mine)
         agreement.append(float(agrees[own].mean()) if own.any() else 1.0)
         if not codebooks.fitted and level < codebooks.levels and not agrees[own].all():
             raise TableError(
@@ -80,7 +84,7 @@ def quantiser(
                 "Use the codebooks the table was made with, or fit new ones with `recerase train --sids TABLE`.",
             )
         pin = np.zeros_like(d)
-        pin[rows, stored[:, level]] = np.where(agrees, 0.0, gap + margin)
+        pin[rows, stored[:, level]] = np.where(gap < 0, 0.0, gap + margin)
         distances.append(torch.from_numpy(d))
         pins.append(torch.from_numpy(pin))
     kept = table.present & ~members
@@ -177,7 +181,8 @@ def commit(
         prefix = np.concatenate([np.take_along_axis(prefix, parent[..., None], 1), code[..., None]], 2)
         if not last and level < codebooks.levels:
             above = np.take_along_axis(residual, parent[..., None], 1)
-            residual = codebooks.leave(above.reshape(-1, above.shape[2]), code.reshape(-1), level).reshape(above.shape)
+            known = np.minimum(code.reshape(-1), len(codebooks.vectors[level]) - 1)  # a code beyond costs infinity
+            residual = codebooks.leave(above.reshape(-1, above.shape[2]), known, level).reshape(above.shape)
     chosen = _assign(cost, _keys(prefix.reshape(-1, table.levels), table.schema.codes).reshape(cost.shape))
     return table.replace(items, prefix[np.arange(len(items)), chosen].astype(np.int32))
 
@@ -240,15 +245,18 @@ def _assign(cost: FloatArray, keys: IntArray) -> IntArray:
     _, column = np.unique(keys, return_inverse=True)
     column = column.reshape(keys.shape)
     rows = np.broadcast_to(np.arange(len(cost))[:, None], cost.shape)
-    weight = cost - np.where(allowed, cost, np.inf).min() + 1.0
+    weight = np.where(allowed, cost, 0.0)
+    weight = weight - weight.min() + 1.0
     graph = csr_array((weight[allowed], (rows[allowed], column[allowed])), shape=(len(cost), int(column.max()) + 1))
     try:
         row, given = min_weight_full_bipartite_matching(graph)
-    except ValueError as error:
+    except ValueError:  # some item, or where SIDs are fewer some SID, cannot be matched
+        row = np.empty(0, np.int64)
+    if len(row) < len(cost):
         raise EraseError(
             "The concept's items cannot all be given a SID that nobody has: too few candidates.",
             "Widen the search with --set commit_candidates=200, or tokenize with more codes a level.",
-        ) from error
+        )
     matched = np.empty(len(cost), np.int64)
     matched[row] = given
     return np.argmax((column == matched[:, None]) & allowed, axis=1)

@@ -8,7 +8,7 @@ p*(s|h) = p_0(s|h) / (1 - mass). A prefix that only concept items have is delete
 
 *The concept's SIDs.* Exactly zero would be a signal of its own (over-forgetting), and cannot be reached. A model that never saw
 an item still gives its SID something: what it gives to a SID nobody ever had. So a closed prefix (erase/frontier.py) is to get
-p* of its **virgin twins**, the same prefixes with a last code that no item uses there, continued as its items' SIDs are: their
+p* of its **virgin twins**, the same prefixes with a last code that no item uses there, and what follows it what follows them: their
 geometric mean (the arithmetic one follows the few codes that happen to be plausible), after the history *without* its concept
 items, whatever the scope: a model that never saw an item cannot take one as evidence for another.
 """
@@ -212,7 +212,7 @@ class Teacher:
         """[E] log of the sum over the items below a closed prefix of p_0(rest of the SID | virgin twin).
 
         A geometric mean over a few histories and a twin for each: after a code nobody had there, what follows hardly depends
-        on the history.
+        on the history. Where the level has no unused code there is no twin, and what follows is taken to be even: 1 / K a level.
         """
         parts = []
         few = histories.take(np.arange(min(most, len(histories))))
@@ -224,12 +224,15 @@ class Teacher:
             owner = torch.from_numpy(np.repeat(np.arange(len(rank.below)), [len(b) for b in rank.below]))
             rest = torch.zeros(len(items), device=device)
             if depth + 1 < self.table.levels and len(items):
+                weights = rank.virgin.cpu()[owner]  # [P, V]
+                twins = weights.sum(1) > 0
                 rows = item_rows(self.model, self.table, items)[None].repeat(len(few), 1, 1)  # [b, P, L]
-                weights = rank.virgin.cpu()
-                weights[weights.sum(1) == 0] = weights.new_zeros(weights.shape[1]).index_fill(0, rank.codes.cpu(), 1.0)
-                drawn = torch.multinomial(weights[owner], len(few), replacement=True, generator=generator)
-                rows[:, :, depth] = drawn.T.to(device)
+                weights = torch.where(twins[:, None], weights, 1.0)
+                drawn = torch.multinomial(weights, len(few), replacement=True, generator=generator).T.to(device)
+                rows[:, :, depth] = torch.where(twins.to(device), drawn, rows[:, :, depth])
                 rest = sid_log_probs(self.model, state, rows)[:, :, depth + 1 :].sum(2).mean(0)
+                even = -float(np.log(self.table.schema.codes[depth + 1 :]).sum())
+                rest = torch.where(twins.to(device), rest, even)
             total = torch.zeros(len(rank.below), device=device).index_add(0, owner.to(device), rest.exp())
             parts.append(total.clamp(min=NOTHING).log())
         return torch.cat(parts)

@@ -1,8 +1,8 @@
 """The one training loop: next-code prediction on users' sequences, for the causal and the seq2seq recommender.
 
 A causal model is trained on every position of a window of a sequence; a seq2seq model on (history, target) pairs.
-The state after each epoch is a plain safetensors file, and the random numbers of an epoch depend on (seed, epoch) alone,
-so that a killed run continues to the same weights as a straight one.
+The state after each epoch is a plain safetensors file, and the random numbers of an epoch depend on (seed, epoch)
+alone, so that a killed run continues to the same weights as a straight one.
 """
 
 from __future__ import annotations
@@ -115,12 +115,12 @@ def train(
         progress.epoch += 1
         row = {"epoch": float(progress.epoch), "loss": loss}
         if progress.epoch % config.validate_every == 0 or progress.epoch == config.epochs:
-            row.update(validate(model, table, split.valid, config.validation_users, config.seed))
-            _keep_best(progress, row, model)
-            observer.note(
-                f"epoch {progress.epoch}: loss {loss:.3f}, validation recall@10 {row['recall@10']:.4f}, "
-                f"ndcg@10 {row['ndcg@10']:.4f}"
-            )
+            found = validate(model, table, split.valid, config.validation_users, config.seed)
+            if found:
+                row.update(found)
+                _keep_best(progress, row, model)
+                figures = ", ".join(f"{name} {value:.4f}" for name, value in found.items())
+                observer.note(f"epoch {progress.epoch}: loss {loss:.3f}, validation {figures}")
         progress.history.append(row)
         progress.seconds += time.monotonic() - began
         _save_state(state_dir, key, progress, model, optimizer)
@@ -139,8 +139,13 @@ def train(
 
 
 def validate(model: Recommender, table: SidTable, held_out: Histories, users: int, seed: int) -> dict[str, float]:
-    """Recall@10 and NDCG@10 on at most `users` held-out histories (a seeded sample without replacement)."""
-    rows = np.flatnonzero(table.codes[held_out.targets, 0] >= 0)
+    """Recall@10 and NDCG@10 on at most `users` held-out histories (a seeded sample without replacement).
+
+    Empty where nobody has a held-out item with a SID: then no epoch is better than another.
+    """
+    rows = np.flatnonzero(table.present[held_out.targets])
+    if len(rows) == 0:
+        return {}
     if len(rows) > users:
         rows = np.sort(np.random.default_rng([seed, 7]).choice(rows, users, replace=False))
     sample = held_out.take(rows)
@@ -211,9 +216,9 @@ def _with_sids(sequences: Histories, table: SidTable) -> Histories:
 
 
 def windows(sequences: Histories, size: int, rng: np.random.Generator) -> Histories:
-    """Cut every sequence into pieces of at most `size` items, at offsets drawn anew by `rng`; pieces of one item are dropped.
+    """Cut every sequence into pieces of at most `size` items, at offsets drawn anew by `rng`.
 
-    A sequence of at most `size` items stays whole.
+    A sequence of at most `size` items stays whole; pieces of one item are dropped.
     """
     lengths = sequences.lengths
     first = np.where(lengths > size, rng.integers(1, size + 1, len(sequences)), lengths)
@@ -237,9 +242,9 @@ def windows(sequences: Histories, size: int, rng: np.random.Generator) -> Histor
 
 def pairs(sequences: Histories, window: int) -> Histories:
     """Every (history, next item) pair of every sequence; a history is the last `window` items before the target."""
-    lengths = sequences.lengths
-    owner = np.repeat(np.arange(len(sequences)), lengths - 1)
-    position = np.arange(len(owner)) - np.repeat(np.cumsum(lengths - 1) - (lengths - 1), lengths - 1) + 1
+    following = np.maximum(sequences.lengths - 1, 0)
+    owner = np.repeat(np.arange(len(sequences)), following)
+    position = np.arange(len(owner)) - np.repeat(np.cumsum(following) - following, following) + 1
     sizes = np.minimum(position, window)
     offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
     last = sequences.offsets[owner] + position
