@@ -19,9 +19,9 @@ from recerase.types import SILENT, Silent
 
 CASES = sorted(case for m in METHODS.values() for case in ([f"{m.name}/{preset}" for preset in m.presets] or [m.name]))
 QUICK: Mapping[str, Mapping[str, str]] = {
-    "tracer": {"reassign_steps": "4", "settle_steps": "8", "pool": "3", "batch": "16", "min_moved": "0"},
+    "tracer": {"reassign_steps": "4", "settle_steps": "8", "pool": "3", "batch": "16", "sequences": "4", "min_moved": "0"},
     "tracer/paper": {"reassign_steps": "6", "lr": "0.05", "phi_lr": "20", "batch": "16", "min_moved": "0"},
-    "renormalise": {"settle_steps": "8", "pool": "3", "batch": "16"},
+    "renormalise": {"settle_steps": "8", "pool": "3", "batch": "16", "sequences": "4"},
     "npo": {"steps": "6", "batch": "16"},
 }
 """Settings that make a method quick; one that is missing runs as it is."""

@@ -10,7 +10,7 @@ import torch
 from tests.erase.conftest import World, forward, items_of
 
 from recerase.catalog.interactions import Histories
-from recerase.erase.frontier import Frontier, continuations, frontier, walk
+from recerase.erase.frontier import Frontier, frontier, walk
 from recerase.erase.paths import start
 from recerase.model.recommender import Recommender
 from recerase.sid.schema import SidSchema
@@ -126,23 +126,6 @@ def test_a_walk_has_the_probabilities_that_transformers_gives(
             torch.testing.assert_close(seen.closed(found)[b].double(), torch.cat(closed), rtol=1e-4, atol=1e-4)
 
 
-def test_what_follows_a_closed_prefix_has_the_probability_that_transformers_gives(
-    world: World, loud: Callable[..., Recommender], kind: str, batch: Histories
-) -> None:
-    """For every concept item below a closed prefix of one or two codes: log p of its next code there."""
-    model, table = loud(kind), world.table
-    found = frontier(table, world.members)
-    below = [(depth, int(i)) for depth, rank in enumerate(found.ranks[:-1]) for items in rank.below for i in items]
-    assert len(below) > 1
-    with torch.no_grad():
-        after = continuations(model, start(model, table, batch), found)
-        assert after.shape == (len(batch), len(below))
-        for b in range(len(batch)):
-            truth = forward(model, table, items_of(batch, b), torch.from_numpy(table.rows()))  # [N, L, V]
-            exact = [float(truth[i, depth + 1, int(table.rows()[i, depth + 1])]) for depth, i in below]
-            assert after[b].tolist() == pytest.approx(exact, rel=1e-4, abs=1e-4)
-
-
 @pytest.mark.parametrize("who", ["nobody", "no SID", "all shared"])
 def test_a_concept_without_a_prefix_of_its_own_has_an_empty_frontier(
     who: str, world: World, loud: Callable[..., Recommender], batch: Histories
@@ -159,4 +142,3 @@ def test_a_concept_without_a_prefix_of_its_own_has_an_empty_frontier(
     model = loud("causal")
     seen = walk(model, start(model, table, batch), found, virgin=True)
     assert seen.closed(found).shape == (len(batch), 0)
-    assert continuations(model, start(model, table, batch), found).shape == (len(batch), 0)

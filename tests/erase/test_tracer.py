@@ -35,7 +35,8 @@ PAPER = dataclasses.replace(
     min_moved=0.0,
 )
 """The paper's equations with rates at which three steps can be seen."""
-QUICK = TracerConfig(reassign_steps=6, settle_steps=6, pool=3, batch=16, min_moved=0.0)
+QUICK = TracerConfig(reassign_steps=6, settle_steps=6, pool=3, batch=16, sequences=4, min_moved=0.0)
+SETTLE = RenormaliseConfig(settle_steps=50, pool=6, batch=24, sequences=8, settle_lr=5e-3)
 
 
 class Figures(Silent):
@@ -214,7 +215,7 @@ def test_settling_brings_the_concept_to_its_target_and_keeps_the_rest(
 ) -> None:
     """On training histories: old SIDs nearer to what the teacher wants, the retained distribution nearer to p*."""
     request = ask(kind)
-    erased = erase(request, RenormaliseConfig(settle_steps=60, pool=6, batch=24, settle_lr=5e-3))
+    erased = erase(request, SETTLE)
     assert (erased.table.codes == request.table.codes).all()
     found = examples(request.interactions, request.table, request.concept, request.model.window)
     teacher = Teacher(request.model, request.table, world.members, "output", 0)
@@ -239,12 +240,11 @@ def test_influence_scope_forgets_what_the_concept_said_of_other_items(
     world: World, ask: Callable[..., EraseRequest]
 ) -> None:
     """After settling with scope influence, a history reads more like itself without the concept; with output, less so."""
-    settings = RenormaliseConfig(settle_steps=60, pool=6, batch=24, settle_lr=5e-3)
     found = examples(ask().interactions, world.table, world.concept, 5).touched
     clean = found.without(world.concept)
     gap = {}
     for scope in ("output", "influence"):
-        model = erase(ask(scope=scope), settings).model
+        model = erase(ask(scope=scope), SETTLE).model
         with torch.no_grad():
             read, bare = (model.start(*model.tokens(h, world.table)).log_probs for h in (found, clean))
         gap[scope] = float((bare.exp() * (bare - read)).sum(1).mean())
@@ -263,18 +263,15 @@ def test_a_concept_that_is_nobodys_target_can_be_erased(world: World, ask: Calla
         erase(request, PAPER)
 
 
-def test_a_concept_without_a_prefix_of_its_own_gives_no_nan(world: World, ask: Callable[..., EraseRequest]) -> None:
-    """Its only item shares its SID with a retained one, so no old SID belongs to it alone."""
+def test_a_concept_without_a_sid_of_its_own_is_refused(world: World, ask: Callable[..., EraseRequest]) -> None:
+    """Its only item shares its SID with a retained one: there is nothing to press on that is the concept's alone."""
     codes = world.table.codes.copy()
     codes[3] = codes[20]
     table = dataclasses.replace(world.table, codes=codes, resolved=world.table.resolved | (np.arange(N) == 3))
     request = ask(table=table, concept=np.arange(N) == 3)
     for config in (QUICK, RenormaliseConfig(settle_steps=3, pool=2, batch=8)):
-        try:
-            erased = erase(request, config)
-        except (EraseError, ConceptError):
-            continue  # refusing is as good
-        assert all(torch.isfinite(p).all() for p in erased.model.module.parameters())
+        with pytest.raises(EraseError, match="no weight can tell them apart"):
+            erase(request, config)
 
 
 def test_coherence_may_be_zero_or_negative(ask: Callable[..., EraseRequest], world: World) -> None:
@@ -284,7 +281,7 @@ def test_coherence_may_be_zero_or_negative(ask: Callable[..., EraseRequest], wor
     near = tracer.neighbours(world.embeddings, world.concept, QUICK.neighbours, world.table.present)[pairs.targets]
     liking = []
     for weight in (1.0, 0.0, -1.0):
-        config = dataclasses.replace(QUICK, reassign_steps=12, settle_steps=0, coherence_weight=weight, lr=5e-3)
+        config = dataclasses.replace(QUICK, reassign_steps=10, settle_steps=0, coherence_weight=weight, lr=5e-3)
         model = erase(request, config).model
         chances = np.stack([forced_log_probs(model, request.table, pairs, n) for n in near.T])
         liking.append(float(np.logaddexp.reduce(chances, 0).mean()))

@@ -112,7 +112,7 @@ def erase(request: EraseRequest, config: TracerConfig) -> Erased:
 
     Raises:
         UsageError: reassigning needs codebooks and item embeddings, and there are none.
-        EraseError: fewer items moved than `min_moved`.
+        EraseError: fewer items moved than `min_moved`, or the concept has no SID of its own.
     """
     began = time.monotonic()
     if config.reassign_steps and (request.codebooks is None or request.embeddings is None):
@@ -121,6 +121,11 @@ def erase(request: EraseRequest, config: TracerConfig) -> Erased:
             "Fit them with `recerase train --sids TABLE`, or use --method renormalise or npo.",
         )
     run = _Run(request, config)
+    if not run.teacher.frontier.closed and (config.settle_steps or config.forget_loss == "renormalise"):
+        raise EraseError(
+            "Every SID of the concept is also that of a retained item, so no weight can tell them apart.",
+            "Give its items SIDs of their own first with `recerase tokenize`, or hide them with --method filter.",
+        )
     table = request.table
     summary: dict[str, Any] = {}
     if config.reassign_steps:
