@@ -34,8 +34,8 @@ test: $(STAMP)
 	echo "make test: exit $$code after $$(( $$(date +%s) - start )) s" >&2; exit $$code
 
 check: $(STAMP)
-	$(BIN)/ruff check src tests
-	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests benchmarks examples
+	$(BIN)/ruff format --check src tests benchmarks examples
 	$(BIN)/mypy
 
 bench: $(STAMP)
@@ -45,10 +45,8 @@ bench: $(STAMP)
 	done
 
 results: $(STAMP)
-	@for script in benchmarks/results_*.py; do \
-		test -e "$$script" || { echo "no results scripts yet"; break; }; \
-		echo "== $$script"; time $(BIN)/python $$script || exit 1; \
-	done
+	$(BIN)/python benchmarks/results_erasure.py
+	$(BIN)/python benchmarks/readme.py
 
 soak: $(STAMP)
 	@start=$$(date +%s); for round in 1 2 3 4 5; do \

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.erase.conftest import RECIPE, World, interactions_of, small, walks
 
 from recerase.erase.baselines import FilterConfig, RetrainConfig, filter_only, retrain
 from recerase.erase.methods import EraseRequest
@@ -17,7 +18,6 @@ from recerase.model.decode import recommend
 from recerase.model.mass import concept_mass
 from recerase.model.recommender import Recommender, new_recommender
 from recerase.model.training import train
-from tests.erase.conftest import RECIPE, World, interactions_of, small, walks
 
 BRIEF = replace(RECIPE, epochs=2, validate_every=1)
 

@@ -13,13 +13,20 @@ import torch
 
 from recerase.erase.examples import examples
 from recerase.erase.methods import METHODS, Erased, EraseRequest, get_method, make_config
-from recerase.errors import UsageError
+from recerase.errors import EraseError, UsageError
 from recerase.model.mass import forced_log_probs
 from recerase.types import SILENT, Silent
 
 CASES = sorted(case for m in METHODS.values() for case in ([f"{m.name}/{preset}" for preset in m.presets] or [m.name]))
 QUICK: Mapping[str, Mapping[str, str]] = {
-    "tracer": {"reassign_steps": "4", "settle_steps": "8", "pool": "3", "batch": "16", "sequences": "4", "min_moved": "0"},
+    "tracer": {
+        "reassign_steps": "4",
+        "settle_steps": "8",
+        "pool": "3",
+        "batch": "16",
+        "sequences": "4",
+        "min_moved": "0",
+    },
     "tracer/paper": {"reassign_steps": "6", "lr": "0.05", "phi_lr": "20", "batch": "16", "min_moved": "0"},
     "renormalise": {"settle_steps": "8", "pool": "3", "batch": "16", "sequences": "4"},
     "npo": {"steps": "6", "batch": "16"},
@@ -141,7 +148,7 @@ def test_retained_items_keep_their_sids_and_their_listing(done: Any) -> None:
 def test_no_concept_item_has_a_retained_items_sid(done: Any, case: str) -> None:
     if case == "tracer/paper":
         pytest.skip("the paper's commit is an argmax a level, which may collide; its departure is the default preset")
-    request, erased, _ = done
+    erased = done[1]
     codes = erased.table.codes[erased.table.present]
     assert len(np.unique(codes, axis=0)) == len(codes)
 
@@ -179,6 +186,16 @@ def test_influence_scope_is_taken(case: str, ask: Callable[..., EraseRequest]) -
     request = dataclasses.replace(request, training=brief(request.training))
     erased = get_method(case)[0].run(request, settings_of(case))
     assert all(torch.isfinite(t).all() for t in erased.model.module.state_dict().values() if t.is_floating_point())
+
+
+def test_a_diverged_run_is_an_error_and_never_a_result(case: str, ask: Callable[..., EraseRequest]) -> None:
+    method, _ = get_method(case)
+    config = settings_of(case)
+    rates = {f.name: 1e30 for f in dataclasses.fields(config) if f.name in ("lr", "settle_lr")}
+    if not rates:
+        pytest.skip("this method has no learning rate of its own")
+    with pytest.raises(EraseError, match="diverged"):
+        method.run(ask("causal"), dataclasses.replace(config, **rates))
 
 
 def test_an_unknown_setting_is_refused_with_the_nearest_name(case: str) -> None:

@@ -10,7 +10,7 @@ import torch
 from tests.erase.conftest import World, forward, items_of
 
 from recerase.catalog.interactions import Histories
-from recerase.erase.frontier import Frontier, frontier, walk
+from recerase.erase.frontier import Frontier, continuation, frontier, walk
 from recerase.erase.paths import start
 from recerase.model.recommender import Recommender
 from recerase.sid.schema import SidSchema
@@ -126,6 +126,26 @@ def test_a_walk_has_the_probabilities_that_transformers_gives(
             torch.testing.assert_close(seen.closed(found)[b].double(), torch.cat(closed), rtol=1e-4, atol=1e-4)
 
 
+def test_how_surely_a_closed_prefix_goes_on_to_the_concept_is_what_transformers_gives(
+    world: World, loud: Callable[..., Recommender], kind: str, batch: Histories
+) -> None:
+    """log of the total probability of the next codes that some item below has; 0 where the prefix is a whole SID."""
+    model, table = loud(kind), world.table
+    found = frontier(table, world.members)
+    below = [(depth, items.tolist()) for depth, rank in enumerate(found.ranks) for items in rank.below]
+    assert {depth for depth, _ in below} == {0, 1, 2}
+    with torch.no_grad():
+        onwards = continuation(model, start(model, table, batch), found)
+        for b in range(len(batch)):
+            truth = forward(model, table, items_of(batch, b), torch.from_numpy(table.rows()).clamp(min=0)).exp()
+            exact = []
+            for depth, items in below:
+                following = {int(table.rows()[i, depth + 1]) for i in items} if depth < 2 else set()
+                chance = sum(float(truth[items[0], depth + 1, row]) for row in following)
+                exact.append(np.log(chance) if following else 0.0)
+            assert onwards[b].tolist() == pytest.approx(exact, rel=1e-4, abs=1e-4)
+
+
 @pytest.mark.parametrize("who", ["nobody", "no SID", "all shared"])
 def test_a_concept_without_a_prefix_of_its_own_has_an_empty_frontier(
     who: str, world: World, loud: Callable[..., Recommender], batch: Histories
@@ -142,3 +162,4 @@ def test_a_concept_without_a_prefix_of_its_own_has_an_empty_frontier(
     model = loud("causal")
     seen = walk(model, start(model, table, batch), found, virgin=True)
     assert seen.closed(found).shape == (len(batch), 0)
+    assert continuation(model, start(model, table, batch), found).shape == (len(batch), 0)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from tests.erase.conftest import N, World, forward, interactions_of, items_of, walks
 
 from recerase.erase import npo
 from recerase.erase.examples import examples
@@ -15,7 +16,6 @@ from recerase.erase.methods import EraseRequest
 from recerase.erase.npo import NpoConfig, erase
 from recerase.errors import ConceptError
 from recerase.model.mass import forced_log_probs
-from tests.erase.conftest import N, World, forward, interactions_of, items_of, walks
 
 
 def test_the_first_loss_is_that_of_the_original(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -273,7 +274,7 @@ def test_windows_are_the_sequences_cut_into_pieces(ragged: list[list[int]], size
             cuts = [0, len(sequence)]
         else:
             cuts = sorted({0, *range(head, len(sequence), size), len(sequence)})
-        expected += [sequence[a:b] for a, b in zip(cuts, cuts[1:], strict=False) if b - a >= 2]
+        expected += [sequence[a:b] for a, b in itertools.pairwise(cuts) if b - a >= 2]
     assert lists(found) == expected
     assert (found.targets == -1).all()
 
@@ -308,7 +309,7 @@ def test_batches_hold_every_row_once_and_are_of_nearly_equal_length(lengths: lis
     assert sorted(np.concatenate(groups).tolist()) == list(range(len(sizes)))
     assert max(map(len, groups)) <= batch
     spans = sorted((int(sizes[g].min()), int(sizes[g].max())) for g in groups)
-    assert all(a[1] <= b[0] for a, b in zip(spans, spans[1:], strict=False))
+    assert all(a[1] <= b[0] for a, b in itertools.pairwise(spans))
 
 
 def inputs_of(model: Recommender, table: SidTable, some: Histories) -> dict[str, torch.Tensor]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from recerase.catalog.interactions import Interactions
-from recerase.errors import UsageError
+from recerase.errors import EraseError, UsageError
 from recerase.model.recommender import Recommender
 from recerase.sid.quantize import Codebooks
 from recerase.sid.table import SidTable
@@ -73,8 +73,19 @@ class Method:
         return typing.cast("type[Any]", _load(self.config))
 
     def run(self, request: EraseRequest, config: Any) -> Erased:
+        """Erase.
+
+        Raises:
+            EraseError: the method diverged; its own errors are in its docstring.
+        """
         function = typing.cast("Callable[[EraseRequest, Any], Erased]", _load(self.target))
-        return function(request, config)
+        erased = function(request, config)
+        if not all(bool(p.isfinite().all()) for p in erased.model.module.parameters()):
+            raise EraseError(
+                f"Method {self.name} diverged: some weights are no longer finite.",
+                "Lower its learning rate, or its steps.",
+            )
+        return erased
 
 
 METHODS: Mapping[str, Method] = {

@@ -30,13 +30,13 @@ class SoftTokens:
 
 def soft_tokens(model: Recommender, members: BoolArray, q: list[Tensor]) -> SoftTokens:
     """e~_i^l = sum_k q(s_i^l = k) e_k^l, for q a list over levels of [M, K_l]."""
-    device = q[0].device
+    weight: Tensor = model.module.get_input_embeddings().weight  # type: ignore[operator]
+    device = weight.device
     slot = torch.full((len(members),), -1, dtype=torch.int64, device=device)
     index = torch.from_numpy(np.flatnonzero(members)).to(device)
     slot[index] = torch.arange(len(index), device=device)
-    weight: Tensor = model.module.get_input_embeddings().weight  # type: ignore[operator]
     rows = [torch.from_numpy(np.asarray(r, dtype=np.int64)).to(device) for r in model.schema.rows]
-    vectors = torch.stack([q[level].to(weight.dtype) @ weight[rows[level]] for level in range(len(q))], 1)
+    vectors = torch.stack([q[level].to(weight) @ weight[rows[level]] for level in range(len(q))], 1)
     return SoftTokens(slot, vectors)
 
 

@@ -152,8 +152,10 @@ def commit(
     A candidate may pass through prefixes of retained items or through unused ones, never through one that only the concept used:
     what the model knew of the concept below it would come along.
     Raises:
-        EraseError: some item has no candidate left; the message says how to widen the search.
+        EraseError: phi is not finite, or some item has no candidate left; the message says how to widen the search.
     """
+    if not all(bool(p.isfinite().all()) for p in phi):
+        raise EraseError("The reassignment diverged: phi is no longer finite.", "Lower lr or phi_lr.")
     items = np.flatnonzero(members & table.present)
     forbidden = [_exclusive_prefixes(table, members, depth + 1) for depth in range(table.levels)]
     used = _keys(table.codes[table.present], table.schema.codes)
