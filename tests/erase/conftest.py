@@ -173,7 +173,7 @@ def ask(world: World, trained: Callable[[str], Recommender]) -> Callable[..., Er
 @pytest.fixture
 def batch() -> Histories:
     """Histories with and without the concept, without a readable item, empty, and longer than the window."""
-    lists = [[9, 10, 11], [16, 2, 17, 3], [], [0, 1, 2, 3, 4, 5], [39, 6], [33, 25, 8, 20, 12, 13, 38, 9], [24]]
+    lists = [[9, 10, 11], [16, 2, 17, 3], [], [5, 1, 2, 3, 4, 0], [39, 6], [33, 25, 8, 20, 12, 13, 38, 9], [24]]
     return Histories.from_lists(lists, targets=[12, 18, 20, 6, 30, 10, 25])
 
 
