@@ -39,7 +39,7 @@ SASREC = (
     SasRecConfig(loss="bce", lr=1e-3, dropout=0.3, validate_every=2, patience=4),
 )
 SEARCH = """Its learning rate and dropout were chosen on validation NDCG@10. Full softmax: .0005 with dropout .1, .2, .3; .001 with
-  .1, .2, .3; .003 with .3, .5: between .0697 and .0742. Binary cross-entropy: .001 with .3, .003 with .2: at most .0486."""
+  .1, .2, .3; .003 with .3, .5: .0697 to .0742. Binary cross-entropy: .001 with .3, .003 with .2: at most .0486."""
 """What `SASREC` was chosen among, with a patience of 3 validations."""
 METRICS = ("recall@10", "ndcg@10")
 
@@ -124,7 +124,7 @@ the training would give.
 - Compared is the SASRec with the better validation NDCG@10: {best.name}.
 - {SEARCH}
 - Same for both: split, window of the last 20 items, training pieces drawn anew every epoch, bfloat16 forward passes,
-  early stop on validation NDCG@10 (generative: 1,500 users every 2nd epoch; SASRec: all users, every epoch or third),
+  early stop on validation NDCG@10 (generative: 1,500 users every 2nd epoch; SASRec: all users, every epoch or second),
   the whole catalogue ranked, nothing excluded, not even what a user has had.
 - The generative model is decoded with 20 beams; SASRec scores every item. SASRec has width 128, 2 blocks of 2 heads,
   and item embeddings shared between input and output.

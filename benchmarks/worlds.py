@@ -19,7 +19,7 @@ import torch
 
 import recerase.erase
 from recerase.audit.probes import AuditConfig
-from recerase.catalog import Catalogue, Concept, Interactions, load_catalogue, parse_concept, text_embeddings
+from recerase.catalog import Catalogue, Concept, Split, load_catalogue, parse_concept, text_embeddings
 from recerase.erase.methods import EraseRequest, get_method, make_config
 from recerase.erasure import key_values
 from recerase.layouts.native import load_checkpoint, load_sids, save_checkpoint
@@ -149,21 +149,21 @@ def concept_of(group: Group, space: Space) -> Concept:
 
 def original(group: Group, space: Space, setup: Setup, observer: Observer = SILENT) -> Model:
     """The model trained on everything."""
-    return _trained(f"{group.space}-orig", space, space.catalogue.interactions, setup, observer)
+    return _trained(f"{group.space}-orig", space, space.catalogue.interactions.split(), setup, observer)
 
 
 def reference(group: Group, space: Space, concept: Concept, setup: Setup, observer: Observer = SILENT) -> Model:
     """The same recipe and seed without the concept's interactions."""
-    kept = space.catalogue.interactions.without(concept.members)
+    kept = space.catalogue.interactions.split().without(concept.members)
     return _trained(f"{group.space}-ref-{group.concept}", space, kept, setup, observer)
 
 
-def _trained(name: str, space: Space, interactions: Interactions, setup: Setup, observer: Observer) -> Model:
+def _trained(name: str, space: Space, split: Split, setup: Setup, observer: Observer) -> Model:
     state = setup.runs / "train" / name
     if not setup.may_train and not _finished(state / STATE_FILE, setup.training):
         raise NotTrainedError(f"{name} is not trained yet")
     recommender = new_recommender(setup.model, space.table.schema, setup.seed)
-    log = train(recommender, space.table, interactions.split(), setup.training, observer, state)
+    log = train(recommender, space.table, split, setup.training, observer, state)
     facts = {"cpu_seconds": None, "wall_seconds": log.seconds, "epochs": log.epochs, "validation": dict(log.validation)}
     return Model(recommender, space.table, weights_digest(recommender), facts)
 

@@ -178,16 +178,16 @@ def train(
     with publish(out, inputs=[Path(data), Path(sids)], force=force) as result:
         catalogue = load_catalogue(data)
         table, codebooks, points = open_sids(sids, catalogue.items, embeddings, observer)
-        interactions = catalogue.interactions
+        split = catalogue.interactions.split()
         forgotten = None
         if without is not None:
             forgotten = choose_concept(without, catalogue, points)
-            interactions = interactions.without(forgotten.members)
+            split = split.without(forgotten.members)
         device = choose_device(run.device)
         with pinned(run.threads, train_config.seed) as threads:
             recommender = new_recommender(model_config, table.schema, train_config.seed)
             recommender.module.to(device)
-            log = fit(recommender, table, interactions.split(), train_config, observer, state)
+            log = fit(recommender, table, split, train_config, observer, state)
         save_checkpoint(result.directory, recommender, table, codebooks, points)
         result.provenance = {
             "command": "train",

@@ -149,3 +149,29 @@ def test_real_data_reads_whole(data_directory: Path, name: str, users: int, item
     assert (read.interactions.n_users, len(read.items), len(read.interactions)) == (users, items, interactions)
     split = read.interactions.split()
     assert len(split.train.items) + 2 * len(split.test) == interactions
+
+
+def test_the_retain_view_of_a_split_never_moves_a_held_out_target_into_training() -> None:
+    """Dropping a concept after the split: nothing of it is left, and what was held out stays held out."""
+    rng = np.random.default_rng(3)
+    lengths = rng.integers(1, 8, 60)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    items = rng.integers(0, 12, offsets[-1]).astype(np.int32)
+    whole = Interactions(
+        np.array([f"u{i}" for i in range(60)], dtype=object), offsets, items, np.arange(offsets[-1]), "digest"
+    )
+    concept = np.zeros(12, bool)
+    concept[[1, 4, 7]] = True
+    before, after = whole.split(), whole.split().without(concept)
+    assert not concept[after.train.items].any()
+    assert (after.train.lengths > 0).all()
+    for part, kept in ((before.valid, after.valid), (before.test, after.test)):
+        assert not concept[kept.items].any()
+        assert not concept[kept.targets].any()
+        assert set(kept.users) == set(part.users[~concept[part.targets]])
+        assert (kept.targets == part.targets[np.isin(part.users, kept.users)]).all()
+    trained = {int(u): int(n) for u, n in zip(after.train.users, after.train.lengths, strict=True)}
+    for user, sequence in zip(
+        before.train.users, np.split(before.train.items, before.train.offsets[1:-1]), strict=True
+    ):
+        assert trained.get(int(user), 0) == int((~concept[sequence]).sum())

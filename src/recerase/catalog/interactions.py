@@ -61,7 +61,7 @@ class Histories:
             targets=np.full(len(lists), -1, np.int32) if targets is None else np.asarray(targets, np.int32),
         )
 
-    def take(self, rows: IntArray | Sequence[int]) -> Histories:
+    def take(self, rows: IntArray | BoolArray | Sequence[int]) -> Histories:
         """The histories at `rows`, in that order; a row may repeat, a BoolArray [B] selects."""
         rows = np.asarray(rows)
         rows = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows.astype(np.int64)
@@ -101,6 +101,15 @@ class Split:
     """History: all but the last two; target: the second to last."""
     test: Histories
     """History: all but the last; target: the last."""
+
+    def without(self, concept: BoolArray) -> Split:
+        """The retain view: no item of `concept` [N] in any history, none as a target.
+
+        Splitting comes first: dropping items before it would move held-out targets of short histories into training.
+        """
+        train = self.train.without(concept)
+        held = (part.take(~concept[part.targets]).without(concept) for part in (self.valid, self.test))
+        return Split(train.take(train.lengths > 0), *held)
 
 
 @dataclass(frozen=True, eq=False)

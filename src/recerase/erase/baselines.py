@@ -53,8 +53,8 @@ def retrain(request: EraseRequest, config: RetrainConfig) -> Erased:
     recipe = TrainConfig(**{**vars(recipe), "seed": seed})
     model = new_recommender(shape, request.model.schema, seed)
     model.module.to(request.model.device)
-    interactions = request.interactions.without(request.concept)
-    log = train(model, request.table, interactions.split(), recipe, request.observer)
+    split = request.interactions.split().without(request.concept)
+    log = train(model, request.table, split, recipe, request.observer)
     summary = {
         "moved_items": 0.0,
         "epochs": log.epochs,
