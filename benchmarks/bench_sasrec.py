@@ -39,7 +39,8 @@ SASREC = (
     SasRecConfig(loss="bce", lr=1e-3, dropout=0.3, validate_every=2, patience=4),
 )
 SEARCH = """Its learning rate and dropout were chosen on validation NDCG@10. Full softmax: .0005 with dropout .1, .2, .3; .001 with
-  .1, .2, .3; .003 with .3, .5: .0697 to .0742. Binary cross-entropy: .001 with .3, .003 with .2: at most .0486."""
+  .1, .2, .3 (and .3 with weight decay .05); .003 with .3, .5: .0697 to .0742. Binary cross-entropy:
+  .001 with .3, .003 with .2: at most .0486."""
 """What `SASREC` was chosen among, with a patience of 3 validations."""
 METRICS = ("recall@10", "ndcg@10")
 

@@ -298,3 +298,9 @@ def test_teacher_targets_are_computed_once_a_batch(
     monkeypatch.setattr(Teacher, "target", lambda self, h, p: calls.append(len(h)) or keep(self, h, p))
     erase(ask(), dataclasses.replace(QUICK, pool=2))
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize("bad", [{"pool": 0}, {"tau_end": 0.0}, {"batch": 0}, {"reassign_steps": 0, "settle_steps": 0}])
+def test_settings_that_cannot_work_are_refused_by_name(bad: dict[str, float]) -> None:
+    with pytest.raises(UsageError, match=next(iter(bad))):
+        TracerConfig(**bad)

@@ -86,6 +86,17 @@ class TracerConfig:
     bf16: bool = False
     """Forward passes in bfloat16; weights and optimiser stay float32."""
 
+    def __post_init__(self) -> None:
+        """Raises UsageError for settings with which no step could be taken, all at once."""
+        least = {"batch": 4, "pool": 1, "items": 1, "forced": 1, "neighbours": 1, "commit_candidates": 1}
+        problems = [f"{name} must be at least {n}" for name, n in least.items() if getattr(self, name) < n]
+        positive = ("lr", "phi_lr", "settle_lr", "tau_start", "tau_end", "beta")
+        problems += [f"{name} must be above 0" for name in positive if not getattr(self, name) > 0]
+        if not self.reassign_steps and not self.settle_steps:
+            problems.append("reassign_steps and settle_steps cannot both be 0")
+        if problems:
+            raise UsageError(f"These settings cannot work: {'; '.join(problems)}.", "Change them with --set key=value.")
+
     @classmethod
     def preset(cls, name: str) -> TracerConfig:
         """`default`, or `paper`: equations 5-11 with the published ports' settings."""
@@ -143,6 +154,7 @@ def erase(request: EraseRequest, config: TracerConfig) -> Erased:
     codes = (table.codes != request.table.codes)[request.concept].mean(0)
     summary |= {
         "moved_items": moved,
+        "unreachable_items": len(run.teacher.frontier.unreachable),
         "moved_codes": [round(float(x), 4) for x in codes],
         "seconds": round(time.monotonic() - began, 3),
     }
