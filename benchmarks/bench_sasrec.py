@@ -40,7 +40,7 @@ SASREC = (
 )
 SEARCH = """Its learning rate and dropout were chosen on validation NDCG@10. Full softmax: .0005 with dropout .1, .2, .3; .001 with
   .1, .2, .3 (and .3 with weight decay .05); .003 with .3, .5: .0697 to .0742. Binary cross-entropy:
-  .001 with .3, .003 with .2: at most .0486."""
+  .001 with .3, .003 with .2: at most .0486. Nothing was searched for the generative model here: it has the default recipe."""
 """What `SASREC` was chosen among, with a patience of 3 validations."""
 METRICS = ("recall@10", "ndcg@10")
 

@@ -212,3 +212,14 @@ def test_nothing_is_seeded_or_pinned_for_the_whole_process(path: Path) -> None:
             assert "fork_rng" in text, f"{name_of(path)}:{call.lineno} seeds torch outside fork_rng"
         if spelled == "torch.set_num_threads":
             assert name_of(path) == "runtime", f"{name_of(path)}:{call.lineno} sets threads outside runtime.pinned"
+
+
+def test_every_public_name_keeps_its_meaning_whatever_is_imported() -> None:
+    """A subpackage that is imported becomes an attribute of the package; no public name may be one, but `api`."""
+    import recerase
+
+    rooms = {path.name for path in SOURCE.iterdir() if path.is_dir()} | {path.stem for path in SOURCE.glob("*.py")}
+    assert set(recerase.__all__) & rooms == {"api"}
+    for name in recerase.__all__:
+        assert getattr(recerase, name) is not None
+    assert callable(recerase.api.audit)

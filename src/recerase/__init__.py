@@ -1,7 +1,8 @@
 """recerase takes a concept out of a generative recommender, and proves that it is out.
 
 The names below are the public library; each is imported on first use, so that `import recerase` costs nothing
-and loads no torch.
+and loads no torch. The commands are functions of `recerase.api` (`api.audit`, `api.erase`, ...): two of them share their
+names with the rooms that do the work, and a name that is now a function and now a module would be a trap.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from recerase.api import audit, erase, inspect, recommend, tokenize, train
+    from recerase import api
     from recerase.catalog import Catalogue, Concept, load_catalogue, parse_concept
     from recerase.errors import RecEraseError
     from recerase.layouts.native import Checkpoint, load_checkpoint
@@ -26,15 +27,10 @@ __all__ = [
     "RecEraseError",
     "Report",
     "Verdict",
-    "audit",
-    "erase",
-    "inspect",
+    "api",
     "load_catalogue",
     "load_checkpoint",
     "parse_concept",
-    "recommend",
-    "tokenize",
-    "train",
 ]
 
 _HOMES = {
@@ -58,7 +54,9 @@ __version__ = metadata.version("recerase")
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'recerase' has no attribute {name!r}")
-    return getattr(import_module(f"recerase.{_HOMES.get(name, 'api')}"), name)
+    if name == "api":
+        return import_module("recerase.api")
+    return getattr(import_module(f"recerase.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:
