@@ -1,10 +1,16 @@
-"""What every test may count on: one torch thread, real data or a stated reason to skip, steady hypothesis runs."""
+"""What every test may count on: one torch thread, real data or a stated reason to skip, steady hypothesis runs.
+
+The tests that prove a promise by numbers (kills, flips, examples) say how many with `figure`; the numbers of a run are
+summed over its tests and printed as one table at its end, and written to $RECERASE_FIGURES for benchmarks/reliability.py.
+"""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -14,6 +20,46 @@ settings.register_profile("soak", parent=settings.get_profile("tests"), max_exam
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "tests"))
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+SOAK = os.environ.get("RECERASE_SOAK") == "1"
+Count = TypeVar("Count")
+
+
+@pytest.fixture(scope="session")
+def effort() -> Callable[[Count, Count], Count]:
+    """`effort(10, 200)`: the first in `make test`, the second in `make soak`."""
+    return lambda quick, soak: soak if SOAK else quick
+
+
+@pytest.fixture
+def figure(record_property: Callable[[str, object], None]) -> Callable[..., None]:
+    """`figure("kills: unreadable targets", 0, of=10)`: one number of the reliability table.
+
+    Numbers under one name are summed over all tests that tell them, and so is what they are `of`; a text is kept as it is.
+    """
+
+    def tell(name: str, value: int | str, of: int | None = None) -> None:
+        record_property("figure", [name, value, of])
+
+    return tell
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """The table of every figure told in this run, summed by name."""
+    reports = [r for kind in ("passed", "failed") for r in terminalreporter.stats.get(kind, ())]
+    told = [value for report in reports for key, value in report.user_properties if key == "figure"]
+    table: dict[str, dict[str, Any]] = {}
+    for name, value, of in told:
+        row = table.setdefault(name, {"value": type(value)(), "of": None})
+        row["value"] = value if isinstance(value, str) else row["value"] + value
+        row["of"] = of if row["of"] is None else row["of"] + (of or 0)
+    if table:
+        terminalreporter.section("figures" + (" (soak)" if SOAK else ""))
+        for name, row in sorted(table.items()):
+            of = "" if row["of"] is None else f" of {row['of']:,}"
+            value = f"{row['value']:,}" if isinstance(row["value"], int) else row["value"]
+            terminalreporter.write_line(f"{name:<72} {value}{of}")
+    if path := os.environ.get("RECERASE_FIGURES"):
+        Path(path).write_text(json.dumps(dict(sorted(table.items())), indent=1) + "\n")
 
 
 @pytest.fixture(autouse=True, scope="session")
