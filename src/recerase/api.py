@@ -21,7 +21,6 @@ from recerase.assembly import (
     AuditInputs,
     ConceptSpec,
     audited,
-    check_outputs,
     choose_concept,
     concept_facts,
     data_digest,
@@ -29,16 +28,15 @@ from recerase.assembly import (
     open_checkpoint_for,
     open_sids,
     read_policy,
-    verify_report,
     whole_histories,
-    write_report,
 )
 from recerase.catalog import Catalogue, Concept, Preview, load_catalogue, load_embeddings, load_items, preview
 from recerase.erasure import Plan, erase, plan_erase
 from recerase.errors import OutputError, UsageError
+from recerase.reporting import check_outputs, gated, read_baseline, verify_report, write_report
 from recerase.runtime import RunConfig, choose_device, environment, pinned
 from recerase.store import parquet_bytes, publish, write_bytes
-from recerase.types import SILENT, Observer, Policy, Report, Scope
+from recerase.types import SILENT, FailOn, Observer, Policy, Report, Scope
 
 if TYPE_CHECKING:
     from recerase.layouts.describe import Description
@@ -267,16 +265,20 @@ def audit(
     reference: str | Path | None = None,
     scope: Scope = "output",
     max_users: int | None = None,
+    baseline: str | Path | None = None,
+    fail_on: FailOn = "policy",
     outputs: Sequence[str | Path] = (),
     run: RunConfig = RUN,
     observer: Observer = SILENT,
 ) -> Report:
     """Run the probes on a checkpoint, decide the policy, and write the report to every one of `outputs`.
 
-    Settings that cannot work (policy, outputs) are refused before a model is loaded.
+    Settings that cannot work (policy, baseline, outputs) are refused before a model is loaded. `fail_on` says what makes
+    the exit code 1 (`Gate`): the policy's verdict, a regression against `baseline`, either, or nothing.
     """
-    check_outputs(outputs)
+    check_outputs(outputs, given_paths(checkpoint, data, original, reference, policy, baseline))
     rules = read_policy(policy)
+    accepted = read_baseline(baseline, fail_on)
     catalogue = load_catalogue(data)
     with pinned(run.threads, run.seed):
         subject = open_checkpoint_for(checkpoint, catalogue, run)
@@ -285,6 +287,7 @@ def audit(
         chosen = choose_concept(concept, catalogue, (before or subject).embeddings)
         inputs = AuditInputs(subject, before, gold, catalogue, chosen, rules, scope)
         report = audited(inputs, run, observer, max_users=max_users)
+    report = gated(report, fail_on, accepted)
     for path in outputs:
         write_report(report, path)
     return report

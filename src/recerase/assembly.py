@@ -7,18 +7,17 @@ is a row number, and no room looks an id up again.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recerase.catalog import Catalogue, Concept, Histories, Items, load_catalogue, parse_concept
-from recerase.errors import DataError, UsageError
+from recerase.catalog import Catalogue, Concept, Histories, Items, parse_concept
+from recerase.errors import DataError
 from recerase.runtime import RunConfig, choose_device, code_digest, environment
-from recerase.store import canonical_json, sha256_bytes, write_bytes
+from recerase.store import canonical_json, sha256_bytes
 from recerase.types import FloatArray, Move, Observer, Policy, Report, Scope
 
 if TYPE_CHECKING:
@@ -203,9 +202,12 @@ def _report(result: AuditResult, inputs: AuditInputs, config: AuditConfig, volat
         "settings": sha256_bytes(canonical_json(asdict(config))),
         "code": code_digest(),
     }
+    from recerase.audit.gate import gate
+
     erased = inputs.subject.manifest.get("provenance", {}).get("method") or {}
     return Report(
         decision=result.decision,
+        gate=gate(result.decision),
         measurements=result.measurements,
         skipped=result.skipped,
         concept={**concept_facts(inputs.concept, inputs.catalogue), "scope": inputs.scope},
@@ -251,48 +253,6 @@ def changes(before: Checkpoint, after: Checkpoint) -> dict[str, Any]:
     }
 
 
-def given_paths(*given: str | Path | None) -> list[Path]:
+def given_paths(*given: object) -> list[Path]:
     """The paths among the arguments that were given."""
-    return [Path(path) for path in given if path is not None]
-
-
-_FORMATS = {
-    ".json": ("recerase.report.schema", "report_bytes"),
-    ".md": ("recerase.report.markdown", "report_markdown"),
-    ".html": ("recerase.report.html", "report_html"),
-}
-
-
-def check_outputs(outputs: Sequence[str | Path]) -> None:
-    """Refuse report files that could not be written, before any work is done. Raises UsageError."""
-    for path in map(Path, outputs):
-        if path.suffix.lower() not in _FORMATS:
-            raise UsageError(f"{path} has no known report format.", f"Use one of {', '.join(_FORMATS)}.")
-        if not path.absolute().parent.is_dir():
-            raise UsageError(f"{path} is in a directory that does not exist.", "Make the directory first.")
-
-
-def write_report(report: Report, path: str | Path) -> None:
-    """Write a report in the format that the extension names, replacing what was there."""
-    check_outputs([path])
-    module, function = _FORMATS[Path(path).suffix.lower()]
-    content = getattr(import_module(module), function)(report)
-    write_bytes(path, content if isinstance(content, bytes) else content.encode())
-
-
-def verify_report(
-    path: str | Path, *, subject: str | Path | None = None, data: str | Path | None = None
-) -> tuple[str, ...]:
-    """What does not hold about a report, one sentence each: its bytes, its verdict, the digests of what it names."""
-    from recerase.layouts.native import checkpoint_digest
-    from recerase.report.schema import read_report, report_bytes
-
-    path, report = Path(path), read_report(path)
-    problems = []
-    if path.read_bytes().strip() != report_bytes(report).strip():
-        problems.append(f"{path} is not in canonical form: it was edited, or written by another version.")
-    if subject is not None and checkpoint_digest(Path(subject)) != report.inputs.get("subject"):
-        problems.append(f"{subject} is not the checkpoint that was audited.")
-    if data is not None and data_digest(load_catalogue(data)) != report.inputs.get("data"):
-        problems.append(f"{data} is not the data the audit was made on.")
-    return tuple(problems)
+    return [Path(path) for path in given if isinstance(path, str | Path)]

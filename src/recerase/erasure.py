@@ -18,17 +18,16 @@ from recerase.assembly import (
     ConceptSpec,
     audited,
     changes,
-    check_outputs,
     choose_concept,
     concept_facts,
     data_digest,
     given_paths,
     open_checkpoint_for,
     read_policy,
-    write_report,
 )
 from recerase.catalog import Preview, load_catalogue, preview
 from recerase.errors import UsageError
+from recerase.reporting import check_outputs, write_report
 from recerase.runtime import RunConfig, choose_device, environment, pinned
 from recerase.store import publish, write_bytes, write_manifest
 from recerase.types import SILENT, Observer, Policy, Report, Scope, Verdict
@@ -64,7 +63,7 @@ def erase(
     from recerase.layouts.native import save_checkpoint
     from recerase.report.schema import report_bytes
 
-    check_outputs(outputs)
+    check_outputs(outputs, given_paths(checkpoint, data, reference, policy))
     out, rules = Path(out), read_policy(policy)
     eraser, preset = get_method(method)
     settings = make_config(eraser, preset, key_values(overrides))

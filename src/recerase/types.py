@@ -22,6 +22,7 @@ BoolArray = NDArray[np.bool_]
 Layer = Literal["catalogue", "behaviour", "weights", "utility"]
 Role = Literal["subject", "original", "filter", "reference"]
 Scope = Literal["output", "influence"]
+FailOn = Literal["policy", "regression", "any", "never"]
 
 
 @dataclass(frozen=True)
@@ -167,6 +168,20 @@ class Decision:
 
 
 @dataclass(frozen=True)
+class Gate:
+    """What the process says of a verdict: the exit code, and why; every format shows this object."""
+
+    fail_on: FailOn
+    exit_code: int
+    reason: str
+    """One plain sentence."""
+    regressions: tuple[str, ...] = ()
+    """Rules that are worse than in the baseline; empty without one."""
+    baseline: str = ""
+    """Digest of the baseline; empty without one."""
+
+
+@dataclass(frozen=True)
 class Environment:
     """Where a number was made; goes into every report."""
 
@@ -210,6 +225,7 @@ class Report:
     """An audit, whole. Written as `recerase.audit/1` by report/schema.py."""
 
     decision: Decision
+    gate: Gate
     measurements: tuple[Measurement, ...]
     skipped: tuple[Skipped, ...]
     concept: Mapping[str, Any]

@@ -113,5 +113,3 @@ def verdict_of() -> Callable[[Path], str]:
         return read_report(path).decision.verdict.value
 
     return read
-
-

@@ -15,6 +15,7 @@ from recerase.types import (
     Decision,
     Example,
     Finding,
+    Gate,
     Interval,
     Measurement,
     Move,
@@ -233,6 +234,7 @@ def make_report() -> MakeReport:
         held = controls(verdict is not Verdict.INCONCLUSIVE)
         return Report(
             decision=Decision(verdict, reasons[verdict], findings(found, failing), held, ("waiver gold is not used",)),
+            gate=Gate("policy", verdict.exit_code, f"the policy says {verdict.value}"),
             measurements=found,
             skipped=(
                 Skipped("relearn.*", "subject", "no relearning attack is run in the quick profile"),

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from recerase.report.html import EXAMPLES_SHOWN, MOVES_SHOWN, gauge, report_html
-from recerase.types import Decision, Finding, Interval, Measurement, Move, Report, Result, Rule, Verdict
+from recerase.types import Decision, Finding, Gate, Interval, Measurement, Move, Report, Result, Rule, Verdict
 
 VOID = {"meta", "link", "br", "img"}
 HOSTILE_TITLES = (
@@ -25,6 +25,8 @@ HOSTILE_TITLES = (
     "x" * 10_000,
     "",
 )
+
+GATE = Gate("policy", 5, "the policy says inconclusive")
 
 
 class Page(HTMLParser):
@@ -68,7 +70,7 @@ def pages(make_report: Any) -> dict[str, str]:
         **{verdict.value: make_report(verdict) for verdict in Verdict},
         "hostile": make_report(titles=HOSTILE_TITLES, concept="<script>alert(1)</script>]]>"),
         "alone": make_report(original=False, reference=False),
-        "empty": Report(Decision(Verdict.INCONCLUSIVE, "No rule could be decided.", ()), (), (), {}, {}),
+        "empty": Report(Decision(Verdict.INCONCLUSIVE, "No rule could be decided.", ()), GATE, (), (), {}, {}),
     }
     return {name: report_html(report) for name, report in reports.items()}
 

@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recerase.report.markdown import escaped, report_markdown
-from recerase.types import Decision, Report, Verdict
+from recerase.types import Decision, Gate, Report, Verdict
+
+GATE = Gate("policy", 5, "the policy says inconclusive")
 
 
 @pytest.mark.parametrize("verdict", list(Verdict))
@@ -54,7 +56,7 @@ def test_a_hostile_concept_is_only_shown(make_report: Any) -> None:
 
 
 def test_an_empty_report_is_shown() -> None:
-    empty = Report(Decision(Verdict.INCONCLUSIVE, "No rule could be decided.", ()), (), (), {}, {})
+    empty = Report(Decision(Verdict.INCONCLUSIVE, "No rule could be decided.", ()), GATE, (), (), {}, {})
     assert report_markdown(empty).startswith("# INCONCLUSIVE")
 
 

@@ -19,10 +19,12 @@ from hypothesis import strategies as st
 from recerase.errors import ArtefactError
 from recerase.report.schema import SCHEMA, parse_report, read_report, report_bytes, report_digest
 from recerase.store import canonical_json, sha256_bytes
-from recerase.types import Decision, Interval, Measurement, Move, Report, Verdict
+from recerase.types import Decision, Gate, Interval, Measurement, Move, Report, Verdict
 
 Change = Callable[[dict[str, Any]], None]
 NUMBERS = st.floats(allow_nan=False)
+
+GATE = Gate("policy", 5, "the policy says inconclusive")
 
 
 def signed(document: dict[str, Any]) -> bytes:
@@ -32,7 +34,7 @@ def signed(document: dict[str, Any]) -> bytes:
 
 
 def small(**changes: Any) -> Report:
-    empty = Report(Decision(Verdict.INCONCLUSIVE, "nothing", ()), (), (), {}, {})
+    empty = Report(Decision(Verdict.INCONCLUSIVE, "nothing", ()), GATE, (), (), {}, {})
     return replace(empty, **changes)
 
 

@@ -12,9 +12,11 @@ from rich.console import Console
 
 from recerase.report.text import before_after_table, report_text, rules_table, verdict_panel
 from recerase.report.wording import interval_text, value_text
-from recerase.types import Decision, Report, Verdict
+from recerase.types import Decision, Gate, Report, Verdict
 
 WIDTHS = (40, 80, 200)
+
+GATE = Gate("policy", 5, "the policy says inconclusive")
 
 
 def rendered(what: Any, width: int = 80, **options: Any) -> str:
@@ -90,7 +92,7 @@ def test_text_from_users_is_neither_markup_nor_escape(make_report: Any, width: i
 
 
 def test_reports_with_little_in_them_are_shown() -> None:
-    empty = Report(Decision(Verdict.INCONCLUSIVE, "No rule could be decided.", ()), (), (), {}, {})
+    empty = Report(Decision(Verdict.INCONCLUSIVE, "No rule could be decided.", ()), GATE, (), (), {}, {})
     for width in WIDTHS:
         assert "INCONCLUSIVE" in rendered(report_text(empty), width)
 

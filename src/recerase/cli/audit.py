@@ -7,10 +7,13 @@ from typing import Annotated
 import typer
 
 from recerase.cli.options import (
+    BaselineOption,
     CheckpointArgument,
     ConceptOption,
     DataOption,
     DeviceOption,
+    FailOnName,
+    FailOnOption,
     MaxUsersOption,
     NameOption,
     OriginalOption,
@@ -40,6 +43,8 @@ def audit(
     original: OriginalOption = None,
     reference: ReferenceOption = None,
     policy: PolicyOption = None,
+    baseline: BaselineOption = None,
+    fail_on: FailOnOption = FailOnName.policy,
     output: OutputOption = None,
     scope: ScopeOption = ScopeName.output,
     max_users: MaxUsersOption = None,
@@ -82,6 +87,8 @@ def audit(
             reference=reference or known.reference,
             scope=scope.value,
             max_users=max_users,
+            baseline=baseline,
+            fail_on=fail_on.value,
             outputs=output or (),
             run=RunConfig(seed=seed, threads=threads, device=device, trust_pickle=trust_pickle),
             observer=observer,

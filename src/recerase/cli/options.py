@@ -72,6 +72,37 @@ OutputOption = Annotated[
         "--output", "-o", metavar="FILE", help="Also write the report; format by extension: .json, .md, .html. Repeat."
     ),
 ]
+
+
+class FailOnName(str, Enum):
+    """What makes the exit code 1."""
+
+    policy = "policy"
+    regression = "regression"
+    any = "any"
+    never = "never"
+
+
+BaselineOption = Annotated[
+    Path | None,
+    typer.Option("--baseline", metavar="FILE", help="An accepted report (`recerase report bless`) to compare with."),
+]
+FailOnOption = Annotated[
+    FailOnName,
+    typer.Option(
+        "--fail-on",
+        help="policy: a violated rule. regression: a rule that is worse than in --baseline. any: either. never.",
+    ),
+]
+ResumeOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--resume/--fresh",
+        help="Continue what an interrupted run of the same command left, and refuse when there is nothing to continue; "
+        "or start over. Default: continue when everything it depends on is unchanged.",
+        show_default=False,
+    ),
+]
 OriginalOption = Annotated[
     Path | None,
     typer.Option(

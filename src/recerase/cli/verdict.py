@@ -24,4 +24,4 @@ def tell(report: Report, outputs: Sequence[Path], *, as_json: bool = False, quie
             say(f"report: {path}")
     if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
         append_text(summary, report_markdown(report) + "\n")
-    return report.decision.verdict.exit_code
+    return report.gate.exit_code
