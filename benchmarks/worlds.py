@@ -1,13 +1,12 @@
 """What the results are made on: data sets, SIDs, concepts, and the models trained or erased for them.
 
-The decision that shaped this file: nothing is computed twice. A training is resumed from its state directory, and an
+The decision that shaped this file: nothing is computed twice. A training is resumed from the pieces it left, and an
 erased model is published under the digest of everything it depends on (weights, table, concept, method settings and
 the code of `recerase.erase`), so that a change of that code makes new erased models and nothing else.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -24,12 +23,12 @@ from recerase.erase.methods import EraseRequest, get_method, make_config
 from recerase.erasure import key_values
 from recerase.layouts.native import load_checkpoint, load_sids, save_checkpoint
 from recerase.model.recommender import ModelConfig, Recommender, new_recommender
-from recerase.model.training import STATE_FILE, TrainConfig, train
+from recerase.model.training import PIECE, TrainConfig, progress_of, train
 from recerase.runtime import pinned
 from recerase.sid.codebooks import Codebooks
 from recerase.sid.quantize import TokenizeConfig, fit_codebooks
 from recerase.sid.table import SidTable, read_table
-from recerase.store import canonical_json, publish, sha256_bytes
+from recerase.store import canonical_json, publish, sha256_bytes, write_bytes
 from recerase.types import SILENT, FloatArray, Observer
 
 METHODS = ("filter", "npo", "tracer/paper", "tracer/default")
@@ -158,25 +157,40 @@ def reference(group: Group, space: Space, concept: Concept, setup: Setup, observ
     return _trained(f"{group.space}-ref-{group.concept}", space, kept, setup, observer)
 
 
+@dataclass(frozen=True)
+class Folder:
+    """The pieces of a training, kept for good under the digest of everything they depend on."""
+
+    path: Path
+
+    def read(self, name: str) -> bytes | None:
+        file = self.path / f"{name}.safetensors"
+        return file.read_bytes() if file.is_file() else None
+
+    def write(self, name: str, data: bytes) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_bytes(self.path / f"{name}.safetensors", data)
+
+
 def _trained(name: str, space: Space, split: Split, setup: Setup, observer: Observer) -> Model:
-    state = setup.runs / "train" / name
-    if not setup.may_train and not _finished(state / STATE_FILE, setup.training):
+    cause = [asdict(setup.model), asdict(setup.training), setup.seed, space.table.digest]
+    data = sha256_bytes(split.train.items.tobytes() + split.train.offsets.tobytes())
+    folder = Folder(setup.runs / "train" / f"{name}-{sha256_bytes(canonical_json([*cause, data]))[:12]}")
+    if not setup.may_train and not _finished(folder, setup.training):
         raise NotTrainedError(f"{name} is not trained yet")
     recommender = new_recommender(setup.model, space.table.schema, setup.seed)
-    log = train(recommender, space.table, split, setup.training, observer, state)
+    log = train(recommender, space.table, split, setup.training, observer, folder)
     facts = {"cpu_seconds": None, "wall_seconds": log.seconds, "epochs": log.epochs, "validation": dict(log.validation)}
     return Model(recommender, space.table, weights_digest(recommender), facts)
 
 
-def _finished(path: Path, config: TrainConfig) -> bool:
-    """Whether a training state says that there is nothing left to do."""
-    from safetensors import safe_open
-
-    if not path.is_file():
+def _finished(folder: Folder, config: TrainConfig) -> bool:
+    """Whether the pieces of a training say that there is nothing left to do."""
+    piece = folder.read(PIECE)
+    if piece is None:
         return False
-    with safe_open(str(path), "pt") as handle:
-        progress = json.loads((handle.metadata() or {}).get("progress", "{}"))
-    return progress.get("epoch", 0) >= config.epochs or progress.get("stale", 0) >= config.patience
+    progress = progress_of(piece)
+    return progress.epoch >= config.epochs or progress.stale >= config.patience
 
 
 def erased(

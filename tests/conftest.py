@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -59,7 +60,9 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
             value = f"{row['value']:,}" if isinstance(row["value"], int) else row["value"]
             terminalreporter.write_line(f"{name:<72} {value}{of}")
     if path := os.environ.get("RECERASE_FIGURES"):
-        Path(path).write_text(json.dumps(dict(sorted(table.items())), indent=1) + "\n")
+        ended = {kind: len(terminalreporter.stats.get(kind, ())) for kind in ("passed", "failed", "error", "skipped")}
+        whole = {"date": date.today().isoformat(), "soak": SOAK, **ended, "figures": dict(sorted(table.items()))}
+        Path(path).write_text(json.dumps(whole, indent=1) + "\n")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -15,7 +15,7 @@ import recerase
 SOURCE = Path(recerase.__file__).parent
 MODULES = sorted(SOURCE.rglob("*.py"))
 FLOORS = {
-    **dict.fromkeys(["types", "errors", "store", "stats", "runtime", "settings"], 0),
+    **dict.fromkeys(["types", "errors", "disk", "outputs", "store", "stats", "runtime", "settings", "resume"], 0),
     **dict.fromkeys(["catalog", "sid", "report"], 1),
     **dict.fromkeys(["model", "layouts"], 2),
     **dict.fromkeys(["audit", "erase"], 3),
@@ -26,7 +26,7 @@ FLOORS = {
 }
 """DESIGN section 2: a room imports from its own floor or a lower one."""
 STRANGERS = {("audit", "erase"), ("erase", "audit"), ("report", "catalog"), ("report", "sid"), ("model", "layouts")}
-NO_TORCH = ["types", "errors", "stats", "store", "settings", "report", "audit/policy"]
+NO_TORCH = ["types", "errors", "stats", "disk", "outputs", "store", "settings", "resume", "report", "audit/policy"]
 """Importing these must not load torch."""
 
 

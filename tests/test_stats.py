@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -10,17 +12,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from recerase import stats
 from recerase.errors import UsageError
 from recerase.stats import bootstrap_mean, equivalence, paired_drop, paired_ratio, required_n, unseen, wilson
+from recerase.types import Interval
 
 SMALL = 300
 """Resamples in tests that look at many intervals."""
 shares = hnp.arrays(np.float64, st.integers(2, 60), elements=st.integers(0, 10).map(lambda x: x / 10))
 
 
-def test_wilson_agrees_with_its_textbook_value() -> None:
-    found = wilson(8, 10)  # Wilson 1927; Newcombe 1998 gives .4902 to .9433
-    assert (found.low, found.high) == (pytest.approx(0.4902, abs=5e-5), pytest.approx(0.9433, abs=5e-5))
+@pytest.mark.parametrize(("hits", "n", "low", "high"), [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605)])
+def test_wilson_agrees_with_its_textbook_values(hits: int, n: int, low: float, high: float) -> None:
+    found = wilson(hits, n)  # Newcombe 1998, table I, method 3
+    assert (found.low, found.high) == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
+
+
+@pytest.mark.parametrize(("hits", "n", "end"), [(1, 100, 0.000513), (2, 100, 0.003565), (3, 100, 0.008226)])
+def test_few_hits_and_few_misses_have_the_exact_end_where_wilsons_is_too_sure(hits: int, n: int, end: float) -> None:
+    """Beta(hits, n - hits + 1) at .05: the lower end of Clopper and Pearson, one-sided. Wilson's: .0018, .0055, .0103."""
+    found, mirrored = wilson(hits, n), wilson(n - hits, n)
+    assert found.low == pytest.approx(end, abs=1e-6)
+    assert mirrored.high == pytest.approx(1 - end, abs=1e-6)
+    assert found.high == pytest.approx({1: 0.0545, 2: 0.0700, 3: 0.0845}[hits], abs=5e-5)  # Wilson's own
 
 
 @given(st.integers(1, 5000), st.sampled_from([0.8, 0.9, 0.95, 0.99]))
@@ -167,6 +181,16 @@ def test_a_model_beside_itself_has_no_drop(values: np.ndarray) -> None:
     assert (drop, found.low, found.high) == (0.0, 0.0, 0.0)
 
 
+@pytest.mark.parametrize("hits", [3, 10, 300])
+def test_hits_that_are_all_still_there_do_not_say_that_none_is_lost(hits: int) -> None:
+    """An unseen user whose hit is lost: the drop is at most what a Beta(1, hits) says, one end of two."""
+    base = np.repeat([1.0, 0.0], [hits, 1000 - hits])
+    drop, found = paired_drop(base, base, 0.95, 20_000)
+    assert drop == 0.0
+    assert found.high == pytest.approx(1 - 0.025 ** (1 / hits), rel=0.05)
+    assert found.low <= 0.95 * (1 - 0.025 ** (-1 / hits))  # and one that is found anew
+
+
 def test_a_ratio_of_nothing_seen_is_not_sure_to_be_zero() -> None:
     base = np.full(1000, 0.01)
     ratio, found = paired_ratio(np.zeros(1000), base)
@@ -215,6 +239,7 @@ def test_no_n_suffices_on_the_limit_beyond_it_or_without_an_end(value: float, en
     [
         lambda: wilson(1, 0),
         lambda: wilson(3, 2),
+        lambda: wilson(-1, 2),
         lambda: wilson(1, 2, 1.0),
         lambda: bootstrap_mean([]),
         lambda: bootstrap_mean([0.1, math.nan]),
@@ -222,8 +247,184 @@ def test_no_n_suffices_on_the_limit_beyond_it_or_without_an_end(value: float, en
         lambda: paired_ratio([0.1], [0.0]),
         lambda: equivalence([0.1, 0.2], [0.1], 0.1),
         lambda: equivalence([0.1], [0.1], 0.0),
+        lambda: equivalence([0.1], [0.1], 0.1, 0.5),
+        lambda: equivalence([0.1], [0.1], 0.1, 1.0),
     ],
 )
 def test_what_cannot_be_computed_is_refused(call: object) -> None:
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError) as caught:
         call()  # type: ignore[operator]
+    assert caught.value.message.endswith(".")
+    assert caught.value.remedy.endswith(".")
+
+
+def by_the_book(estimates: np.ndarray, point: float, influence: np.ndarray, confidence: float) -> tuple[float, float]:
+    """Efron's BCa ends (1987, eq. 3.8 and 6.6), written down a second time; half of a tie counts as below."""
+    normal = NormalDist()
+    below = np.mean((estimates < point - 1e-14) * 0.5 + (estimates <= point + 1e-14) * 0.5)
+    bias, pull = normal.inv_cdf(float(below)), np.asarray(influence)
+    skew = float((pull**3).sum() / (6 * (pull**2).sum() ** 1.5))
+    z = [bias + normal.inv_cdf(level) for level in ((1 - confidence) / 2, (1 + confidence) / 2)]
+    levels = [normal.cdf(bias + at / (1 - skew * at)) for at in z]
+    low, high = np.quantile(estimates, levels, method="inverted_cdf")
+    return float(low), float(high)
+
+
+@pytest.mark.parametrize(("n", "confidence"), [(7, 0.95), (40, 0.8), (300, 0.99)])
+def test_the_bootstrap_of_a_mean_is_efrons(n: int, confidence: float) -> None:
+    values = np.sort(np.random.default_rng(n).lognormal(size=n))
+    means = values[np.random.default_rng(5).integers(n, size=(500, n))].mean(axis=1)
+    found = bootstrap_mean(values, confidence, 500, seed=5)
+    ends = by_the_book(means, values.mean(), values - values.mean(), confidence)
+    assert (found.low, found.high) == (pytest.approx(ends[0]), pytest.approx(ends[1]))
+    assert (found.confidence, found.method) == (confidence, "bootstrap")
+
+
+@pytest.mark.parametrize(("n", "few"), [(15, False), (16, True), (17, True)])
+def test_from_eight_units_a_value_on_it_is_counted_how_often_each_comes(n: int, few: bool) -> None:
+    values = np.repeat([1.0, 3.0], [n - 5, 5])
+    rng = np.random.default_rng(0)
+    drawn = rng.multinomial(n, [(n - 5) / n, 5 / n], size=400) @ [1.0, 3.0] / n if few else None
+    means = values[rng.integers(n, size=(400, n))].mean(axis=1) if drawn is None else drawn
+    found = bootstrap_mean(values, 0.9, 400)
+    ends = by_the_book(means, values.mean(), values - values.mean(), 0.9)
+    assert (found.low, found.high) == (pytest.approx(ends[0]), pytest.approx(ends[1]))
+
+
+def test_paired_and_separate_ratios_are_efrons() -> None:
+    rng = np.random.default_rng(12)
+    base = np.sort(rng.gamma(2.0, size=60))
+    own = np.sort(base * rng.gamma(4.0, 0.2, size=60))  # sorted alike, so that the pairs stand in their order
+    ratio, found = paired_ratio(own, base, 0.9, 400, seed=3)
+    drawn = np.random.default_rng(3).integers(60, size=(400, 60))
+    pull = own - own.mean() - ratio * (base - base.mean())
+    ends = by_the_book(own[drawn].mean(axis=1) / base[drawn].mean(axis=1), own.mean() / base.mean(), pull, 0.9)
+    assert ratio == pytest.approx(own.mean() / base.mean())
+    assert (found.low, found.high) == (pytest.approx(ends[0]), pytest.approx(ends[1]))
+    assert (found.confidence, found.method) == (0.9, "bootstrap")
+    fewer = own[:45]
+    ratio, found = paired_ratio(fewer[::-1], base[::-1], 0.9, 400, seed=3)
+    rng = np.random.default_rng(3)
+    top, bottom = (x[rng.integers(len(x), size=(400, len(x)))].mean(axis=1) for x in (fewer, base))
+    pull = np.concatenate([(fewer - fewer.mean()) / 45, -ratio * (base - base.mean()) / 60])
+    ends = by_the_book(top / bottom, ratio, pull, 0.9)
+    assert (found.low, found.high) == (pytest.approx(ends[0]), pytest.approx(ends[1]))
+
+
+def test_equivalence_rests_on_efrons_interval_of_the_differences() -> None:
+    rng = np.random.default_rng(13)
+    base = rng.normal(1.0, 0.2, size=50)
+    own = base + rng.normal(0.01, 0.05, size=50)
+    gaps = np.sort(own - base)
+    means = gaps[np.random.default_rng(4).integers(50, size=(400, 50))].mean(axis=1)
+    low, high = by_the_book(means, gaps.mean(), gaps - gaps.mean(), 0.8)
+    same, found = equivalence(own, base, 0.05, 0.9, 400, seed=4)
+    assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
+    assert (same, found.confidence, found.method) == (True, pytest.approx(0.8), "bootstrap")
+    assert equivalence(own, base, high + 1e-6, 0.9, 400, seed=4)[0]
+    assert not equivalence(own, base, high - 1e-6, 0.9, 400, seed=4)[0]
+    assert equivalence(base, own, high + 1e-3, 0.9, 400, seed=4)[0]
+    assert not equivalence(base, own, high - 1e-3, 0.9, 400, seed=4)[0]
+
+
+def test_means_that_are_a_whole_margin_apart_are_not_equivalent() -> None:
+    far, near = np.full(9, 0.75), np.full(9, 0.25)
+    assert equivalence(far, near, 0.5) == (False, Interval(0.5, 0.5, pytest.approx(0.9), "bootstrap"))
+    assert equivalence(near, far, 0.5) == (False, Interval(-0.5, -0.5, pytest.approx(0.9), "bootstrap"))
+    assert equivalence(far, near, 0.5 + 1e-9)[0]
+
+
+def test_the_gaffke_bound_is_learned_millers() -> None:
+    values = np.array([0.0, 0.0, 0.1, 0.1, 0.1, 0.7, 1.0, 0.0, 0.0, 0.0])
+    weights = np.random.default_rng(6).standard_gamma([5.0, 3.0, 1.0, 1.0, 1.0], size=(600, 5))
+    weights /= weights.sum(axis=1, keepdims=True)
+    lows = weights @ [0.0, 0.1, 0.7, 1.0, 0.0]  # the unit more: at the bottom of the range, and at its top
+    found = bootstrap_mean(values, 0.9, 600, seed=6)
+    assert found.low == pytest.approx(np.quantile(lows, 0.05))
+    assert found.high == pytest.approx(np.quantile(lows + weights[:, -1], 0.95))
+    assert (found.confidence, found.method) == (0.9, "gaffke")
+
+
+@pytest.mark.parametrize(
+    ("values", "method"),
+    [
+        ([0.0, 0.5], "gaffke"),
+        ([0.0, 1.0], "gaffke"),
+        ([0.0, 1.1], "bootstrap"),
+        ([0.1, 1.0], "bootstrap"),
+        ([-0.5, 0.5], "bootstrap"),
+        ([0.5, 0.5], "bootstrap"),
+    ],
+)
+def test_only_shares_with_a_zero_among_them_get_gaffkes_bound(values: list[float], method: str) -> None:
+    assert bootstrap_mean(values, 0.95, SMALL).method == method
+
+
+def test_values_that_are_all_one_number_have_no_width() -> None:
+    assert bootstrap_mean([0.3] * 5) == Interval(0.3, 0.3, 0.95, "bootstrap")
+    assert bootstrap_mean([-2.0]) == Interval(-2.0, -2.0, 0.95, "bootstrap")
+
+
+def test_what_is_not_said_is_95_in_100_from_2000_resamples_of_seed_0() -> None:
+    rng = np.random.default_rng(14)
+    own, base = rng.lognormal(size=30), rng.lognormal(size=30)
+    assert bootstrap_mean(own) == bootstrap_mean(own, 0.95, 2000, 0)
+    assert paired_ratio(own, base) == paired_ratio(own, base, 0.95, 2000, 0)
+    assert paired_drop(own, base) == paired_drop(own, base, 0.95, 2000, 0)
+    assert equivalence(own, base, 1.0) == equivalence(own, base, 1.0, 0.95, 2000, 0)
+    assert paired_drop(own, base, 0.8, 100, 7)[1] != paired_drop(own, base, 0.8, 100, 8)[1]
+    assert paired_drop(own, base, 0.8, 100, 7)[1] != paired_drop(own, base, 0.8, 900, 7)[1]
+    assert paired_drop(own, base, 0.8, 100, 7)[1].confidence == 0.8
+
+
+def test_wilson_says_which_way_it_was_made() -> None:
+    assert wilson(3, 10, 0.9).method == "wilson"
+    assert wilson(3, 10, 0.9).confidence == 0.9
+    assert wilson(10, 10, 0.9) == Interval(1 - unseen(10, 0.9), 1.0, 0.9, "rule-of-three")
+    assert wilson(1, 1).low == 0.0  # nobody knows from one trial
+
+
+def test_the_floor_of_a_sparse_ratio() -> None:
+    """The subject's zeros in [0, 1] keep the upper end up; other values are none of this rule's business."""
+    base = np.full(50, 0.5)
+    seen = np.repeat([0.0, 1.0], [49, 1])
+    _, found = paired_ratio(seen, base, 0.95, SMALL)
+    assert found.method == "bootstrap"
+    assert found.high >= unseen(50, 0.95) / 0.5
+    small = np.repeat([0.0, 1e-6], [49, 1])
+    assert paired_ratio(small, base, 0.95, SMALL)[1].high == pytest.approx(unseen(50, 0.95) / 0.5)
+    assert paired_ratio(small + 1e-9, base, 0.95, SMALL)[1].high < 1e-5  # no zero
+    lone = np.repeat([0.0, 1.5], [1, 49])
+    assert paired_ratio(lone, base * 1000, 0.95, SMALL)[1].high < unseen(50, 0.95)  # no share
+
+
+@pytest.mark.parametrize(
+    ("value", "end", "limit", "n", "method", "needed"),
+    [
+        (0.0, 0.02, 0.01, 100, "bootstrap", 400),
+        (0.0, 0.02, 0.01, 100, "rule-of-three", 200),
+        (0.5, 0.4, 0.45, 100, "bootstrap", 400),  # a lower limit
+        (0.0, 1e-9, 1.0, 1, "bootstrap", 1),
+        (0.2, 0.2, 0.1, 70, "bootstrap", 70),
+        (0.2, 0.2, 0.2, 70, "bootstrap", 70),
+    ],
+)
+def test_the_n_needed_in_numbers(value: float, end: float, limit: float, n: int, method: str, needed: int) -> None:
+    assert required_n(value, end, limit, n, method) == needed
+
+
+def test_a_bootstrap_is_made_in_pieces_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the memory nor the result depends on how much is drawn at once."""
+    rng = np.random.default_rng(15)
+    far, near = rng.lognormal(size=1000), np.append(0.0, rng.random(999))
+    whole = bootstrap_mean(far), bootstrap_mean(near)
+    monkeypatch.setattr(stats, "_CHUNK", 4096)
+    for values, before in zip((far, near), whole, strict=True):
+        tracemalloc.start()
+        found = bootstrap_mean(values)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert (found.low, found.high) == (pytest.approx(before.low), pytest.approx(before.high))
+        assert peak < 1 << 20  # 2000 resamples of 1000 values are 16 million bytes
+    monkeypatch.setattr(stats, "_CHUNK", 10)
+    assert bootstrap_mean(far).low == pytest.approx(whole[0].low)

@@ -7,7 +7,7 @@ names with the rooms that do the work, and a name that is now a function and now
 
 from __future__ import annotations
 
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -48,10 +48,12 @@ _HOMES = {
     "parse_concept": "catalog",
 }
 
-__version__ = metadata.version("recerase")
-
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib import metadata  # 30 ms, which --help need not pay
+
+        return metadata.version("recerase")
     if name not in __all__:
         raise AttributeError(f"module 'recerase' has no attribute {name!r}")
     if name == "api":

@@ -6,7 +6,6 @@ faiss, sklearn) are imported by the function that needs them, so that importing 
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -21,6 +20,7 @@ from recerase.assembly import (
     AuditInputs,
     ConceptSpec,
     audited,
+    checkpoint_facts,
     choose_concept,
     concept_facts,
     data_digest,
@@ -28,14 +28,25 @@ from recerase.assembly import (
     open_checkpoint_for,
     open_sids,
     read_policy,
+    run_key,
     whole_histories,
 )
 from recerase.catalog import Catalogue, Concept, Preview, load_catalogue, load_embeddings, load_items, preview
 from recerase.erasure import Plan, erase, plan_erase
-from recerase.errors import OutputError, UsageError
-from recerase.reporting import check_outputs, gated, read_baseline, verify_report, write_report
+from recerase.errors import UsageError
+from recerase.reporting import (
+    bless_report,
+    check_baseline,
+    check_outputs,
+    gated,
+    read_baseline,
+    verify_report,
+    write_report,
+    write_reports,
+)
+from recerase.resume import RunState
 from recerase.runtime import RunConfig, choose_device, environment, pinned
-from recerase.store import parquet_bytes, publish, write_bytes
+from recerase.store import check_file_output, parquet_bytes, publish, write_bytes
 from recerase.types import SILENT, FailOn, Observer, Policy, Report, Scope
 
 if TYPE_CHECKING:
@@ -52,6 +63,7 @@ __all__ = [
     "Tokenized",
     "Trained",
     "audit",
+    "bless_report",
     "concept_preview",
     "erase",
     "import_data",
@@ -64,6 +76,7 @@ __all__ = [
     "train",
     "verify_report",
     "write_report",
+    "write_reports",
 ]
 
 
@@ -154,7 +167,7 @@ def train(
     *,
     without: ConceptSpec | None = None,
     embeddings: str | Path | None = None,
-    resume: bool = False,
+    resume: bool | None = None,
     force: bool = False,
     run: RunConfig = RUN,
     observer: Observer = SILENT,
@@ -162,8 +175,8 @@ def train(
     """Train a recommender on a data directory's histories, speaking the SIDs of `sids`, and publish it at `out`.
 
     `sids` is a directory made by `tokenize`, or a table made elsewhere (JSON or parquet; `embeddings` are then what its codebooks
-    are fitted to). `without` leaves a concept's interactions out: the result is a reference for that concept. The state of the last
-    finished epoch is kept beside `out` until the end; `resume` continues from it, to the same weights.
+    are fitted to). `without` leaves a concept's interactions out: the result is a reference for that concept. The last
+    finished epoch of an interrupted run is kept beside `out`; `resume` as in `RunState.open`, to the same weights.
     """
     from recerase.layouts.native import save_checkpoint
     from recerase.model.recommender import ModelConfig, new_recommender
@@ -172,8 +185,7 @@ def train(
 
     out = Path(out)
     model_config, train_config = model_config or ModelConfig(), train_config or TrainConfig(seed=run.seed)
-    state = _training_state(out, resume)
-    with publish(out, inputs=[Path(data), Path(sids)], force=force) as result:
+    with RunState(out) as state, publish(out, inputs=given_paths(data, sids, embeddings), force=force) as result:
         catalogue = load_catalogue(data)
         table, codebooks, points = open_sids(sids, catalogue.items, embeddings, observer)
         split = catalogue.interactions.split()
@@ -182,6 +194,13 @@ def train(
             forgotten = choose_concept(without, catalogue, points)
             split = split.without(forgotten.members)
         device = choose_device(run.device)
+        entries = {
+            "model": asdict(model_config),
+            "table": table.digest,
+            "settings": {name: value for name, value in asdict(train_config).items() if name != "seed"},
+            "concept": forgotten.digest if forgotten is not None else None,
+        }
+        state.open(run_key(run, train_config.seed, data_digest(catalogue), **entries), resume, observer)
         with pinned(run.threads, train_config.seed) as threads:
             recommender = new_recommender(model_config, table.schema, train_config.seed)
             recommender.module.to(device)
@@ -197,7 +216,6 @@ def train(
             "environment": asdict(environment(train_config.seed, threads, device)),
         }
         parameters = sum(parameter.numel() for parameter in recommender.module.parameters())
-    shutil.rmtree(state, ignore_errors=True)
     return Trained(out, log, parameters)
 
 
@@ -236,7 +254,7 @@ def recommend(
     from recerase.model.decode import recommend as decode
 
     out = Path(out)
-    _refuse_existing(out, force)
+    check_file_output(out, inputs=given_paths(checkpoint, data), force=force)
     catalogue = load_catalogue(data)
     histories = whole_histories(catalogue)
     with pinned(run.threads, run.seed):
@@ -268,28 +286,38 @@ def audit(
     baseline: str | Path | None = None,
     fail_on: FailOn = "policy",
     outputs: Sequence[str | Path] = (),
+    resume: bool | None = None,
     run: RunConfig = RUN,
     observer: Observer = SILENT,
 ) -> Report:
     """Run the probes on a checkpoint, decide the policy, and write the report to every one of `outputs`.
 
     Settings that cannot work (policy, baseline, outputs) are refused before a model is loaded. `fail_on` says what makes
-    the exit code 1 (`Gate`): the policy's verdict, a regression against `baseline`, either, or nothing.
+    the exit code 1 (`Gate`): the policy's verdict, a regression against `baseline`, either, or nothing. What an
+    interrupted audit had read is kept beside the first of `outputs`; `resume` as in `RunState.open`.
     """
     check_outputs(outputs, given_paths(checkpoint, data, original, reference, policy, baseline))
     rules = read_policy(policy)
-    accepted = read_baseline(baseline, fail_on)
+    accepted = read_baseline(baseline, fail_on, concept)
     catalogue = load_catalogue(data)
-    with pinned(run.threads, run.seed):
+    with RunState(outputs[0] if outputs else None) as state, pinned(run.threads, run.seed):
         subject = open_checkpoint_for(checkpoint, catalogue, run)
         before = open_checkpoint_for(original, catalogue, run) if original is not None else None
         gold = open_checkpoint_for(reference, catalogue, run) if reference is not None else None
         chosen = choose_concept(concept, catalogue, (before or subject).embeddings)
+        check_baseline(accepted, chosen.name, chosen.digest)
         inputs = AuditInputs(subject, before, gold, catalogue, chosen, rules, scope)
-        report = audited(inputs, run, observer, max_users=max_users)
-    report = gated(report, fail_on, accepted)
-    for path in outputs:
-        write_report(report, path)
+        entries = {
+            **checkpoint_facts("model", subject),
+            **checkpoint_facts("original", before),
+            **checkpoint_facts("reference", gold),
+            "policy": rules.digest,
+            "concept": chosen.digest,
+            "settings": [scope, max_users],
+        }
+        state.open(run_key(run, run.seed, data_digest(catalogue), **entries), resume, observer)
+        report = gated(audited(inputs, run, observer, max_users=max_users, state=state), fail_on, accepted)
+        write_reports(report, outputs)
     return report
 
 
@@ -320,26 +348,10 @@ def import_data(reader: str, paths: Sequence[str | Path], out: str | Path, *, fo
     return catalogue
 
 
-def _refuse_existing(out: str | Path, force: bool) -> None:
-    if Path(out).exists() and not force:
-        raise OutputError(f"--out {out} exists already.", "Name another, remove it, or pass --force to replace it.")
-
-
-def _training_state(out: Path, resume: bool) -> Path:
-    """Where the state of a run to `out` is kept. Raises UsageError when one is there and was not asked for."""
-    state = out.with_name(f".{out.name}.training")
-    if state.exists() and not resume:
-        raise UsageError(
-            f"An earlier run to {out} was interrupted; its state is in {state}.",
-            "Pass --resume to continue it, or remove that directory to start over.",
-        )
-    return state
-
-
 def init_policy(out: str | Path, *, force: bool = False) -> Path:
     """Write the shipped policy, comments and all, to a file that does not exist yet."""
     from importlib.resources import files
 
-    _refuse_existing(out, force)
+    check_file_output(out, force=force)
     write_bytes(out, files("recerase.audit").joinpath("default_policy.toml").read_bytes())
     return Path(out)

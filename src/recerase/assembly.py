@@ -16,7 +16,8 @@ import numpy as np
 
 from recerase.catalog import Catalogue, Concept, Histories, Items, parse_concept
 from recerase.errors import DataError
-from recerase.runtime import RunConfig, choose_device, code_digest, environment
+from recerase.resume import Pieces
+from recerase.runtime import RunConfig, available_threads, choose_device, code_digest, environment
 from recerase.store import canonical_json, sha256_bytes
 from recerase.types import FloatArray, Move, Observer, Policy, Report, Scope
 
@@ -144,7 +145,48 @@ def concept_facts(concept: Concept, catalogue: Catalogue) -> dict[str, Any]:
     }
 
 
-def audited(inputs: AuditInputs, run: RunConfig, observer: Observer, *, max_users: int | None = None) -> Report:
+def run_key(run: RunConfig, seed: int, data: str, **entries: object) -> dict[str, str]:
+    """What a result depends on, name -> digest: a state made under another key is not reused, and is told by these names.
+
+    `entries` are what the command adds: its models, policy, method, settings; JSON values, None for what was not given.
+    """
+    made = asdict(environment())
+    return {
+        **{name.replace("_", " "): sha256_bytes(canonical_json(value)) for name, value in entries.items()},
+        "data": data,
+        "seed": str(seed),
+        "threads": str(run.threads or available_threads()),
+        "device": choose_device(run.device),
+        "versions": sha256_bytes(canonical_json([made[name] for name in ("python", "torch", "platform", "packages")])),
+        "code": code_digest(),
+    }
+
+
+def checkpoint_facts(role: str, checkpoint: Checkpoint | None) -> dict[str, object]:
+    """A checkpoint as entries of `run_key`: its weights with their shape, and the table and codebooks it speaks with."""
+    if checkpoint is None:
+        return {role: None}
+    module: Any = checkpoint.recommender.module
+    shape = {name: value for name, value in module.config.to_dict().items() if name != "_name_or_path"}
+    tensors = dict(checkpoint.codebooks.to_tensors()) if checkpoint.codebooks is not None else {}
+    if checkpoint.embeddings is not None:
+        tensors["embeddings"] = checkpoint.embeddings
+    of = "" if role == "model" else f"{role}_"
+    return {
+        role: [checkpoint.digest, checkpoint.recommender.window, repr(sorted(shape.items()))],
+        f"{of}table": checkpoint.table.digest,
+        f"{of}codebooks": {name: sha256_bytes(np.ascontiguousarray(v).tobytes()) for name, v in tensors.items()},
+    }
+
+
+def audited(
+    inputs: AuditInputs,
+    run: RunConfig,
+    observer: Observer,
+    *,
+    max_users: int | None = None,
+    state: Pieces | None = None,
+) -> Report:
     """Run the probes, decide the policy, and put everything a report needs around the result."""
     from recerase.audit.probes import AuditConfig, build_world
     from recerase.audit.run import run_audit
@@ -168,6 +210,7 @@ def audited(inputs: AuditInputs, run: RunConfig, observer: Observer, *, max_user
         world,
         inputs.policy,
         observer,
+        state=state,
     )
     device = choose_device(run.device)
     volatile = {

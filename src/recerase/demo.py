@@ -6,6 +6,8 @@ It is the other commands in a row and nothing else: what it shows, a user gets w
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +41,7 @@ def demo(out: str | Path, *, force: bool = False, run: RunConfig = RUN, observer
     from recerase.sid.quantize import TokenizeConfig
 
     began, concept = time.monotonic(), ConceptSpec((DEMO_CONCEPT,))
-    with publish(out, force=force) as result:
+    with _all_or_nothing(), publish(out, force=force) as result:
         place = result.directory
         data, sids, model, erased = (place / name for name in ("data", "sids", "model", "erased"))
         with publish(data) as made:
@@ -61,3 +63,13 @@ def demo(out: str | Path, *, force: bool = False, run: RunConfig = RUN, observer
         )
         result.provenance = {"command": "demo", "verdict": after.decision.verdict.value}
     return Demo(Path(out), before, after, time.monotonic() - began)
+
+
+@contextmanager
+def _all_or_nothing() -> Iterator[None]:
+    """What its commands keep of an interruption goes with the unfinished demo, so nobody is told to continue it."""
+    try:
+        yield
+    except BaseException as error:
+        vars(error).pop("__notes__", None)
+        raise

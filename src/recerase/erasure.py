@@ -1,11 +1,13 @@
 """The erase command: run a method, read the result back from the disk, audit it, and publish what no rule refuses.
 
 The one decision: what is audited is what was written. The method's values are saved into the staging directory,
-loaded again like any checkpoint, and only then judged, so that a report never speaks of weights nobody can have.
+loaded again like any checkpoint, and only then judged, so that a report never speaks of weights nobody can have. What
+an interrupted run keeps of the method's work is these same files, so a continued run publishes the same bytes.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -18,22 +20,26 @@ from recerase.assembly import (
     ConceptSpec,
     audited,
     changes,
+    checkpoint_facts,
     choose_concept,
     concept_facts,
     data_digest,
     given_paths,
     open_checkpoint_for,
     read_policy,
+    run_key,
 )
 from recerase.catalog import Preview, load_catalogue, preview
 from recerase.errors import UsageError
-from recerase.reporting import check_outputs, write_report
+from recerase.reporting import check_outputs, write_reports
+from recerase.resume import RunState
 from recerase.runtime import RunConfig, choose_device, environment, pinned
-from recerase.store import publish, write_bytes, write_manifest
+from recerase.store import canonical_json, publish, read_bytes, write_bytes, write_manifest
 from recerase.types import SILENT, Observer, Policy, Report, Scope, Verdict
 
 if TYPE_CHECKING:
-    from recerase.erase.methods import Method
+    from recerase.erase.methods import EraseRequest, Method
+    from recerase.layouts.native import Checkpoint
 
 
 def erase(
@@ -50,6 +56,7 @@ def erase(
     max_users: int | None = None,
     outputs: Sequence[str | Path] = (),
     force: bool = False,
+    resume: bool | None = None,
     run: RunConfig = RUN,
     observer: Observer = SILENT,
 ) -> Report:
@@ -57,18 +64,21 @@ def erase(
 
     `method` is a name or `name/preset`, `overrides` are its `key=value` settings. With Verdict.FAIL nothing is
     published; the report goes to `outputs` whatever the verdict, and to report.json in what is published, there
-    without clock times: equal runs publish equal bytes. What is audited is the result read back from the disk.
+    without clock times: equal runs publish equal bytes. What an interrupted run had finished is kept beside `out`;
+    `resume` as in `RunState.open`.
     """
     from recerase.erase.methods import EraseRequest, get_method, make_config
-    from recerase.layouts.native import save_checkpoint
-    from recerase.report.schema import report_bytes
 
     check_outputs(outputs, given_paths(checkpoint, data, reference, policy))
     out, rules = Path(out), read_policy(policy)
     eraser, preset = get_method(method)
     settings = make_config(eraser, preset, key_values(overrides))
-    inputs = given_paths(checkpoint, data, reference)
-    with publish(out, inputs=inputs, force=force) as result, pinned(run.threads, run.seed) as threads:
+    inputs = given_paths(checkpoint, data, reference, policy)
+    with (
+        RunState(out) as state,
+        publish(out, inputs=inputs, force=force) as result,
+        pinned(run.threads, run.seed) as threads,
+    ):
         catalogue = load_catalogue(data)
         before = open_checkpoint_for(checkpoint, catalogue, run)
         gold = open_checkpoint_for(reference, catalogue, run) if reference is not None else None
@@ -84,13 +94,20 @@ def erase(
             seed=run.seed,
             training=before.manifest["provenance"],
             observer=observer,
+            state=state,
         )
-        began = time.monotonic()
-        erased = eraser.run(request, settings)
-        seconds = round(time.monotonic() - began, 3)
-        summary = {name: value for name, value in erased.summary.items() if name != "seconds"}
+        entries = {
+            **checkpoint_facts("model", before),
+            **checkpoint_facts("reference", gold),
+            "policy": rules.digest,
+            "concept": chosen.digest,
+            "method": method,
+            "settings": [asdict(settings), scope, max_users],
+            "recipe": request.training,
+        }
+        state.open(run_key(run, run.seed, data_digest(catalogue), **entries), resume, observer)
+        summary, seconds = _written(result.directory, state, eraser, request, settings, before)
         facts = {"name": method, "config": asdict(settings), "scope": scope, "summary": summary}
-        save_checkpoint(result.directory, erased.model, erased.table, before.codebooks, before.embeddings)
         result.provenance = {
             "command": "erase",
             "method": facts,
@@ -102,18 +119,55 @@ def erase(
         }
         write_manifest(result.directory, result.provenance)
         after = open_checkpoint_for(result.directory, catalogue, run)
-        audit_inputs = AuditInputs(after, before, gold, catalogue, chosen, rules, scope)
-        report = audited(audit_inputs, run, observer, max_users=max_users)
-        report = replace(report, method={**facts, "changes": changes(before, after)})
-        report = replace(report, run={**report.run, "erase_seconds": seconds})
-        result.provenance["verdict"] = report.decision.verdict.value
-        steady = replace(report, run={"environment": report.run["environment"]})
-        write_bytes(result.directory / "report.json", report_bytes(steady))
-        if report.decision.verdict is Verdict.FAIL:
-            result.discard()
-    for path in outputs:
-        write_report(report, path)
+        judged = AuditInputs(after, before, gold, catalogue, chosen, rules, scope)
+        report = audited(judged, run, observer, max_users=max_users, state=state)
+        report = replace(
+            report,
+            method={**facts, "changes": changes(before, after)},
+            run={**report.run, "erase_seconds": seconds},
+        )
+        _put_report(result, report)
+    write_reports(report, outputs)
     return report
+
+
+def _put_report(result: publish, report: Report) -> None:
+    """Lay the report beside the checkpoint, without clock times; with Verdict.FAIL none of it will be published."""
+    from recerase.report.schema import report_bytes
+
+    result.provenance["verdict"] = report.decision.verdict.value
+    steady = replace(report, run={"environment": report.run["environment"]})
+    write_bytes(result.directory / "report.json", report_bytes(steady))
+    if report.decision.verdict is Verdict.FAIL:
+        result.discard()
+
+
+def _written(
+    directory: Path, state: RunState, eraser: Method, request: EraseRequest, settings: Any, before: Checkpoint
+) -> tuple[dict[str, Any], float]:
+    """Put what the method makes into `directory`, or what an earlier run made with it; its summary, and its seconds."""
+    from recerase.layouts.native import save_checkpoint
+
+    told = state.read("erased")
+    kept = {name: state.read(name) for name in json.loads(told)["files"]} if told is not None else {}
+    files = {name: content for name, content in kept.items() if content is not None}
+    if told is not None and len(files) == len(kept):
+        request.observer.note("the method had finished: its result is taken from the interrupted run")
+        for name, content in files.items():
+            write_bytes(directory / name, content)
+        made = json.loads(told)
+        return made["summary"], made["seconds"]
+    began = time.monotonic()
+    erased = eraser.run(request, settings)
+    seconds = round(time.monotonic() - began, 3)
+    save_checkpoint(directory, erased.model, erased.table, before.codebooks, before.embeddings)
+    names = sorted(path.name for path in directory.iterdir())
+    summary = {name: value for name, value in erased.summary.items() if name != "seconds"}
+    for name in names:
+        state.write(name, read_bytes(directory / name))
+    made = {"files": names, "summary": summary, "seconds": seconds}
+    state.write("erased", canonical_json(made))  # last: it says that the files above are there
+    return summary, seconds
 
 
 @dataclass(frozen=True)

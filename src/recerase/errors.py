@@ -14,8 +14,9 @@ An error is one sentence saying what is wrong and one saying what to do about it
     │   ├── CheckpointError          4  a checkpoint directory cannot be read
     │   └── PickleError              4  a pickle was offered where only data is accepted
     ├── WriteError                   3  writing failed (disk full, permission): nothing was replaced
-    ├── EraseError                   3  erasing did not do what it must; nothing was published
-    └── Interrupted                  130 / 143
+    └── EraseError                   3  erasing did not do what it must; nothing was published
+
+    Interrupted                 130/143  told to stop by a signal; no RecEraseError, so that no handler of errors stops it
 """
 
 from __future__ import annotations
@@ -87,9 +88,9 @@ class EraseError(RecEraseError):
     """Erasing did not do what it must, so nothing was published."""
 
 
-class Interrupted(RecEraseError):
-    """The run was told to stop; `exit_code` is 130 (SIGINT) or 143 (SIGTERM)."""
+class Interrupted(BaseException):
+    """The run was told to stop by a signal; not an Exception, because libraries swallow those."""
 
-    def __init__(self, message: str, remedy: str = "", exit_code: int = 130) -> None:
-        super().__init__(message, remedy)
-        self.exit_code = exit_code
+    def __init__(self, signal: int) -> None:
+        super().__init__(signal)
+        self.exit_code = 128 + signal

@@ -1,27 +1,34 @@
-"""Report files: where they may be written, how they are, and whether one that is found still holds.
+"""Report files: where they may be written, how they are, which audit was accepted, and whether one still holds.
 
-The one decision: a report is written by its extension and read back by its digest; nothing here measures or decides.
+The one decision: a report is written by its extension, every format from the same value and all of them rendered
+before the first is written; it is read back by its seal, and believed only where its own numbers give its verdict.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from datetime import date
 from importlib import import_module
 from pathlib import Path
 
-from recerase.assembly import data_digest
-from recerase.audit.gate import gate
+from recerase.assembly import ConceptSpec, data_digest
+from recerase.audit.gate import accepted, gate
 from recerase.catalog import load_catalogue
-from recerase.errors import UsageError
-from recerase.store import write_bytes
-from recerase.types import FailOn, Report
+from recerase.errors import ArtefactError, UsageError, WriteError
+from recerase.report.baseline import baseline_bytes, load_baseline, parse_baseline
+from recerase.report.schema import read_report, report_bytes, report_digest
+from recerase.store import check_file_output, read_bytes, verify_manifest, write_bytes
+from recerase.types import Baseline, FailOn, Report
 
 _FORMATS = {
     ".json": ("recerase.report.schema", "report_bytes"),
     ".md": ("recerase.report.markdown", "report_markdown"),
     ".html": ("recerase.report.html", "report_html"),
+    ".xml": ("recerase.report.junit", "report_junit"),
+    ".sarif": ("recerase.report.sarif", "report_sarif"),
 }
+_COMPARE = "Bless a report of this concept with `recerase report bless`."
 
 
 def check_outputs(outputs: Sequence[str | Path], inputs: Sequence[Path] = ()) -> None:
@@ -29,41 +36,138 @@ def check_outputs(outputs: Sequence[str | Path], inputs: Sequence[Path] = ()) ->
     for path in map(Path, outputs):
         if path.suffix.lower() not in _FORMATS:
             raise UsageError(f"{path} has no known report format.", f"Use one of {', '.join(_FORMATS)}.")
-        if not path.absolute().parent.is_dir():
-            raise UsageError(f"{path} is in a directory that does not exist.", "Make the directory first.")
+        check_file_output(path, inputs=inputs, force=True)
+
+
+def render_report(report: Report, path: str | Path) -> bytes:
+    """A report in the format that the extension of `path` names."""
+    module, function = _FORMATS[Path(path).suffix.lower()]
+    content = getattr(import_module(module), function)(report)
+    return content if isinstance(content, bytes) else str(content).encode()
 
 
 def write_report(report: Report, path: str | Path) -> None:
     """Write a report in the format that the extension names, replacing what was there."""
-    check_outputs([path])
-    module, function = _FORMATS[Path(path).suffix.lower()]
-    content = getattr(import_module(module), function)(report)
-    write_bytes(path, content if isinstance(content, bytes) else content.encode())
+    write_reports(report, [path])
 
 
-def read_baseline(path: str | Path | None, fail_on: FailOn) -> Report | None:
-    """The baseline to hold an audit against. Raises ArtefactError or UsageError before any work is done."""
-    return None
+def write_reports(report: Report, paths: Sequence[str | Path]) -> None:
+    """Write a report to every one of `paths`, or to none that was not there before when one cannot be made."""
+    check_outputs(paths)
+    contents = {Path(path): render_report(report, path) for path in paths}
+    new = [path for path in contents if not path.exists()]
+    try:
+        for path, content in contents.items():
+            write_bytes(path, content)
+    except WriteError:
+        for path in new:
+            path.unlink(missing_ok=True)
+        raise
 
 
-def gated(report: Report, fail_on: FailOn, baseline: Report | None) -> Report:
-    """The report with the exit code that `fail_on` asks for."""
-    return replace(report, gate=gate(report.decision, fail_on))
+def bless_report(path: str | Path, out: str | Path, reason: str, *, force: bool = False) -> Baseline:
+    """Accept the audit in a report file, and write what later audits are held against to `out`.
+
+    Raises UsageError without a reason, ArtefactError when the report does not hold.
+    """
+    if not reason.strip():
+        raise UsageError("A baseline needs a reason.", 'Say who accepts this audit and why: --reason "ticket 412".')
+    check_file_output(out, inputs=[Path(path)], force=force)
+    problems = verify_report(path)
+    if problems:
+        raise ArtefactError(f"{path} cannot be accepted: {problems[0]}", "Audit again.")
+    report = read_report(path)
+    data = baseline_bytes(accepted(report, report_digest(report), reason.strip(), date.today()))
+    write_bytes(out, data)
+    return parse_baseline(data)
+
+
+def read_baseline(path: str | Path | None, fail_on: FailOn, spec: ConceptSpec | None = None) -> Baseline | None:
+    """The baseline to hold an audit against. Raises ArtefactError or UsageError before any work is done.
+
+    `spec` is the concept as far as it is known by then: its name is compared, its items once there is a report.
+    """
+    if path is None:
+        if fail_on == "regression":
+            raise UsageError("--fail-on regression has nothing to compare with.", "Pass --baseline FILE.")
+        return None
+    baseline = load_baseline(path)
+    name = None if spec is None else spec.name or ", ".join(written.strip() for written in spec.specs)
+    if name is not None and name != baseline.concept:
+        raise UsageError(f"{path} is a baseline of the concept {baseline.concept!r}, not of {name!r}.", _COMPARE)
+    return baseline
+
+
+def check_baseline(baseline: Baseline | None, name: str, digest: str) -> None:
+    """Raise UsageError unless the baseline, if there is one, is of the concept of this name and these items."""
+    if baseline is not None and (baseline.concept, baseline.concept_digest) != (name, digest):
+        other = "other items" if baseline.concept == name else f"the concept {baseline.concept!r}"
+        raise UsageError(f"The baseline is of {other}, not of {name!r} as it is now.", _COMPARE)
+
+
+def gated(report: Report, fail_on: FailOn, baseline: Baseline | None) -> Report:
+    """The report with the exit code that `fail_on` asks for. Raises UsageError for a baseline of another concept."""
+    check_baseline(baseline, str(report.concept.get("name", "")), str(report.concept.get("digest", "")))
+    inputs = report.inputs if baseline is None else {**report.inputs, "baseline": baseline.digest}
+    return replace(report, gate=gate(report.decision, fail_on, baseline), inputs=inputs)
 
 
 def verify_report(
-    path: str | Path, *, subject: str | Path | None = None, data: str | Path | None = None
+    path: str | Path,
+    *,
+    subject: str | Path | None = None,
+    original: str | Path | None = None,
+    reference: str | Path | None = None,
+    data: str | Path | None = None,
+    policy: str | Path | None = None,
+    baseline: str | Path | None = None,
 ) -> tuple[str, ...]:
-    """What does not hold about a report, one sentence each: its bytes, its verdict, the digests of what it names."""
-    from recerase.layouts.native import checkpoint_digest
-    from recerase.report.schema import read_report, report_bytes
+    """What does not hold about a report, one sentence each: its verdict and exit code, the digests of what it names.
 
-    path, report = Path(path), read_report(path)
-    problems = []
-    if path.read_bytes().strip() != report_bytes(report).strip():
-        problems.append(f"{path} is not in canonical form: it was edited, or written by another version.")
-    if subject is not None and checkpoint_digest(Path(subject)) != report.inputs.get("subject"):
-        problems.append(f"{subject} is not the checkpoint that was audited.")
-    if data is not None and data_digest(load_catalogue(data)) != report.inputs.get("data"):
-        problems.append(f"{data} is not the data the audit was made on.")
+    A report.json inside a checkpoint directory is held against that directory unasked. Raises ArtefactError when the
+    file itself is not what its seal says.
+    """
+    from recerase.audit.recheck import inconsistencies
+    from recerase.layouts.native import is_native
+
+    path = Path(path)
+    report = read_report(path)
+    if subject is None and path.name == "report.json" and is_native(path.absolute().parent):
+        subject = path.absolute().parent
+    problems = [] if read_bytes(path) == report_bytes(report) else ["Its numbers are not as recerase writes them."]
+    try:
+        held = load_baseline(baseline) if baseline is not None else None
+    except ArtefactError as error:
+        held = None
+        problems.append(error.message)
+    if held is not None and held.digest != report.inputs.get("baseline"):
+        problems.append(f"{baseline} is not the baseline that the exit code rests on.")
+        held = None
+    problems += inconsistencies(report, held)
+    given = {"subject": subject, "original": original, "reference": reference, "data": data, "policy": policy}
+    for role, place in given.items():
+        problems += [] if place is None else _unlike(report, role, Path(place))
     return tuple(problems)
+
+
+def _unlike(report: Report, role: str, place: Path) -> Iterator[str]:
+    """A sentence when what is at `place` is not what the report names as `role`, or cannot be read."""
+    from recerase.audit.policy import load_policy
+    from recerase.layouts.native import checkpoint_digest
+
+    if role not in report.inputs:
+        yield f"The report names no {role}, so {place} is not its."
+        return
+    try:
+        if role == "data":
+            found = data_digest(load_catalogue(place))
+        elif role == "policy":
+            found = load_policy(place).digest
+        else:
+            verify_manifest(place)
+            found = checkpoint_digest(place)
+    except (ArtefactError, UsageError) as error:
+        yield error.message
+        return
+    if found != report.inputs[role]:
+        yield f"{place} is not the {role} of this audit: its digest differs."

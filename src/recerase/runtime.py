@@ -49,11 +49,16 @@ def choose_device(name: str = "auto") -> str:
 
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    remedy = "Pass --device cpu, cuda or auto."
     try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"Device {name!r} cannot be used: {reason}", "Pass --device cpu, cuda or auto.") from error
+        device = torch.device(name)
+    except RuntimeError as error:  # torch would answer with the names of all hardware there is
+        raise UsageError(f"There is no device {name!r}.", remedy) from error
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise UsageError(f"Device {name!r} cannot be used: {reason:.160}.", remedy) from error
     return name
 
 

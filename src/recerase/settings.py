@@ -84,7 +84,7 @@ def _read(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_bytes().decode())
     except OSError as error:
         raise SettingsError(f"Cannot read the settings {path}: {error.strerror}.", "Check the path.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also what TOML's own error is: no UTF-8, a number without end
         raise SettingsError(f"{path} is not TOML: {error}.", "Mend it at that place.") from error
 
 
@@ -95,7 +95,12 @@ def _problem(key: str, value: object) -> str:
         return f"unknown key {key!r}" + (f" (did you mean {near[0]!r}?)" if near else "")
     if key in _PATHS:
         usable = isinstance(value, str) and value.strip() != "" and "\0" not in value
-        return "" if usable else f"{key} must be a path, not {value!r}"
+        return "" if usable else f"{key} must be a path, not {_shown(value)}"
     specs = [value] if isinstance(value, str) else value
     usable = isinstance(specs, list) and bool(specs) and all(isinstance(s, str) and s.strip() for s in specs)
-    return "" if usable else f"concepts must be a spec or a list of specs, not {value!r}"
+    return "" if usable else f"concepts must be a spec or a list of specs, not {_shown(value)}"
+
+
+def _shown(value: object) -> str:
+    """A value as a message can hold it: an integer may have more digits than Python prints."""
+    return f"{value!r:.60}" if isinstance(value, str | bool | float) else f"a {type(value).__name__}"

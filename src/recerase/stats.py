@@ -2,9 +2,10 @@
 
 The decision that shaped this file: an interval must not be narrow because nothing happened to be seen. Where no unit
 in n shows a leak, or only some do, the upper end counts one unseen unit at the top of the range (Gaffke's bound: the
-Bayesian bootstrap with one more observation at 1), which is -ln(1 - confidence) / n when nothing is seen at all. Only
-means of numbers that are never exactly zero (masses) use the plain bootstrap, bias-corrected and accelerated, for they
-are skewed. Everything here depends on the values as a set (or as a set of pairs), never on their order.
+Bayesian bootstrap with one more observation at 1), which is -ln(1 - confidence) / n when nothing is seen at all; the
+ratio of two models' gains counts one unseen pair at either end. Only means of numbers that are never exactly zero
+(masses) use the plain bootstrap, bias-corrected and accelerated, for they are skewed. Everything here depends on the
+values as a set (or as a set of pairs), never on their order.
 """
 
 from __future__ import annotations
@@ -22,13 +23,16 @@ RESAMPLES = 2000
 _CHUNK = 1 << 20
 """Numbers drawn at once: bounds the memory of a bootstrap, whatever n is."""
 _NORMAL = NormalDist()
+_FEW = 10
+"""Hits up to which the exact end of a rate may lie below Wilson's; from eleven on, at .95, it never does."""
 
 
 def wilson(hits: int, n: int, confidence: float = 0.95) -> Interval:
     """The interval of a rate from `hits` in `n` independent trials (Wilson 1927).
 
     No hit, or nothing but hits: the other end is -ln(1 - confidence) / n away (the rule of three, 3 / n at .95), and
-    the method says so. Raises UsageError unless 0 <= hits <= n and n >= 1.
+    the method says so. Few hits, or few misses: Wilson's end on that side is too sure (Brown, Cai & DasGupta 2001), and
+    the exact one-sided one takes its place. Raises UsageError unless 0 <= hits <= n and n >= 1.
     """
     _check_confidence(confidence)
     if n < 1 or not 0 <= hits <= n:
@@ -42,8 +46,21 @@ def wilson(hits: int, n: int, confidence: float = 0.95) -> Interval:
     shrunk = 1 + z * z / n
     centre = (rate + z * z / (2 * n)) / shrunk
     half = z * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n)) / shrunk
-    low, high = min(centre - half, 1.0 - none), max(centre + half, none)  # a hit never looks better than none
+    low = min(centre - half, 1.0 - none, _rarest(hits, n, confidence))
+    high = max(centre + half, none, 1.0 - _rarest(n - hits, n, confidence))  # a hit never looks better than none
     return Interval(max(low, 0.0), min(high, 1.0), confidence, "wilson")
+
+
+def _rarest(hits: int, n: int, confidence: float) -> float:
+    """The rate at which n trials give `hits` or more with probability 1 - confidence; 1 for more hits than few."""
+    if hits > _FEW:
+        return 1.0
+    low, high = 0.0, hits / n
+    for _ in range(50):
+        rate = (low + high) / 2
+        fewer = sum(math.comb(n, k) * rate**k * (1 - rate) ** (n - k) for k in range(hits))
+        low, high = (rate, high) if fewer > confidence else (low, rate)
+    return low
 
 
 def unseen(n: int, confidence: float) -> float:
@@ -83,7 +100,8 @@ def paired_ratio(
 
     Arrays of different lengths are taken as independent samples. Where some of the subject's values in [0, 1] are zero
     the upper end is never below what an unseen unit would make of the ratio; it is infinite where `versus` is so sparse
-    that it may be zero. Raises UsageError when the mean of `versus` is not positive.
+    that it may be zero. Pairs that are sparse on both sides (gains) count an unseen pair at either end: ten users whose
+    hits are all still there do not say that no hit is lost. Raises UsageError when the mean of `versus` is not positive.
     """
     _check_confidence(confidence)
     own, base = _units(subject), _units(versus)
@@ -109,6 +127,9 @@ def paired_ratio(
         floor = bootstrap_mean(base, confidence, resamples, seed).low
         high = max(high, unseen(len(own), confidence) / floor if floor > 0 else math.inf)
         method = "rule-of-three" if own.max() == 0.0 else method
+    if paired and own.min() == base.min() == 0.0 and max(own.max(), base.max()) <= 1.0:
+        ends = _gaffke_ratio(own, base, confidence, resamples, rng)
+        low, high = min(low, ends[0]), max(high, ends[1])
     return point, Interval(min(low, point), max(high, point), confidence, method)
 
 
@@ -200,17 +221,33 @@ def _resampled(units: FloatArray, resamples: int, rng: np.random.Generator) -> F
 
 def _gaffke(units: FloatArray, confidence: float, resamples: int, rng: np.random.Generator) -> tuple[float, float]:
     """Both ends of Gaffke's bound: Dirichlet weights on `units` [n] in [0, 1] and on one unit more, at 0 and at 1."""
-    rows, counts = _distinct(units[:, None])
+    sums, more = _weighed(np.stack([units, np.ones_like(units)], axis=1), resamples, rng)
+    seen, total = sums[:, 0], sums[:, 1] + more
+    tail = (1 - confidence) / 2
+    return float(np.quantile(seen / total, tail)), float(np.quantile((seen + more) / total, 1 - tail))
+
+
+def _gaffke_ratio(
+    own: FloatArray, base: FloatArray, confidence: float, resamples: int, rng: np.random.Generator
+) -> tuple[float, float]:
+    """Both ends of mean(own) / mean(base), paired [n] in [0, 1], with one pair more: (0, 1) below, (1, 0) above."""
+    sums, more = _weighed(np.stack([own, base], axis=1), resamples, rng)
+    lows, highs = sums[:, 0] / (sums[:, 1] + more), (sums[:, 0] + more) / sums[:, 1]
+    tail = (1 - confidence) / 2
+    return float(np.quantile(lows, tail)), float(np.quantile(highs, 1 - tail))
+
+
+def _weighed(units: FloatArray, resamples: int, rng: np.random.Generator) -> tuple[FloatArray, FloatArray]:
+    """Sums [R, C] of `units` [n, C] under a Dirichlet's weights, not normalised, and the weight [R] of one unit more."""
+    rows, counts = _distinct(units)
     shapes = np.append(counts, 1).astype(np.float64)
-    lows, highs = np.empty(resamples), np.empty(resamples)
+    sums, more = np.empty((resamples, rows.shape[1])), np.empty(resamples)
     step = max(1, _CHUNK // len(shapes))
     for start in range(0, resamples, step):
         block = slice(start, min(start + step, resamples))
         weights = rng.standard_gamma(shapes, size=(block.stop - start, len(shapes)))
-        total, seen = weights.sum(axis=1), weights[:, :-1] @ rows[:, 0]
-        lows[block], highs[block] = seen / total, (seen + weights[:, -1]) / total
-    tail = (1 - confidence) / 2
-    return float(np.quantile(lows, tail)), float(np.quantile(highs, 1 - tail))
+        sums[block], more[block] = weights[:, :-1] @ rows, weights[:, -1]
+    return sums, more
 
 
 def _accelerated(estimates: FloatArray, point: float, influence: FloatArray, confidence: float) -> tuple[float, float]:

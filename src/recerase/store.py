@@ -1,45 +1,66 @@
-"""The only module that opens a file for writing, so that a result appears whole and verified, or not at all.
+"""The only module that others write through, so that a result appears whole and verified, or not at all.
 
-Files are written beside their target and renamed onto it after an fsync; directories are assembled in a staging
-directory beside their target and renamed once every file in them is on disk and named, with its digest, in the
-manifest `recerase.json`. A killed run leaves a staging directory behind, which the next run to the same target removes.
+Files are written beside their target and renamed onto it after an fsync; directories are assembled in a staging directory
+beside their target and renamed once every file in them is on disk and named, with its digest, in the manifest `recerase.json`.
+Something that is replaced changes places with the new one in a single step. What a killed run leaves goes with the next run to
+the same target. `disk` has the system calls, `outputs` the places that are refused.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
-import secrets
-import shutil
-import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any
 
+from recerase.disk import (
+    digest_of,
+    listing,
+    make_parents,
+    put,
+    settle,
+    sha256_file,
+    staging_place,
+    write_error,
+    write_synced,
+)
 from recerase.errors import ArtefactError, OutputError, WriteError
+from recerase.outputs import MANIFEST, check_file_output, check_output
 
-MANIFEST = "recerase.json"
+__all__ = [
+    "MANIFEST",
+    "append_text",
+    "canonical_json",
+    "check_file_output",
+    "check_output",
+    "parquet_bytes",
+    "pretty_json",
+    "publish",
+    "read_bytes",
+    "read_manifest",
+    "read_sealed",
+    "sha256_bytes",
+    "sha256_file",
+    "verify_manifest",
+    "write_bytes",
+    "write_manifest",
+    "write_sealed",
+]
+
 MANIFEST_SCHEMA = "recerase.manifest/1"
-_STALE_SECONDS = 60.0
-_CHUNK = 1 << 20
+_MAKE_AGAIN = "Restore it, or make the directory again."
+_SEAL = b"recerase-seal/1\n"
+"""The last bytes of a sealed file; before them the sha256 of what it holds."""
 
 
 def sha256_bytes(data: bytes) -> str:
     """The hex digest of `data`."""
     return hashlib.sha256(data).hexdigest()
-
-
-def sha256_file(path: str | os.PathLike[str]) -> str:
-    """The hex digest of a file's content; raises ArtefactError when it cannot be read."""
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise ArtefactError(f"Cannot read {path}: {error.strerror}.", "Check the path and its permissions.") from error
 
 
 def canonical_json(value: Any) -> bytes:
@@ -69,23 +90,55 @@ def parquet_bytes(table: Any) -> bytes:
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> str:
     """Replace `path` by `data` atomically and return its sha256, read back from the disk.
 
-    The bytes go to a temporary file in the same directory (mode 0666 & ~umask), are fsynced, renamed onto `path`,
-    and the directory is fsynced. Raises WriteError (and leaves what was at `path` as it was) when any step fails.
+    The bytes go to a staging file in the same directory (mode 0666 & ~umask), are fsynced, renamed onto `path`, and the directory
+    is fsynced; of several processes that write one path, the last wins. Raises WriteError, and leaves what was at `path` as it was,
+    when any step fails.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.recerase-{os.getpid()}-{secrets.token_hex(4)}")
-    digest = sha256_bytes(data)
+    path, digest = Path(path), sha256_bytes(data)
+    target = _resolved(path)
     try:
-        _write_synced(temporary, data)
-        if sha256_file(temporary) != digest:
-            raise WriteError(f"{path} did not read back as it was written.", "Check the disk; nothing was replaced.")
-        os.replace(temporary, path)
-        _sync_directory(path.parent)
+        with staging_place(target, wait=True) as staging:
+            if target.is_dir() and not target.is_symlink():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            write_synced(staging, data)
+            if digest_of(staging) != digest:
+                raise WriteError(
+                    f"{path} did not read back as it was written.", "Check the disk; nothing was replaced."
+                )
+            put(staging, target, replace=True)
     except OSError as error:
-        raise _write_error(path, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        raise write_error(path, error) from error
     return digest
+
+
+def write_sealed(path: str | os.PathLike[str], data: bytes) -> str:
+    """`write_bytes` for a file that vouches for itself: after `data` come its sha256 and a magic word.
+
+    Returns the sha256 of `data`. For files that no manifest names (the state of an interrupted run).
+    """
+    digest = hashlib.sha256(data)
+    write_bytes(path, data + digest.digest() + _SEAL)
+    return digest.hexdigest()
+
+
+def read_sealed(path: str | os.PathLike[str]) -> bytes:
+    """What `write_sealed` was given. Raises ArtefactError when a bit was flipped, or a byte is missing or added."""
+    content = read_bytes(path)
+    end = len(content) - len(_SEAL) - 32
+    if end < 0 or content[end + 32 :] != _SEAL:
+        raise ArtefactError(f"{path} does not end in its seal: it was cut short or changed.", "Remove it.")
+    data = content[:end]
+    if hashlib.sha256(data).digest() != content[end : end + 32]:
+        raise ArtefactError(f"{path} is not what its seal says: its sha256 differs.", "Remove it.")
+    return data
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """A file's content; raises ArtefactError when it cannot be read."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ArtefactError(f"Cannot read {path}: {error.strerror}.", "Check the path and its permissions.") from error
 
 
 def append_text(path: str | os.PathLike[str], text: str) -> None:
@@ -94,7 +147,7 @@ def append_text(path: str | os.PathLike[str], text: str) -> None:
         with open(path, "a", encoding="utf-8") as file:
             file.write(text)
     except OSError as error:
-        raise _write_error(Path(path), error) from error
+        raise write_error(Path(path), error) from error
 
 
 class publish:
@@ -118,167 +171,151 @@ class publish:
         self.provenance: dict[str, Any] = {}
         self.directory = self.out
         self.manifest: dict[str, Any] = {}
-        self._lock: int | None = None
+        self._target = self.out
         self._kept = True
+        self._cleanup = contextlib.ExitStack()
 
     def discard(self) -> None:
         """End the block without publishing: what was made is not to be had (a rule failed)."""
         self._kept = False
 
     def __enter__(self) -> publish:
-        check_output(self.out, inputs=self.inputs, force=self.force)
-        parent = self.out.absolute().parent
+        self._check()
+        self._target = _resolved(self.out)
         try:
-            parent.mkdir(parents=True, exist_ok=True)
-            _remove_abandoned(parent, self.out.name)
-            self.directory = parent / f".{self.out.name}.recerase-{os.getpid()}-{secrets.token_hex(4)}"
-            self.directory.mkdir()
-            self._lock = os.open(self.directory, os.O_RDONLY)
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with contextlib.ExitStack() as cleanup:
+                cleanup.callback(_remove_empty, make_parents(self._target.parent))
+                self.directory = cleanup.enter_context(staging_place(self._target, wait=False))
+                self._check()  # again: a killed run may have left the old directory to be put back
+                self.directory.mkdir()
+                self._cleanup = cleanup.pop_all()
+        except BlockingIOError as error:
+            raise OutputError(
+                f"Another run is writing to --out {self.out}.", "Wait for it to end, or name another."
+            ) from error
         except OSError as error:
-            raise _write_error(self.out, error) from error
+            raise write_error(self.out, error) from error
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        try:
+        with self._cleanup:
+            if isinstance(error, WriteError):
+                error.message = self._public(error.message)
             if kind is None and self._kept:
                 self._finish()
-        except OSError as problem:
-            raise _write_error(self.out, problem) from problem
-        finally:
-            if self.directory != self.out:
-                shutil.rmtree(self.directory, ignore_errors=True)
-            if self._lock is not None:
-                os.close(self._lock)
 
     def _finish(self) -> None:
-        self.manifest = write_manifest(self.directory, self.provenance)
-        _sync_tree(self.directory)
-        verify_manifest(self.directory)
-        check_output(self.out, inputs=self.inputs, force=self.force)
-        replaced = None
-        if os.path.lexists(self.out):
-            replaced = self.directory.with_name(self.directory.name + "-replaced")
-            os.rename(self.out, replaced)
         try:
-            os.rename(self.directory, self.out)
-        except OSError:
-            if replaced is not None:
-                os.rename(replaced, self.out)
-            raise
-        _sync_directory(self.out.absolute().parent)
-        if replaced is not None:
-            shutil.rmtree(replaced, ignore_errors=True)
+            self.manifest = write_manifest(self.directory, self.provenance)
+            settle(self.directory)
+            verify_manifest(self.directory)
+            self._check()
+            put(self.directory, self._target, replace=self.force)
+        except FileExistsError as error:
+            raise OutputError(f"--out {self.out} was made by another run meanwhile.", "Name another.") from error
+        except OSError as error:
+            raise write_error(self.out, error) from error
+        except WriteError as error:
+            raise WriteError(self._public(error.message), error.remedy) from error
+        except ArtefactError as error:  # what was just written does not read back
+            raise WriteError(self._public(error.message), "Nothing was replaced; check the disk.") from error
 
+    def _public(self, message: str) -> str:
+        """A message about the staging directory, which the reader will not find, as one about where it was to appear."""
+        return message.replace(str(self.directory), str(self.out))
 
-def check_output(
-    out: str | os.PathLike[str], *, inputs: Sequence[str | os.PathLike[str]] = (), force: bool = False
-) -> None:
-    """Raise OutputError unless a directory may be published at `out` without touching any of `inputs`."""
-    out = Path(out)
-    target = Path(os.path.realpath(out))
-    for path in inputs:
-        source = Path(os.path.realpath(path))
-        if target == source or target.is_relative_to(source) or source.is_relative_to(target):
-            raise OutputError(
-                f"--out {out} is, holds, or lies inside the input {path}.", "Inputs are never written to; name another."
-            )
-    if not os.path.lexists(out):
-        return
-    if not force:
-        raise OutputError(f"--out {out} exists already.", "Name another, remove it, or pass --force to replace it.")
-    if out.is_symlink() or not (out / MANIFEST).is_file():
-        raise OutputError(
-            f"--out {out} was not written by recerase (it has no {MANIFEST}).", "Remove it yourself, or name another."
-        )
+    def _check(self) -> None:
+        check_output(self.out, inputs=self.inputs, force=self.force)
 
 
 def write_manifest(directory: str | os.PathLike[str], provenance: Mapping[str, Any]) -> dict[str, Any]:
     """Name every file under `directory` with its size and sha256 in recerase.json; returns what was written."""
     directory = Path(directory)
-    paths = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != MANIFEST)
     files = {
-        path.relative_to(directory).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-        for path in paths
+        name: {"bytes": size, "sha256": sha256_file(directory / name)}
+        for name, size in listing(directory)
+        if name != MANIFEST
     }
-    manifest = {"schema": MANIFEST_SCHEMA, "files": files, "provenance": dict(provenance)}
+    manifest: dict[str, Any] = {"schema": MANIFEST_SCHEMA, "files": files, "provenance": dict(provenance)}
+    manifest["digest"] = _manifest_digest(manifest)
     write_bytes(directory / MANIFEST, pretty_json(manifest))
     return manifest
 
 
 def read_manifest(directory: str | os.PathLike[str]) -> dict[str, Any]:
-    """What recerase.json in `directory` says. Raises ArtefactError when it is missing or cannot be read."""
-    path = Path(directory) / MANIFEST
+    """What recerase.json in `directory` says. Raises ArtefactError when it is missing or not as recerase wrote it.
+
+    Not one byte may differ from what `write_manifest` writes, so that no change goes unseen, not even in white space.
+    """
+    path = _inside(Path(directory), MANIFEST)
     try:
-        manifest = json.loads(path.read_bytes())
+        content = path.read_bytes()
     except OSError as error:
         raise ArtefactError(
             f"{directory} has no readable {MANIFEST}: {error.strerror}.", "Give a directory that recerase wrote."
         ) from error
-    except ValueError as error:
-        raise ArtefactError(f"{path} is not JSON: {error}.", "Make the directory again.") from error
+    try:
+        manifest = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ArtefactError(f"{path} is not JSON: {error}.", _MAKE_AGAIN) from error
     if not isinstance(manifest, dict) or manifest.get("schema") != MANIFEST_SCHEMA:
         found = manifest.get("schema") if isinstance(manifest, dict) else type(manifest).__name__
         raise ArtefactError(f"{path} has schema {found!r}, not {MANIFEST_SCHEMA!r}.", "Use the recerase that wrote it.")
     if not isinstance(manifest.get("files"), dict) or not isinstance(manifest.get("provenance"), dict):
-        raise ArtefactError(f"{path} names no files.", "Make the directory again.")
+        raise ArtefactError(f"{path} names no files.", _MAKE_AGAIN)
+    try:
+        unchanged = pretty_json(manifest) == content and manifest.get("digest") == _manifest_digest(manifest)
+    except (ValueError, RecursionError):
+        unchanged = False
+    if not unchanged:
+        raise ArtefactError(f"{path} is not as it was written: its digest differs.", _MAKE_AGAIN)
     return manifest
 
 
-def verify_manifest(directory: str | os.PathLike[str]) -> None:
-    """Read every file the manifest names; raise ArtefactError naming the first that is missing or has changed."""
+def verify_manifest(directory: str | os.PathLike[str], needed: Iterable[str] = ()) -> None:
+    """Read every file the manifest names; raise ArtefactError naming the first that is missing or has changed.
+
+    `needed` are names that somebody is about to read: a manifest that does not list them does not vouch for them.
+    """
     directory = Path(directory)
-    for name, entry in read_manifest(directory)["files"].items():
-        path = directory / name
+    files = read_manifest(directory)["files"]
+    for name in needed:
+        if name not in files:
+            raise ArtefactError(f"{directory / name} is not vouched for: {MANIFEST} does not name it.", _MAKE_AGAIN)
+    for name, entry in files.items():
+        path = _inside(directory, name)
         if not path.is_file():
-            raise ArtefactError(f"{path} is missing, though {MANIFEST} names it.", "Restore it, or make it again.")
-        if not isinstance(entry, dict) or sha256_file(path) != entry.get("sha256"):
-            raise ArtefactError(
-                f"{path} is not what {MANIFEST} says: its sha256 differs.", "Restore it, or make it again."
-            )
+            raise ArtefactError(f"{path} is missing, though {MANIFEST} names it.", _MAKE_AGAIN)
+        found = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        if entry != found:
+            raise ArtefactError(f"{path} is not what {MANIFEST} says: its size or sha256 differs.", _MAKE_AGAIN)
 
 
-def _write_synced(path: Path, data: bytes) -> None:
-    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-    with open(descriptor, "wb") as file:
-        for start in range(0, len(data), _CHUNK):
-            file.write(data[start : start + _CHUNK])
-        file.flush()
-        os.fsync(file.fileno())
+def _inside(directory: Path, name: str) -> Path:
+    """Where a manifest's file is. Raises ArtefactError unless the name is plain and stays below the directory, links followed."""
+    plain = PurePosixPath(name)
+    if name in ("", ".") or "\0" in name or plain.is_absolute() or ".." in plain.parts or plain.as_posix() != name:
+        raise ArtefactError(f"{directory / MANIFEST} names {name!r}, which is no file of this directory.", _MAKE_AGAIN)
+    path = directory / name
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(directory)):
+        raise ArtefactError(f"{path} is a link that leaves {directory}.", "Copy the file into the directory.")
+    return path
 
 
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _manifest_digest(manifest: Mapping[str, Any]) -> str:
+    return sha256_bytes(canonical_json({key: value for key, value in manifest.items() if key != "digest"}))
 
 
-def _sync_tree(directory: Path) -> None:
-    for root, _, names in os.walk(directory):
-        for name in names:
-            _sync_directory(Path(root) / name)
-        _sync_directory(Path(root))
+def _resolved(path: Path) -> Path:
+    """The path that a rename must be given: symlinks above it followed, but not one that it is itself."""
+    if path.name in ("", ".."):
+        return Path(os.path.realpath(path))
+    return Path(os.path.realpath(path.parent)) / path.name
 
 
-def _remove_abandoned(parent: Path, name: str) -> None:
-    """Remove staging directories of `name` whose process is gone: nobody holds their lock, and they are not new."""
-    for path in parent.glob(f".{name}.recerase-*"):
-        if not path.is_dir() or path.is_symlink() or time.time() - path.stat().st_mtime < _STALE_SECONDS:
-            continue
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(path, ignore_errors=True)
-        except BlockingIOError:
-            pass
-        finally:
-            os.close(descriptor)
-
-
-def _write_error(path: Path, error: OSError) -> WriteError:
-    remedy = "Nothing was replaced; free some space." if error.errno == errno.ENOSPC else "Nothing was replaced."
-    return WriteError(f"Cannot write {path}: {error.strerror or error}.", remedy)
+def _remove_empty(directories: Iterable[Path]) -> None:
+    for directory in directories:
+        with contextlib.suppress(OSError):  # in use by now: the result is in it
+            directory.rmdir()

@@ -165,6 +165,40 @@ class Decision:
     findings: tuple[Finding, ...]
     controls: tuple[Control, ...] = ()
     warnings: tuple[str, ...] = ()
+    as_of: str = ""
+    """ISO date that makes the same decision again: the day after the last of the concept's waivers that had expired;
+    empty when none had. Not the day of the audit, so that equal runs on two days stay equal."""
+
+
+@dataclass(frozen=True)
+class BaselineRule:
+    """What one rule concluded in the audit that was accepted."""
+
+    rule: Rule
+    result: Result
+    limit: str
+    value: float | None = None
+    interval: Interval | None = None
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """An audit that somebody accepted, to hold later ones against. Written as `recerase.baseline/1`."""
+
+    concept: str
+    concept_digest: str
+    policy: str
+    """Digest of the policy it was decided by."""
+    report: str
+    """Digest of the report it was made of."""
+    verdict: Verdict
+    rules: tuple[BaselineRule, ...]
+    reason: str
+    """Why it was accepted, in the words of who did."""
+    date: str
+    """ISO date of the acceptance."""
+    digest: str = ""
+    """sha256 of all the rest."""
 
 
 @dataclass(frozen=True)
@@ -177,6 +211,8 @@ class Gate:
     """One plain sentence."""
     regressions: tuple[str, ...] = ()
     """Rules that are worse than in the baseline; empty without one."""
+    undecided: tuple[str, ...] = ()
+    """What the baseline had decided and this audit has not: rules, or `verdict`; empty without one."""
     baseline: str = ""
     """Digest of the baseline; empty without one."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from copy import deepcopy
 from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
@@ -146,6 +147,42 @@ def test_order_does_not_matter(
     turned = verdict(replace(policy, rules=policy.rules[::-1], waivers=policy.waivers[::-1]), *found)
     assert turned.verdict is verdict(policy, *found).verdict
     assert set(turned.findings) == set(verdict(policy, *found).findings)
+
+
+@given(cases(), controls_, st.data())
+def test_a_stricter_limit_never_improves_a_verdict(
+    case: tuple[Policy, list[Measurement]], controls: tuple[Control, ...], data: st.DataObject
+) -> None:
+    policy, found = case
+    i, by = data.draw(st.integers(0, len(policy.rules) - 1)), data.draw(st.floats(0.0, 0.5))
+    rule = policy.rules[i]
+    changes = {name: end - by for name in ("max", "max_drop") if (end := getattr(rule, name)) is not None}
+    if rule.min is not None:
+        changes["min"] = rule.min + by
+    rules = (*policy.rules[:i], replace(rule, **changes), *policy.rules[i + 1 :])
+    before = verdict(policy, *found, controls=controls).verdict
+    assert BADNESS[verdict(replace(policy, rules=rules), *found, controls=controls).verdict] >= BADNESS[before]
+
+
+days = st.dates(date(2026, 12, 1), date(2027, 1, 31))
+
+
+@given(cases(), controls_, days, st.lists(days, max_size=5))
+def test_the_same_is_decided_twice_and_nothing_given_is_changed(
+    case: tuple[Policy, list[Measurement]], controls: tuple[Control, ...], today: date, ends: list[date]
+) -> None:
+    dated = zip(case[0].waivers, ends, strict=False)
+    policy = replace(case[0], waivers=tuple(replace(waiver, expires=end.isoformat()) for waiver, end in dated))
+    given_ = (policy, list(case[1]), [Skipped("natural.*", "subject", "no time")], list(controls))
+    copy = deepcopy(given_)
+    found = decide(*given_, CONCEPT, today)
+    assert decide(*given_, CONCEPT, today) == found
+    assert given_ == copy
+    # the day a decision names makes it again, and so does every day between
+    assert decide(*given_, CONCEPT, date.fromisoformat(found.as_of) if found.as_of else date.min) == found
+    assert (found.as_of == "") == all(today <= end for end in ends[: len(policy.waivers)])
+    others = [Waiver("low", "brand=Other", "known", "2020-01-01")]
+    assert decide(replace(policy, waivers=(*policy.waivers, *others)), *given_[1:], CONCEPT, today) == found
 
 
 @given(cases(), st.sampled_from(RULES), st.sampled_from([CONCEPT, "brand=Other"]))

@@ -168,3 +168,57 @@ def test_a_model_that_says_nothing_is_refused_and_does_not_look_clean(
     for kind in ("lists", "mass"):
         with pytest.raises(CheckpointError, match="no finite probability"):
             getattr(readings, kind)(natural_case(world))
+
+
+class Kept(dict[str, bytes]):
+    """A state in memory that counts what was found in it."""
+
+    found = 0
+
+    def read(self, name: str) -> bytes | None:
+        self.found += name in self
+        return self.get(name)
+
+    def write(self, name: str, data: bytes) -> None:
+        assert name not in self
+        self[name] = data
+
+
+@pytest.mark.parametrize("kind", ["lists", "mass", "free"])
+def test_in_blocks_from_a_state_or_in_one_go_a_reading_has_the_same_bits(
+    kind: str,
+    world: AuditWorld,
+    audited: Callable[..., AuditModel],
+    untrained: Recommender,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """60 users in batches of 8: as one block, as blocks of one batch, and with every other block from a state."""
+    small = replace(world, config=replace(world.config, batch=8, mass_batch=8))
+    model, case = audited(untrained, digest="a"), natural_case(world)
+
+    def read(state: Kept | None = None) -> list[np.ndarray]:
+        found = getattr(Readings(model, small, state=state), kind)(case)
+        return [found.rows, found.scores] if kind == "free" else [found]
+
+    whole = read()
+    monkeypatch.setattr("recerase.audit.readings.BLOCK", 1)
+    kept = Kept()
+    first = read(kept)
+    blocks = len(kept)
+    assert blocks == -(-len(case) // 8)
+    for name in list(kept)[::2]:
+        del kept[name]
+    again = read(kept)
+    assert kept.found == blocks // 2
+    for a, b, c in zip(whole, first, again, strict=True):
+        assert a.dtype == b.dtype == c.dtype
+        np.testing.assert_array_equal(a, b)
+        np.testing.assert_array_equal(a, c)
+
+
+def test_a_model_without_a_digest_leaves_nothing_to_be_found(
+    world: AuditWorld, audited: Callable[..., AuditModel], untrained: Recommender
+) -> None:
+    kept = Kept()
+    Readings(audited(untrained, digest=""), world, state=kept).mass(natural_case(world))
+    assert not kept

@@ -6,6 +6,7 @@ import pytest
 
 from recerase.cli import progress
 from recerase.cli.progress import LineObserver, emit, observing, say, stderr_console
+from recerase.cli.tables import Rows, facts_table
 
 
 def test_data_and_talk_do_not_mix(capsys: pytest.CaptureFixture[str]) -> None:
@@ -57,3 +58,32 @@ def test_an_unknown_task_is_no_error(capsys: pytest.CaptureFixture[str]) -> None
     observer.advance("never started")
     observer.finish("never started")
     assert capsys.readouterr().err == ""
+
+
+def test_force_color_colours_but_puts_no_bars_into_a_file(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bars move the cursor, which only a terminal can."""
+    monkeypatch.delenv("NO_COLOR")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with observing() as observer:
+        assert isinstance(observer, LineObserver)
+    emit(facts_table("title", {"name": "value"}))
+    assert "\x1b[" in capsys.readouterr().out
+    monkeypatch.setenv("NO_COLOR", "1")
+    emit(facts_table("title", {"name": "value"}))
+    assert "\x1b" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("columns", "most", "lines"), [("40", 40, 8), ("200", 200, 4), ("", 120, 4), ("many", 120, 4)])
+def test_a_table_that_does_not_fit_becomes_blocks(
+    columns: str, most: int, lines: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    emit(
+        Rows("title", ("id", "one", "two"), [("a-long-name-of-its-own", "x" * 20, "y"), ("b", "x", "a few words " * 4)])
+    )
+    out = capsys.readouterr().out.splitlines()
+    assert len(out) == lines
+    assert max(map(len, out)) <= most
+    assert any("a-long-name-of-its-own" in line for line in out)

@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 from recerase.catalog import Histories
 from recerase.errors import ArtefactError, CheckpointError, PickleError, TableError
 from recerase.layouts.describe import describe
-from recerase.layouts.native import fill_exactly, load_checkpoint, load_sids, save_checkpoint, save_sids
+from recerase.layouts.native import load_checkpoint, load_sids, save_checkpoint, save_sids
 from recerase.layouts.registry import detect_layout, open_checkpoint
+from recerase.layouts.weights import fill_exactly
 from recerase.model.recommender import ModelConfig, Recommender, new_recommender
 from recerase.sid.quantize import TokenizeConfig, tokenize
 from recerase.store import publish, read_manifest, write_bytes, write_manifest

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from recerase.catalog.interactions import Histories
 from recerase.errors import UsageError
-from recerase.model.decode import generate_free, length_batches, recommend
+from recerase.model.decode import _best, generate_free, length_batches, recommend
 from recerase.model.recommender import Recommender
 from recerase.sid.table import SidTable
 from recerase.sid.trie import Trie
@@ -234,3 +234,36 @@ def test_a_table_of_other_sids_may_spell_the_output(
     found = recommend(model, table, histories, k=5, beam=60, trie=Trie.build(other))
     truth = item_log_probs(model, table, histories)[:, ::-1]  # the SID of item N - 1 - i belongs to item i
     np.testing.assert_allclose(found.scores, np.take_along_axis(truth, found.items.astype(np.int64), 1), atol=5e-5)
+
+
+@pytest.mark.parametrize("beam", [6, 7, 20])
+def test_ties_at_the_edge_of_the_beam_go_to_the_smallest_ids(
+    make: Callable[..., Recommender], table: SidTable, histories: Histories, beam: int
+) -> None:
+    """Every prefix ties, so any beam may keep any; the k smallest ids must come out, whatever the order of the rows."""
+    model = make("causal")
+    with torch.no_grad():
+        model.module.lm_head.weight.zero_()
+    by_id = sorted(str(i) for i in table.item_ids[table.listed])
+    turned = np.random.default_rng(0).permutation(len(table))
+    shuffled = SidTable.build(
+        table.item_ids[turned], table.codes[turned], table.schema, listed=table.listed[turned]
+    )  # the same shop, its rows in another order
+    for spelled, seen in ((table, histories), (shuffled, Histories.from_lists([[3, 8], [1]]))):
+        found = recommend(model, spelled, seen, k=6, beam=beam)
+        for row in found.items:
+            assert [str(i) for i in spelled.item_ids[row]] == by_id[:6]
+
+
+@pytest.mark.parametrize("width", [1, 3, 8, 12, 20])
+def test_the_best_are_those_of_a_full_sort(width: int) -> None:
+    """Few distinct scores, some dead: the candidates kept are the first by score, then by rank."""
+    rng = np.random.default_rng(width)
+    scores = rng.integers(-3, 1, (40, 12)).astype(np.float32)
+    scores[rng.random(scores.shape) < 0.2] = -np.inf
+    firsts, nodes = rng.permutation(50), rng.permuted(np.tile(np.arange(50), (40, 1)), axis=1)[:, :12]
+    found, pick = _best(torch.from_numpy(scores), width, torch.from_numpy(nodes), torch.from_numpy(firsts))
+    assert torch.equal(found, torch.from_numpy(scores).gather(1, pick))
+    for row, node, kept in zip(scores, nodes, pick.tolist(), strict=True):
+        full = sorted(np.flatnonzero(np.isfinite(row)), key=lambda i: (-row[i], firsts[node[i]]))[:width]
+        assert sorted(i for i in kept if np.isfinite(row[i])) == sorted(full)

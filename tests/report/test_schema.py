@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,9 @@ GATE = Gate("policy", 5, "the policy says inconclusive")
 
 def signed(document: dict[str, Any]) -> bytes:
     """The document with the digest it ought to have, so that only its schema is at fault."""
-    body = {key: value for key, value in document.items() if key not in ("digest", "run")}
-    return json.dumps({**document, "digest": sha256_bytes(canonical_json(body))}).encode()
+    body = {key: value for key, value in document.items() if key not in ("digest", "run", "seal")}
+    whole = {**body, "digest": sha256_bytes(canonical_json(body)), "run": document["run"]}
+    return canonical_json({**whole, "seal": sha256_bytes(canonical_json(whole))}) + b"\n"
 
 
 def small(**changes: Any) -> Report:
@@ -87,6 +89,25 @@ def test_numpy_values_write_what_python_values_write() -> None:
     assert report_bytes(numpy) == report_bytes(plain)
 
 
+def test_paths_days_and_dataclasses_in_a_mapping_are_written_as_what_they_say() -> None:
+    gate = {
+        "fail_on": "policy",
+        "exit_code": 5,
+        "reason": GATE.reason,
+        "regressions": [],
+        "undecided": [],
+        "baseline": "",
+    }
+    said = small(run={"path": Path("a/b"), "day": date(2026, 6, 1), "gate": GATE, "kind": Verdict.PASS})
+    plain = small(run={"path": "a/b", "day": "2026-06-01", "gate": gate, "kind": "pass"})
+    assert report_bytes(said) == report_bytes(plain)
+
+
+def test_curves_that_hold_no_lists_are_kept_as_they_are() -> None:
+    curves = {"c": {"x": [1.0], "told": "x", "deep": {"y": 2}}}
+    assert parse_report(report_bytes(small(curves=curves))).curves == curves
+
+
 def test_an_integer_where_a_float_belongs_writes_the_same_bytes() -> None:
     one, other = (small(measurements=(Measurement("m", "subject", v, 3, "catalogue"),)) for v in (1, 1.0))
     assert report_bytes(one) == report_bytes(other)
@@ -102,7 +123,7 @@ def test_only_run_is_volatile(make_report: Any) -> None:
     report = make_report()
     later = replace(report, run={"started": "2031-01-01T00:00:00Z", "seconds": 2.0})
     one, other = json.loads(report_bytes(report)), json.loads(report_bytes(later))
-    assert {key for key in one if one[key] != other[key]} == {"run"}
+    assert {key for key in one if one[key] != other[key]} == {"run", "seal"}
     assert report_digest(report) == report_digest(later) == one["digest"]
     assert report_digest(replace(report, limits=("one more",))) != one["digest"]
 
@@ -124,7 +145,30 @@ def test_a_changed_report_is_not_what_its_digest_says(make_report: Any) -> None:
     document = json.loads(report_bytes(make_report(Verdict.FAIL)))
     document["verdict"] = "pass"
     with pytest.raises(ArtefactError, match="digest"):
+        parse_report(canonical_json(document) + b"\n")
+    with pytest.raises(ArtefactError, match="canonical bytes"):
         parse_report(json.dumps(document))
+
+
+def test_the_seal_is_over_run_too(make_report: Any) -> None:
+    document = json.loads(report_bytes(make_report()))
+    document["run"]["seconds"] += 1
+    with pytest.raises(ArtefactError, match="seal"):
+        parse_report(canonical_json(document) + b"\n")
+
+
+@pytest.mark.parametrize(
+    ("written", "respelt"),
+    [(b"8.3e-05", b"8.3E-05"), (b"8.3e-05", b"8.30e-05"), (b"pass", b"p\\u0061ss"), (b"{", b" {"), (b"}\n", b"}")],
+)
+def test_what_is_spelt_otherwise_is_refused_though_it_means_the_same(
+    make_report: Any, written: bytes, respelt: bytes
+) -> None:
+    data = report_bytes(make_report())
+    assert written in data
+    assert json.loads(data.replace(written, respelt, 1)) == json.loads(data)
+    with pytest.raises(ArtefactError, match="canonical bytes"):
+        parse_report(data.replace(written, respelt, 1))
 
 
 def drop(*path: Any) -> Change:

@@ -106,3 +106,14 @@ def test_tensors_are_the_arrays_and_made_once() -> None:
     for array, tensor in zip((*trie.tokens, trie.leaf_items), (*tensors.tokens, tensors.leaf_items), strict=True):
         assert tensor.dtype == torch.int64
         assert tensor.tolist() == array.tolist()
+
+
+@given(tables(), st.integers(0, 2**20))
+def test_the_smallest_rank_below_each_node(table: SidTable, seed: int) -> None:
+    trie = Trie.build(table)
+    if trie.n_nodes(table.levels):
+        rank = np.random.default_rng(seed).permutation(len(table))
+        for depth, found in enumerate(trie.smallest(rank)):
+            at = trie.node_of(trie.leaf_items, depth)
+            below = [rank[trie.leaf_items[at == node]].min() for node in range(trie.n_nodes(depth))]
+            assert found.tolist() == below

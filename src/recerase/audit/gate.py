@@ -1,15 +1,125 @@
 """The exit code of an audit: the verdict's own, or what the user asked to fail on instead. Pure.
 
-The one decision: the verdict never changes. What a build does about it is a second, smaller value beside it.
+The one decision: the verdict never changes. What a build does about it is a second, smaller value beside it. Where an
+accepted audit is the measure, each rule is held against its own old finding and no other, so that one old finding
+never hides two new ones; what was decided then and is not now is inconclusive, never passed.
 """
 
 from __future__ import annotations
 
-from recerase.types import Decision, FailOn, Gate
+import math
+from collections.abc import Sequence
+from datetime import date
+
+from recerase.errors import UsageError
+from recerase.types import Baseline, BaselineRule, Decision, FailOn, Finding, Gate, Report, Result, Rule, Verdict
+
+_INCONCLUSIVE = Verdict.INCONCLUSIVE.exit_code
+_BADNESS = {0: 0, _INCONCLUSIVE: 1, 1: 2}
 
 
-def gate(decision: Decision, fail_on: FailOn = "policy") -> Gate:
-    """The exit code of a decision."""
+def gate(decision: Decision, fail_on: FailOn = "policy", baseline: Baseline | None = None) -> Gate:
+    """The exit code of a decision, held against a baseline if there is one.
+
+    policy: the verdict's. regression: 1 where a rule fails that did not fail in the baseline, or fails with a value
+    beyond the baseline's interval; 5 where the audit is invalid, or has not decided what the baseline had. any: the
+    worse of the two. never: 0. Raises UsageError for a regression without a baseline.
+    """
+    if baseline is None:
+        if fail_on == "regression":
+            raise UsageError("--fail-on regression has nothing to compare with.", "Pass --baseline FILE.")
+        return concluded(decision, fail_on)
+    return concluded(decision, fail_on, *_compared(decision, baseline), baseline.digest)
+
+
+def concluded(
+    decision: Decision,
+    fail_on: FailOn,
+    regressions: Sequence[str] = (),
+    undecided: Sequence[str] = (),
+    baseline: str = "",
+) -> Gate:
+    """The Gate, once it is known what became worse and what is open; `baseline` is its digest, empty without one."""
+    by_policy = (decision.verdict.exit_code, f"the policy says {decision.verdict.value}")
+    by_baseline = _by_baseline(decision, regressions, undecided) if baseline else (0, "")
+    code, reason = by_policy
     if fail_on == "never":
-        return Gate(fail_on, 0, "the caller asked to fail on nothing")
-    return Gate(fail_on, decision.verdict.exit_code, f"the policy says {decision.verdict.value}")
+        code, reason = 0, "the caller asked to fail on nothing"
+    elif fail_on == "regression":
+        code, reason = by_baseline
+    elif fail_on == "any" and baseline:
+        code = max(by_policy[0], by_baseline[0], key=_BADNESS.__getitem__)
+        reason = f"{by_policy[1]}; {by_baseline[1]}"
+    return Gate(fail_on, code, reason, tuple(regressions), tuple(undecided), baseline)
+
+
+def accepted(report: Report, digest: str, reason: str, day: date) -> Baseline:
+    """The baseline that a report makes, once somebody says why; `digest` is the report's. Its own is added on writing."""
+    rules = tuple(_kept(finding) for finding in report.decision.findings)
+    name, concept_digest = str(report.concept.get("name", "")), str(report.concept.get("digest", ""))
+    policy = report.inputs.get("policy", "")
+    return Baseline(name, concept_digest, policy, digest, report.decision.verdict, rules, reason, day.isoformat())
+
+
+def _kept(finding: Finding) -> BaselineRule:
+    found = finding.measurement
+    if found is None or math.isnan(found.value):
+        return BaselineRule(finding.rule, finding.result, finding.limit)
+    return BaselineRule(finding.rule, finding.result, finding.limit, found.value, found.interval)
+
+
+def _by_baseline(decision: Decision, regressions: Sequence[str], undecided: Sequence[str]) -> tuple[int, str]:
+    broken = [control.name for control in decision.controls if control.holds is False]
+    if broken:
+        return _INCONCLUSIVE, f"the audit is invalid: the {' and the '.join(broken)} control did not hold"
+    if all(finding.measurement is None for finding in decision.findings):
+        return _INCONCLUSIVE, "nothing the policy asks for was measured"
+    if regressions:
+        return 1, f"worse than in the baseline: {', '.join(regressions)}"
+    if undecided:
+        return _INCONCLUSIVE, f"decided in the baseline and not here: {', '.join(undecided)}"
+    return 0, "nothing is worse than in the baseline"
+
+
+def _compared(decision: Decision, baseline: Baseline) -> tuple[list[str], list[str]]:
+    """What is worse than in the baseline, and what the baseline had decided that is open now; each in its order."""
+    old: dict[tuple[object, ...], list[BaselineRule]] = {}
+    for known in baseline.rules:
+        old.setdefault(_asks(known.rule), []).append(known)
+    regressions, undecided = [], []
+    for finding in decision.findings:
+        same = old.get(_asks(finding.rule))
+        before = same.pop() if same else None  # used up: an old finding excuses one new one
+        if _regressed(finding, before):
+            regressions.append(finding.rule.id)
+        if finding.result is Result.INCONCLUSIVE and _was_decided(finding.rule, before):
+            undecided.append(finding.rule.id)
+    left = [known for same in old.values() for known in same]  # asked then, not asked now
+    undecided += [known.rule.id for known in left if known.result is not Result.INCONCLUSIVE]
+    if decision.verdict is Verdict.INCONCLUSIVE and baseline.verdict is not Verdict.INCONCLUSIVE:
+        undecided.append("verdict")
+    return regressions, undecided
+
+
+def _asks(rule: Rule) -> tuple[object, ...]:
+    """What makes two rules the same one: its id and its number, whatever the limit."""
+    return rule.id, rule.metric, rule.max_ratio_to or rule.min_ratio_to, rule.max_drop_vs
+
+
+def _was_decided(rule: Rule, before: BaselineRule | None) -> bool:
+    """A rule that is new was decided by nobody, but only an optional one may stay open."""
+    return not rule.optional if before is None else before.result is not Result.INCONCLUSIVE
+
+
+def _regressed(finding: Finding, before: BaselineRule | None) -> bool:
+    if finding.result is not Result.FAIL:
+        return False
+    if before is None or before.result is not Result.FAIL or before.value is None or finding.measurement is None:
+        return True
+    value, rule = finding.measurement.value, finding.rule
+    ends = (before.value, before.value) if before.interval is None else (before.interval.low, before.interval.high)
+    low, high = (end if math.isfinite(end) else before.value for end in ends)
+    most = rule.max_drop if rule.max_drop_vs is not None else rule.max
+    too_high = most is not None and value > most and value > high
+    too_low = rule.min is not None and value < rule.min and value < low
+    return too_high or too_low

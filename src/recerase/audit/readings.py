@@ -4,12 +4,16 @@ The decision that shaped this file: a reading's key is made of the content that 
 tables, trie), not of the role or the probe that asked. The controls then cost what is new in them: a filter shares
 every mass with its original, an original under its "old" table is the original itself, and an audited checkpoint
 that *is* the original is read once. The cache is a plain dict, made by whoever runs the audit and handed in.
+
+A long reading is made in blocks of whole batches, and each finished block is kept in the run's state. Batches are cut
+by length over all histories before blocks are, so that a block, and a run that is continued, gives the bits of a
+straight one.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +22,8 @@ from numpy.typing import NDArray
 
 from recerase.audit.probes import AuditModel, AuditWorld
 from recerase.errors import CheckpointError
+from recerase.resume import Pieces
+from recerase.store import canonical_json, sha256_bytes
 from recerase.types import SILENT, BoolArray, FloatArray, IntArray, Observer
 
 if TYPE_CHECKING:
@@ -28,6 +34,9 @@ if TYPE_CHECKING:
 Side = Literal["new", "old"]
 SIDES: tuple[Side, ...] = ("old", "new")
 Cache = dict[Hashable, Any]
+Arrays = dict[str, NDArray[Any]]
+BLOCK = 8
+"""Batches a block: what an interrupted audit loses at most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +58,8 @@ class Readings:
     world: AuditWorld
     cache: Cache = field(default_factory=dict, repr=False, compare=False)
     observer: Observer = field(default=SILENT, repr=False, compare=False)
+    state: Pieces | None = field(default=None, repr=False, compare=False)
+    """Where finished blocks are kept, under a key of everything that is not in a reading's own."""
 
     def histories(self, case: Case) -> Histories:
         """The case's histories as this model is to see them: a reference sees them without concept items."""
@@ -67,7 +78,7 @@ class Readings:
         listed = listed & table.present
         key = self._key("lists", case, _spelling(table), _digest(listed))
         if key not in self.cache:
-            self.cache[key] = self._decode(case, table, listed)
+            self.cache[key] = self._decode(key, case, table, listed)
         found: IntArray = self.cache[key]
         return found
 
@@ -81,71 +92,141 @@ class Readings:
         encode = self.model.table if read == "new" else self.model.old_table
         key = self._key("mass", case, _spelling(encode), _spelling(output))
         if key not in self.cache:
-            self.cache[key] = self._mass(case, encode, output)
+            self.cache[key] = self._mass(key, case, encode, output)
         found: FloatArray = self.cache[key]
         return found
 
     def free(self, case: Case) -> Free:
         """Generations without a trie, histories encoded with the current table: rows [B, W, L], scores [B, W]."""
-        from recerase.model.decode import generate_free
+        from recerase.model.decode import Free, generate_free
 
         config, table = self.world.config, self.model.table
         key = self._key("free", case, _spelling(table))
         if key not in self.cache:
-            self.cache[key] = generate_free(
-                self.model.recommender,
-                table,
-                self.histories(case),
-                beam=config.free_beam,
-                batch=config.batch,
-                observer=self.observer,
-            )
+
+            def make(histories: Histories, observer: Observer) -> Arrays:
+                made = generate_free(
+                    self.model.recommender,
+                    table,
+                    histories,
+                    beam=config.free_beam,
+                    batch=config.batch,
+                    observer=observer,
+                )
+                return {"rows": made.rows, "scores": made.scores}
+
+            self.cache[key] = Free(**self._in_blocks(key, case, table, config.batch, "free decoding", make))
         found: Free = self.cache[key]
         return found
 
-    def _key(self, kind: str, case: Case, *parts: str) -> Hashable:
+    def _key(self, kind: str, case: Case, *parts: str) -> tuple[Hashable, ...]:
         weights = self.model.digest or id(self.model.recommender)
         return (kind, weights, case.name, self.model.reads_concept, *parts)
 
-    def _decode(self, case: Case, table: SidTable, listed: BoolArray) -> IntArray:
+    def _decode(self, key: tuple[Hashable, ...], case: Case, table: SidTable, listed: BoolArray) -> IntArray:
         from recerase.model.decode import recommend
         from recerase.sid.trie import Trie
 
         config, k = self.world.config, max(self.world.config.k)
         if not listed.any():
             return np.full((len(case), k), -1, dtype=np.int32)
-        found = recommend(
-            self.model.recommender,
-            table,
-            self.histories(case),
-            k=k,
-            beam=config.beam,
-            trie=Trie.build(table, listed),
-            batch=config.batch,
-            observer=self.observer,
-        )
-        if (found.items[:, 0] < 0).any():
-            raise _unreadable(self.model.role, int((found.items[:, 0] < 0).sum()))
-        return found.items
+        trie = Trie.build(table, listed)
 
-    def _mass(self, case: Case, encode: SidTable, output: SidTable) -> FloatArray:
+        def make(histories: Histories, observer: Observer) -> Arrays:
+            made = recommend(
+                self.model.recommender,
+                table,
+                histories,
+                k=k,
+                beam=config.beam,
+                trie=trie,
+                batch=config.batch,
+                observer=observer,
+            )
+            return {"items": made.items}
+
+        items: IntArray = self._in_blocks(key, case, table, config.batch, "recommend", make)["items"]
+        if (items[:, 0] < 0).any():
+            raise _unreadable(self.model.role, int((items[:, 0] < 0).sum()))
+        return items
+
+    def _mass(self, key: tuple[Hashable, ...], case: Case, encode: SidTable, output: SidTable) -> FloatArray:
         from recerase.model.mass import concept_mass
 
-        members = self.world.members & output.present
+        members, batch = self.world.members & output.present, self.world.config.mass_batch
         if not members.any() or len(case) == 0:
             return np.zeros(len(case))
-        found = concept_mass(
-            self.model.recommender,
-            encode,
-            members,
-            self.histories(case),
-            output=output,
-            batch=self.world.config.mass_batch,
-            observer=self.observer,
-        )
-        if not np.isfinite(found.mass).all():
-            raise _unreadable(self.model.role, int((~np.isfinite(found.mass)).sum()))
-        return found.mass
+
+        def make(histories: Histories, observer: Observer) -> Arrays:
+            made = concept_mass(
+                self.model.recommender, encode, members, histories, output=output, batch=batch, observer=observer
+            )
+            return {"mass": made.mass}
+
+        mass: FloatArray = self._in_blocks(key, case, encode, batch, "concept mass", make)["mass"]
+        if not np.isfinite(mass).all():
+            raise _unreadable(self.model.role, int((~np.isfinite(mass)).sum()))
+        return mass
+
+    def _in_blocks(
+        self,
+        key: tuple[Hashable, ...],
+        case: Case,
+        table: SidTable,
+        batch: int,
+        task: str,
+        make: Callable[[Histories, Observer], Arrays],
+    ) -> Arrays:
+        """What `make` gives for the case's histories, block by block; blocks that the state holds are not made again."""
+        from recerase.model.decode import length_batches
+
+        histories = self.histories(case)
+        batches = list(length_batches(self.model.recommender, table, histories, batch))
+        if not batches:
+            return make(histories, self.observer)
+        whole: Arrays = {}
+        self.observer.start(task, len(histories))
+        for first in range(0, len(batches), BLOCK):
+            rows = np.concatenate(batches[first : first + BLOCK])
+            name = _piece(key, first) if self.state is not None and self.model.digest else None
+            made = self._kept(name)
+            if made is None:
+                made = make(histories.take(rows), _Within(self.observer))
+                self._keep(name, made)
+            else:
+                self.observer.advance(task, len(rows))
+            for part, values in made.items():
+                whole.setdefault(part, np.empty((len(histories), *values.shape[1:]), values.dtype))[rows] = values
+        self.observer.finish(task)
+        return whole
+
+    def _kept(self, name: str | None) -> Arrays | None:
+        from safetensors.numpy import load
+
+        piece = self.state.read(name) if self.state is not None and name is not None else None
+        return None if piece is None else load(piece)
+
+    def _keep(self, name: str | None, made: Arrays) -> None:
+        from safetensors.numpy import save
+
+        if self.state is not None and name is not None:
+            self.state.write(name, save({part: np.ascontiguousarray(values) for part, values in made.items()}))
+
+
+class _Within:
+    """An observer of one block: its steps count, its beginning and its end are not those of the task."""
+
+    def __init__(self, outer: Observer) -> None:
+        self.advance, self.note = outer.advance, outer.note
+
+    def start(self, task: str, total: int | None) -> None: ...
+
+    def finish(self, task: str) -> None: ...
+
+
+def _piece(key: tuple[Hashable, ...], first: int) -> str:
+    """The name of the block from batch `first` on: readable in front, and as unlike any other as its key."""
+    return f"{key[0]}-{sha256_bytes(canonical_json([*key, first]))[:32]}"
 
 
 def exposure(lists: IntArray, members: BoolArray, k: int) -> FloatArray:

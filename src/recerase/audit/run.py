@@ -17,6 +17,7 @@ from recerase.audit.evidence import curves, worst_examples
 from recerase.audit.policy import decide, default_policy, required
 from recerase.audit.probes import NOT_MEASURED, PROBES, AuditModel, AuditWorld, load_probe
 from recerase.audit.readings import Cache, Readings
+from recerase.resume import Pieces
 from recerase.stats import paired_drop, paired_ratio
 from recerase.types import (
     SILENT,
@@ -70,15 +71,17 @@ def run_audit(
     observer: Observer = SILENT,
     *,
     today: date | None = None,
+    state: Pieces | None = None,
 ) -> AuditResult:
     """Measure `subject` and the models it is held against, and let the policy decide.
 
     Without an original the controls cannot run, and no verdict is a pass. When the subject is the original (same
-    digest) its readings are made once. `today` (default: the system's date) is what waivers expire against.
+    digest) its readings are made once. `today` (default: the system's date) is what waivers expire against; `state`
+    is where the readings of an interrupted run are kept and found.
     """
     cache: Cache = {}
     models = [subject, *_held_against(original, reference, world)]
-    readings = [Readings(model, world, cache, observer) for model in models]
+    readings = [Readings(model, world, cache, observer, state) for model in models]
     found = _probe(readings, observer)
     measurements = [x for x in found if isinstance(x, Measurement)]
     skipped = [x for x in found if isinstance(x, Skipped)]

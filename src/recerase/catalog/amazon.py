@@ -11,6 +11,7 @@ import gzip
 import html
 import json
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,14 +31,19 @@ def read(meta: Path, reviews: Path) -> tuple[pa.Table, pa.Table]:
 
     Raises DataError: a line that cannot be parsed, a file without the fields of any release.
     """
-    described = {row["item_id"]: row for row in map(_item, _lines(meta)) if row["item_id"]}
-    if not described:
-        raise DataError(f"{meta.name} has no line with an asin or parent_asin.", "Give the metadata file first.")
-    plain = reviews.name.removesuffix(".gz").endswith(".csv")
-    interactions = _ratings(reviews, described) if plain else _reviews(reviews)
-    ids = pc.unique(interactions["item_id"]).to_pylist()
-    rows = [described.get(i, {"item_id": i, "title": "", "description": "", "categories": []}) for i in ids]
-    return pa.Table.from_pylist(rows, schema=ITEM_SCHEMA), interactions
+    try:
+        described = {row["item_id"]: row for row in map(_item, _lines(meta)) if row["item_id"]}
+        if not described:
+            raise DataError(f"{meta.name} has no line with an asin or parent_asin.", "Give the metadata file first.")
+        plain = reviews.name.removesuffix(".gz").endswith(".csv")
+        interactions = _ratings(reviews, described) if plain else _reviews(reviews)
+        ids = pc.unique(interactions["item_id"]).to_pylist()
+        rows = [described.get(i, {"item_id": i, "title": "", "description": "", "categories": []}) for i in ids]
+        return pa.Table.from_pylist(rows, schema=ITEM_SCHEMA), interactions
+    except (pa.ArrowException, ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise DataError(
+            f"{meta.name} or {reviews.name} holds a value of the wrong kind ({error!s:.120}).", "Correct the line."
+        ) from error
 
 
 def _item(line: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,14 +106,14 @@ def _lines(path: Path) -> Iterator[Mapping[str, Any]]:
             for number, raw in enumerate(file, 1):
                 if raw.strip():
                     yield _parsed(raw.decode("utf-8", "replace"), path.name, number)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read: {error}.", "Check the path, or download it again.") from error
 
 
 def _parsed(text: str, name: str, number: int) -> Mapping[str, Any]:
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         try:
             value = ast.literal_eval(text.strip())
         except (ValueError, SyntaxError, MemoryError, RecursionError) as error:

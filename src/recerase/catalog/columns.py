@@ -6,14 +6,14 @@ when it would (a fractional id or timestamp, a price written as text): guessing 
 
 from __future__ import annotations
 
-import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from recerase.catalog.files import parquet_names, parquet_table
 from recerase.errors import DataError
 
 ITEM_SCHEMA = pa.schema(
@@ -37,20 +37,23 @@ INTERACTION_SCHEMA = pa.schema(
 _OPTIONAL = frozenset({"brand", "price", "rating"})
 
 
-def read_table(path: str | os.PathLike[str], schema: pa.Schema) -> pa.Table:
-    """The columns of `schema` from a parquet file, cast to it; extra columns are dropped. Raises DataError."""
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(
-            f"There is no file {path}.", "Give a data directory with items.parquet and interactions.parquet."
-        )
+def table_of(data: bytes, schema: pa.Schema, path: Path) -> pa.Table:
+    """The columns of `schema` from a parquet file's content, cast to it; extra columns are dropped. Raises DataError."""
     try:
-        table = pq.ParquetFile(path).read()
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(
-            f"{path} cannot be read as parquet ({str(error).splitlines()[0]}).", "Write it again, or check the path."
-        ) from error
+        _require_columns(parquet_names(data), schema, path.name)
+        table = parquet_table(data, schema.names)
+    except ValueError as error:
+        raise DataError(f"{path} cannot be read as parquet ({error}).", "Write it again, or check the path.") from error
     return conform(table, schema, path.name)
+
+
+def require_files(*paths: Path) -> None:
+    """Raises DataError naming the first of `paths` that is no file."""
+    for path in paths:
+        if not path.is_file():
+            raise DataError(
+                f"There is no file {path}.", "Give a data directory with items.parquet and interactions.parquet."
+            )
 
 
 def conform(table: pa.Table, schema: pa.Schema, name: str) -> pa.Table:
@@ -58,12 +61,7 @@ def conform(table: pa.Table, schema: pa.Schema, name: str) -> pa.Table:
 
     Raises DataError: a required column is missing or has nulls, a cast would lose something, there is no row.
     """
-    missing = [f.name for f in schema if f.name not in table.column_names and f.name not in _OPTIONAL]
-    if missing:
-        raise DataError(
-            f"{name} has no column {', '.join(missing)}; found {', '.join(table.column_names) or 'none'}.",
-            "Rename the column, or import the files with one of the readers.",
-        )
+    _require_columns(table.column_names, schema, name)
     if table.num_rows == 0:
         raise DataError(f"{name} has no rows.", "Give a file that holds at least one row.")
     columns = [
@@ -71,6 +69,18 @@ def conform(table: pa.Table, schema: pa.Schema, name: str) -> pa.Table:
         for f in schema
     ]
     return pa.table(columns, schema=schema)
+
+
+def _require_columns(found: Sequence[str], schema: pa.Schema, name: str) -> None:
+    missing = [f.name for f in schema if f.name not in found and f.name not in _OPTIONAL]
+    if missing:
+        raise DataError(
+            f"{name} has no column {', '.join(missing)}; found {', '.join(found) or 'none'}.",
+            "Rename the column, or import the files with one of the readers.",
+        )
+    twice = [f.name for f in schema if list(found).count(f.name) > 1]
+    if twice:
+        raise DataError(f"{name} has two columns {twice[0]}.", "Drop or rename one of them.")
 
 
 def first_duplicate(column: pa.ChunkedArray) -> str | None:
@@ -92,7 +102,7 @@ def _cast(column: pa.ChunkedArray, field: pa.Field, name: str) -> pa.ChunkedArra
         raise refusal
     try:
         return column.cast(field.type, safe=True)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+    except (pa.ArrowException, UnicodeDecodeError) as error:
         raise refusal from error
 
 

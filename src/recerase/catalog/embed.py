@@ -6,18 +6,25 @@ from spending its codes on the few directions (department, brand) that dominate 
 
 from __future__ import annotations
 
+import io
 import os
+import zipfile
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from recerase.catalog.columns import first_duplicate
+from recerase.catalog.files import parquet_names, parquet_table, read_file
 from recerase.catalog.items import Items
 from recerase.errors import ArtefactError, DataError, PickleError, UsageError
 from recerase.types import FloatArray
 
 _TOKEN = r"(?u)\b\w\w+\b"
+_FREE_BYTES, _UNFOLDED = 64 << 20, 50
+"""Bytes an .npz may unfold to whatever its size, and times its size beyond them: vectors hardly compress."""
 
 
 def documents(items: Items) -> list[str]:
@@ -140,54 +147,61 @@ def _checked(array: Any, name: str, n_items: int) -> FloatArray:
 
 def _numpy(path: Path) -> Any:
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.lib.npyio.NpzFile):
-            with loaded:
-                return _only({name: loaded[name] for name in loaded.files}, path.name)
-        return loaded
-    except ValueError as error:
+        data = io.BytesIO(read_file(path))
+        if zipfile.is_zipfile(data):
+            return _zipped(data, path.name)
+        data.seek(0)
+        return np.load(data, allow_pickle=False)
+    except (ValueError, OSError, EOFError, MemoryError, OverflowError, zipfile.BadZipFile, zlib.error) as error:
         if "pickle" in str(error).lower():
             raise PickleError(
                 f"{path.name} holds a pickle, which can run code when it is read.", "Save it as a plain float array."
             ) from error
         raise DataError(f"{path.name} cannot be read as a numpy array.", "Write it again with numpy.save.") from error
-    except (OSError, EOFError) as error:
-        raise DataError(f"{path.name} cannot be read as a numpy array.", "Write it again with numpy.save.") from error
+
+
+def _zipped(data: io.BytesIO, name: str) -> Any:
+    with zipfile.ZipFile(data) as archive:
+        unfolded = sum(member.file_size for member in archive.infolist())
+    if unfolded > _FREE_BYTES + _UNFOLDED * data.getbuffer().nbytes:
+        raise DataError(f"{name} unfolds to {unfolded:,} bytes, which no embeddings do.", "Save it as .npy.")
+    data.seek(0)
+    with np.load(data, allow_pickle=False) as loaded:
+        return loaded[_the_one(loaded.files, name)]
 
 
 def _safetensors(path: Path) -> Any:
     from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+    from safetensors.numpy import load
 
     try:
-        return _only(load_file(path), path.name)
-    except (SafetensorError, OSError, KeyError) as error:
+        arrays = load(read_file(path))
+    except (SafetensorError, ValueError, KeyError, AssertionError, MemoryError) as error:
         raise DataError(f"{path.name} cannot be read as safetensors.", "Write it again.") from error
+    return arrays[_the_one(list(arrays), path.name)]
 
 
-def _only(arrays: dict[str, Any], name: str) -> Any:
-    """The one array of a file, or the one called `embeddings`."""
-    if len(arrays) == 1:
-        return next(iter(arrays.values()))
-    if "embeddings" in arrays:
-        return arrays["embeddings"]
+def _the_one(names: Sequence[str], file: str) -> str:
+    """The name of the one array of a file, or of the one called `embeddings`."""
+    if len(names) == 1 or "embeddings" in names:
+        return "embeddings" if "embeddings" in names else names[0]
     raise DataError(
-        f"{name} holds {len(arrays)} arrays ({', '.join(sorted(arrays)[:5])}).", "Name the right one `embeddings`."
+        f"{file} holds {len(names)} arrays ({', '.join(sorted(names)[:5])}).", "Name the right one `embeddings`."
     )
 
 
 def _parquet(path: Path, items: Items) -> Any:
     import pyarrow as pa
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
+    data = read_file(path)
     try:
-        table = pq.ParquetFile(path).read()
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path.name} cannot be read as parquet.", "Write it again.") from error
-    if not {"item_id", "vector"} <= set(table.column_names):
-        raise DataError(f"{path.name} has columns {', '.join(table.column_names)}.", "Give columns item_id and vector.")
-    ids = table["item_id"].cast(pa.string()).combine_chunks()
+        found, table = parquet_names(data), parquet_table(data, ("item_id", "vector"))
+        if not {"item_id", "vector"} <= set(found):
+            raise DataError(f"{path.name} has columns {', '.join(found)}.", "Give columns item_id and vector.")
+        ids = table["item_id"].cast(pa.string()).combine_chunks()
+    except (ValueError, pa.ArrowException) as error:
+        raise DataError(f"{path.name} cannot be read as parquet ({error!s:.120}).", "Write it again.") from error
     duplicate = first_duplicate(ids)
     if duplicate is not None:
         raise DataError(f"{path.name} has two vectors for item {duplicate}.", "Keep one row an item.")

@@ -19,8 +19,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from recerase.catalog.columns import INTERACTION_SCHEMA, conform, read_table
-from recerase.catalog.items import Items, load_items
+from recerase.catalog.columns import INTERACTION_SCHEMA, ITEM_SCHEMA, conform, require_files, table_of
+from recerase.catalog.files import read_data
+from recerase.catalog.items import ITEMS_FILE, Items, items_from_table
 from recerase.errors import DataError
 from recerase.types import BoolArray, IntArray
 
@@ -177,15 +178,18 @@ def load_catalogue(directory: str | os.PathLike[str]) -> Catalogue:
     """items.parquet and interactions.parquet of a data directory.
 
     Raises DataError: a missing file or column, a wrong type, a null id or time, an item id listed twice, an
-    interaction given twice, an interaction with an item that items.parquet lacks, an empty file.
+    interaction given twice, an interaction with an item that items.parquet lacks, an empty file; and ArtefactError when
+    the directory has a manifest that says otherwise.
     """
     directory = Path(directory)
     if not directory.is_dir():
         raise DataError(
             f"There is no data directory {directory}.", "Give one that holds items.parquet and interactions.parquet."
         )
-    items = load_items(directory)
-    table = read_table(directory / INTERACTIONS_FILE, INTERACTION_SCHEMA)
+    require_files(directory / ITEMS_FILE, directory / INTERACTIONS_FILE)
+    data = read_data(directory, [ITEMS_FILE, INTERACTIONS_FILE])
+    items = items_from_table(table_of(data[ITEMS_FILE], ITEM_SCHEMA, directory / ITEMS_FILE))
+    table = table_of(data[INTERACTIONS_FILE], INTERACTION_SCHEMA, directory / INTERACTIONS_FILE)
     return Catalogue(items, interactions_from_table(table, items))
 
 

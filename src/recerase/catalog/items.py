@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from recerase.catalog.columns import ITEM_SCHEMA, conform, first_duplicate, read_table, texts
+from recerase.catalog.columns import ITEM_SCHEMA, conform, first_duplicate, require_files, table_of, texts
+from recerase.catalog.files import read_data, read_file
 from recerase.errors import DataError
 from recerase.types import FloatArray, IntArray
 
@@ -46,7 +47,13 @@ class Items:
 
     def index(self, ids: Sequence[str]) -> IntArray:
         """int64 [len(ids)] row numbers of item ids; raises DataError naming the first unknown ones."""
-        rows = pc.index_in(pa.array(list(ids), pa.string()), value_set=pa.array(self.item_ids, pa.string()))
+        try:
+            wanted = pa.array(list(ids), pa.string())
+        except UnicodeEncodeError as error:
+            raise DataError(
+                "An item id is no valid text.", "Use ids of the item_id column of items.parquet."
+            ) from error
+        rows = pc.index_in(wanted, value_set=pa.array(self.item_ids, pa.string()))
         if rows.null_count:
             unknown = [i for i, row in zip(ids, rows.to_pylist(), strict=True) if row is None]
             more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
@@ -60,11 +67,14 @@ class Items:
 def load_items(path: str | os.PathLike[str]) -> Items:
     """The items of a parquet file, or of the items.parquet in a data directory.
 
-    Raises DataError: a missing file or column, a wrong type, an id that is null, empty or used twice, no rows.
+    Raises DataError: a missing file or column, a wrong type, an id that is null, empty or used twice, no rows; and
+    ArtefactError when a manifest stands beside the file and says otherwise.
     """
     path = Path(path)
     file = path / ITEMS_FILE if path.is_dir() else path
-    return items_from_table(read_table(file, ITEM_SCHEMA), file.name)
+    require_files(file)
+    data = read_data(path, [ITEMS_FILE])[ITEMS_FILE] if path.is_dir() else read_file(path)
+    return items_from_table(table_of(data, ITEM_SCHEMA, file), file.name)
 
 
 def items_from_table(table: pa.Table, name: str = ITEMS_FILE) -> Items:

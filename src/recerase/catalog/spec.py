@@ -19,10 +19,13 @@ from pathlib import Path
 import numpy as np
 
 from recerase.catalog.items import Items
+from recerase.catalog.matching import PatternError, search
 from recerase.errors import ConceptError, DataError
 from recerase.types import BoolArray, FloatArray
 
 EXAMPLES = 'Use brand=NAME, category=NAME, text~"REGEX", title~"REGEX", item:ID,ID, @FILE or like:"WORDS".'
+_LONGEST_TYPO = 100
+"""Characters of a wrong name that are compared with the right ones: more is no typo, and costs their square."""
 _SPEC = re.compile(r"(?P<key>[A-Za-z]+)\s*(?P<op>[=~:])(?P<value>.*)", re.DOTALL)
 _FORMS = {"brand": "=", "category": "=", "text": "~", "title": "~", "item": ":", "like": ":"}
 
@@ -37,7 +40,7 @@ def matching(spec: str, items: Items, embeddings: FloatArray | None) -> BoolArra
     found = _SPEC.fullmatch(spec)
     key = found["key"].casefold() if found else ""
     if found is None or _FORMS.get(key) != found["op"]:
-        near = difflib.get_close_matches(key or spec.casefold(), _FORMS, 1)
+        near = difflib.get_close_matches((key or spec.casefold())[:_LONGEST_TYPO], _FORMS, 1)
         hint = f"Did you mean {near[0]}{_FORMS[near[0]]}? " if near else ""
         raise ConceptError(f"The concept spec {spec!r} cannot be read.", hint + EXAMPLES)
     value = found["value"].strip()
@@ -63,7 +66,7 @@ def _named(value: str, names: Sequence[Sequence[str]], kind: str, items: Items) 
     if hit.any():
         return hit
     known = {n.casefold(): n for n in sorted({n.strip() for row in names for n in row}, reverse=True)}
-    near = [known[n] for n in difflib.get_close_matches(wanted, known, 3)]
+    near = [known[n] for n in difflib.get_close_matches(wanted[:_LONGEST_TYPO], known, 3)]
     hint = f"Did you mean {' or '.join(near)}?" if near else f'Try text~"{re.escape(value.strip())}".'
     if kind == "brand" and any(c.casefold() == wanted for row in items.categories for c in row):
         hint = f'There is a category of that name: category="{value}".'
@@ -75,14 +78,15 @@ def _named(value: str, names: Sequence[Sequence[str]], kind: str, items: Items) 
 def _written(pattern: str, texts: Iterable[Sequence[str]], spec: str) -> BoolArray:
     if not pattern:
         raise ConceptError(f"The concept spec {spec!r} has no pattern.", EXAMPLES)
+    rows = list(texts)
     try:
-        regex = re.compile(pattern, re.IGNORECASE)
-    except re.error as error:
+        found = search(pattern, [text for row in rows for text in row])
+    except PatternError as error:
         raise ConceptError(
-            f"The regular expression {pattern!r} is wrong at position {error.pos}: {error.msg}.",
-            "Escape special characters with a backslash.",
+            f"The regular expression {pattern!r:.200} {error}.",
+            "Escape special characters with a backslash, or say it simpler.",
         ) from error
-    hit = np.fromiter((any(regex.search(t) for t in row) for row in texts), bool)
+    hit = np.asarray(np.array(found, bool).reshape(len(rows), -1).any(axis=1))
     if not hit.any():
         raise ConceptError(f"No item matches {spec}.", "Case is ignored already; loosen the pattern.")
     return hit
@@ -101,8 +105,10 @@ def _listed(ids: Sequence[str], items: Items, spec: str) -> BoolArray:
 
 def _read_ids(path: str) -> list[str]:
     try:
+        if not Path(path).is_file():  # a device or a pipe may never end
+            raise OSError("no such file")
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a path that cannot be one
         raise ConceptError(
             f"The item list {path!r} cannot be read.", "Give a text file with one item id a line."
         ) from error

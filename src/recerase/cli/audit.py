@@ -21,6 +21,7 @@ from recerase.cli.options import (
     PolicyOption,
     QuietOption,
     ReferenceOption,
+    ResumeOption,
     ScopeName,
     ScopeOption,
     SeedOption,
@@ -50,6 +51,7 @@ def audit(
     max_users: MaxUsersOption = None,
     name: NameOption = None,
     yes: YesOption = False,
+    resume: ResumeOption = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="The whole report as canonical JSON on stdout.", show_default=False)
     ] = False,
@@ -90,6 +92,7 @@ def audit(
             baseline=baseline,
             fail_on=fail_on.value,
             outputs=output or (),
+            resume=resume,
             run=RunConfig(seed=seed, threads=threads, device=device, trust_pickle=trust_pickle),
             observer=observer,
         )

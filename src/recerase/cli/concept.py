@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from recerase.cli.options import DataOption, SettingsOption, choose, concept_spec, read_settings
+from recerase.cli.options import DataOption, JsonOption, SettingsOption, choose, concept_spec, read_settings
 from recerase.cli.progress import emit
 
 
@@ -23,6 +23,7 @@ def concept(
         ),
     ] = None,
     show: Annotated[int, typer.Option("--show", min=0, help="Items to list.")] = 10,
+    as_json: JsonOption = False,
     settings: SettingsOption = None,
 ) -> int:
     """Preview a concept: items, interactions and users touched, shared codes, items on its border.
@@ -36,7 +37,8 @@ def concept(
         recerase concept 'category="E-cigarettes"' 'title~"\\bvape\\b"' '!item:B00X1' --data data --sids model
     """
     from recerase import api
-    from recerase.cli.tables import concept_tables
+    from recerase.cli.tables import concept_facts, concept_tables
+    from recerase.store import canonical_json
 
     known = read_settings(settings)
     chosen, seen, catalogue = api.concept_preview(
@@ -45,6 +47,9 @@ def concept(
         sids=sids or known.checkpoint,
         show=show,
     )
+    if as_json:
+        emit(canonical_json(concept_facts(chosen, seen, catalogue, show)).decode())
+        return 0
     for table in concept_tables(chosen, seen, catalogue, show):
         emit(table)
     return 0

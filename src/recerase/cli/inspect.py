@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from recerase.cli.options import TrustOption
+from recerase.cli.options import JsonOption, QuietOption, TrustOption
 from recerase.cli.progress import emit, say
 
 
 def inspect(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="Checkpoint, SID directory, data directory or report.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Canonical JSON on stdout.", show_default=False)] = False,
+    as_json: JsonOption = False,
     trust_pickle: TrustOption = False,
+    quiet: QuietOption = False,
 ) -> int:
     """Say what a path holds: layout, levels, vocabulary rows, collisions, tied weights, and what is wrong with it.
 
@@ -33,10 +35,11 @@ def inspect(
 
     found = api.inspect(path, run=RunConfig(trust_pickle=trust_pickle))
     if as_json:
-        whole = {"path": str(path), "kind": found.kind, "facts": dict(found.facts), "problems": list(found.problems)}
+        name = os.fsencode(path).decode("utf-8", "backslashreplace")  # a path may be no text; JSON must be
+        whole = {"path": name, "kind": found.kind, "facts": dict(found.facts), "problems": list(found.problems)}
         emit(canonical_json(whole).decode())
     else:
         emit(facts_table(f"{path}: {found.kind}", found.facts))
         for problem in found.problems:
-            say(f"problem: {problem}")
+            say(f"problem: {problem}", quiet)
     return 4 if found.broken else 0

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from recerase.cli.options import JsonOption
 from recerase.cli.progress import emit
 
 
@@ -22,6 +23,7 @@ class Family(str, Enum):
 
 def list_parts(
     family: Annotated[Family | None, typer.Argument(metavar="FAMILY", help="One family only.")] = None,
+    as_json: JsonOption = False,
 ) -> int:
     """List methods, probes, metrics, layouts and readers, with what each is for.
 
@@ -31,15 +33,21 @@ def list_parts(
 
         recerase list methods
     """
-    from recerase.cli.tables import rows_table
+    from recerase.cli.tables import Rows
+    from recerase.store import canonical_json
 
     parts = _parts()
-    for name in [family.value] if family else list(parts):
-        emit(rows_table(name, ("name", "what it is"), list(parts[name])))
+    if family:
+        parts = {family.value: parts[family.value]}
+    if as_json:
+        emit(canonical_json({name: dict(rows) for name, rows in parts.items()}).decode())
+        return 0
+    for name, rows in parts.items():
+        emit(Rows(name, ("name", "what it is"), rows))
     return 0
 
 
-def _parts() -> dict[str, list[tuple[str, str]]]:
+def _parts() -> dict[str, list[tuple[Any, ...]]]:
     """Name and one line for every method, probe, metric, layout and reader."""
     from recerase.audit.probes import PROBES, metrics
     from recerase.catalog.readers import READERS

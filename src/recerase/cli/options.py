@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from recerase.errors import UsageError
-from recerase.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from recerase.assembly import ConceptSpec
+    from recerase.settings import Settings
 
 Value = TypeVar("Value")
 
@@ -54,7 +54,7 @@ YesOption = Annotated[
 ForceOption = Annotated[
     bool, typer.Option("--force", help="Replace an output that recerase wrote before.", show_default=False)
 ]
-SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything that is drawn.")]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, max=2**31 - 1, help="Seed of everything that is drawn.")]
 ThreadsOption = Annotated[
     int | None,
     typer.Option("--threads", min=1, help="torch threads; recorded, for results depend on it. Default: all cores."),
@@ -63,13 +63,17 @@ DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or 
 QuietOption = Annotated[
     bool, typer.Option("--quiet", "-q", help="No progress and no summary on stderr.", show_default=False)
 ]
+JsonOption = Annotated[bool, typer.Option("--json", help="Canonical JSON on stdout.", show_default=False)]
 PolicyOption = Annotated[
     Path | None, typer.Option("--policy", metavar="FILE", help="Policy file. Default: the one recerase ships.")
 ]
 OutputOption = Annotated[
     list[Path] | None,
     typer.Option(
-        "--output", "-o", metavar="FILE", help="Also write the report; format by extension: .json, .md, .html. Repeat."
+        "--output",
+        "-o",
+        metavar="FILE",
+        help="Also write the report; format by extension: .json, .md, .html, .xml (JUnit), .sarif. Repeat.",
     ),
 ]
 
@@ -132,6 +136,8 @@ MaxUsersOption = Annotated[
 
 def read_settings(path: Path | None) -> Settings:
     """The settings file given, or the one in this directory, or empty settings."""
+    from recerase.settings import load_settings
+
     return load_settings(path)
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from recerase.cli.options import ForceOption
+from recerase.cli.options import ForceOption, JsonOption
 from recerase.cli.progress import emit
-from recerase.types import Rule
+
+if TYPE_CHECKING:
+    from recerase.types import Rule
 
 app = typer.Typer(help="Write, check and explain policies.", no_args_is_help=True)
 
@@ -51,7 +53,7 @@ def check(path: PolicyArgument = None) -> int:
 
 
 @app.command("explain")
-def explain(path: PolicyArgument = None) -> int:
+def explain(path: PolicyArgument = None, as_json: JsonOption = False) -> int:
     """Say in words what each rule asks, and which probe answers it.
 
     **Examples**
@@ -59,26 +61,28 @@ def explain(path: PolicyArgument = None) -> int:
         recerase policy explain
     """
     from recerase import api
-    from recerase.cli.tables import facts_table, rows_table
+    from recerase.cli.tables import Rows, facts_table
+    from recerase.store import canonical_json
 
     policy = api.read_policy(path)
-    emit(rows_table("rules", ("rule", "asks", "answered by"), [_explained(rule) for rule in policy.rules]))
-    emit(
-        facts_table(
-            "how sure",
-            {
-                "confidence": policy.confidence,
-                "users at least": policy.min_users,
-                "inconclusive counts as": policy.on_inconclusive,
-                "profile": policy.profile,
-                "digest": policy.digest,
-            },
-        )
-    )
+    columns, rows = ("rule", "asks", "answered by"), [_explained(rule) for rule in policy.rules]
+    sure = {
+        "confidence": policy.confidence,
+        "users at least": policy.min_users,
+        "inconclusive counts as": policy.on_inconclusive,
+        "profile": policy.profile,
+        "digest": policy.digest,
+    }
+    if as_json:
+        rules = [dict(zip(columns, row, strict=True)) for row in rows]
+        emit(canonical_json({"rules": rules, **sure}).decode())
+        return 0
+    emit(Rows("rules", columns, rows))
+    emit(facts_table("how sure", sure))
     return 0
 
 
-def _explained(rule: Rule) -> tuple[str, str, str]:
+def _explained(rule: Rule) -> tuple[Any, ...]:
     """The rule's id, what it asks in words, and the question of the probe that answers it."""
     from recerase.audit.probes import PROBES
 

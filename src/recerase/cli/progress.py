@@ -1,7 +1,8 @@
 """What a command says while it works: on stderr, as bars on a terminal and as plain lines anywhere else.
 
 stdout belongs to data alone, so everything here writes to stderr; `emit` is the one way to stdout. Plain lines are
-throttled, so that a CI log of a long run stays short.
+throttled, so that a CI log of a long run stays short. rich is imported when something is said: `--help` of a command
+must not pay for bars.
 """
 
 from __future__ import annotations
@@ -11,20 +12,21 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, TextIO
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
 
-from recerase.types import SILENT, Observer
+    from recerase.types import Observer
 
 _SECONDS_BETWEEN_LINES = 10.0
 _SECONDS_WORTH_A_LINE = 5.0
 
 
 def stderr_console() -> Console:
-    """The console for summaries and progress; NO_COLOR and a missing terminal are respected by rich."""
-    return Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 120)
+    """The console for summaries and progress."""
+    return _console(sys.stderr)
 
 
 def emit(renderable: Any) -> None:
@@ -32,15 +34,28 @@ def emit(renderable: Any) -> None:
     if isinstance(renderable, str):
         text = renderable if renderable.endswith("\n") else renderable + "\n"
     else:
-        console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+        console = _console(sys.stdout)
         with console.capture() as capture:  # rich itself would answer a closed pipe with exit code 1
             console.print(renderable)
         text = capture.get()
     try:
-        sys.stdout.write(text)
+        try:
+            sys.stdout.write(text)
+        except UnicodeEncodeError:  # a stdout of another encoding, or a file name that is no text
+            known = sys.stdout.encoding
+            sys.stdout.write(text.encode(known, "backslashreplace").decode(known))
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def _console(stream: TextIO) -> Console:
+    """A file gets 120 columns unless COLUMNS says otherwise; under NO_COLOR there is no escape at all, not even for bold."""
+    from rich.console import Console
+
+    wide = stream.isatty() or os.environ.get("COLUMNS", "").isdigit()
+    system: Any = None if os.environ.get("NO_COLOR") else "auto"
+    return Console(stderr=stream is sys.stderr, highlight=False, width=None if wide else 120, color_system=system)
 
 
 def say(text: str, quiet: bool = False) -> None:
@@ -52,10 +67,15 @@ def say(text: str, quiet: bool = False) -> None:
 @contextmanager
 def observing(quiet: bool = False) -> Iterator[Observer]:
     """An observer that suits where stderr goes: bars, plain lines, or nothing."""
-    console = stderr_console()
+    from recerase.types import SILENT
+
     if quiet:
         yield SILENT
-    elif console.is_terminal and not os.environ.get("CI"):
+        return
+    console = stderr_console()
+    if sys.stderr.isatty() and not console.is_dumb_terminal and not os.environ.get("CI"):
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
         columns = (
             TextColumn("{task.description}"),
             BarColumn(bar_width=30),

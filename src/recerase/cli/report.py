@@ -1,4 +1,4 @@
-"""`recerase report`: read a report again, and check that it is what it was."""
+"""`recerase report`: read a report again, compare two, accept one, and check that it is what it was."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from recerase.cli.options import OutputOption
+from recerase.cli.options import ForceOption, JsonOption, OutputOption
 from recerase.cli.progress import emit, say
 
-app = typer.Typer(help="Show and verify audit reports.", no_args_is_help=True)
+app = typer.Typer(help="Show, compare, accept and verify audit reports.", no_args_is_help=True)
 
 ReportArgument = Annotated[Path, typer.Argument(metavar="REPORT.json", help="A report written by audit or erase.")]
 
@@ -23,17 +23,64 @@ def show(path: ReportArgument, output: OutputOption = None) -> int:
 
         recerase report show audit.json
 
-        recerase report show audit.json -o audit.html -o audit.md
+        recerase report show audit.json -o audit.html -o audit.xml -o audit.sarif
     """
     from recerase import api
     from recerase.report.schema import read_report
     from recerase.report.text import report_text
+    from recerase.reporting import check_outputs
 
+    check_outputs(output or (), [path])
     report = read_report(path)
+    api.write_reports(report, output or ())
     for target in output or ():
-        api.write_report(report, target)
         say(f"report: {target}")
     emit(report_text(report))
+    return 0
+
+
+@app.command("diff")
+def diff(
+    first: ReportArgument,
+    second: Annotated[Path, typer.Argument(metavar="OTHER.json", help="The report to hold it against.")],
+    as_json: JsonOption = False,
+) -> int:
+    """Show two reports side by side, rule by rule. Exit code 0 whatever they say; `audit --baseline` judges.
+
+    **Examples**
+
+        recerase report diff before.json after.json
+    """
+    from recerase.report.diff import diff_document
+    from recerase.report.schema import read_report
+    from recerase.report.text import diff_table
+    from recerase.store import canonical_json
+
+    before, after = read_report(first), read_report(second)
+    if before.concept.get("digest") != after.concept.get("digest"):
+        say("note: these are audits of two different concepts")
+    emit(canonical_json(diff_document(before, after)).decode() if as_json else diff_table(before, after))
+    return 0
+
+
+@app.command("bless")
+def bless(
+    path: ReportArgument,
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Who accepts this audit, and why.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where to write it.")] = Path("baseline.json"),
+    force: ForceOption = False,
+) -> int:
+    """Accept an audit: what it found is what `audit --baseline FILE --fail-on regression` holds later ones against.
+
+    **Examples**
+
+        recerase report bless audit.json --out baseline.json --reason "known leak, ticket 412"
+    """
+    from recerase import api
+
+    baseline = api.bless_report(path, out, reason, force=force)
+    say(f"accepted: {baseline.verdict.value}, {len(baseline.rules)} rules, concept {baseline.concept!r}")
+    emit(str(out))
     return 0
 
 
@@ -43,21 +90,36 @@ def verify(
     subject: Annotated[
         Path | None, typer.Option("--subject", metavar="CKPT", help="Is this the checkpoint that was audited?")
     ] = None,
+    original: Annotated[
+        Path | None, typer.Option("--original", metavar="CKPT", help="Is this what it was held against?")
+    ] = None,
+    reference: Annotated[
+        Path | None, typer.Option("--reference", metavar="CKPT", help="Is this the reference it was held against?")
+    ] = None,
     data: Annotated[Path | None, typer.Option("--data", metavar="DIR", help="Is this the data it was read on?")] = None,
+    policy: Annotated[
+        Path | None, typer.Option("--policy", metavar="FILE", help="Is this the policy it was decided by?")
+    ] = None,
+    baseline: Annotated[
+        Path | None, typer.Option("--baseline", metavar="FILE", help="Is this the baseline its exit code rests on?")
+    ] = None,
 ) -> int:
-    """Check a report: canonical bytes, a verdict that follows from its own numbers, and the digests of what it names.
+    """Check a report: its seal, a verdict that follows from its own numbers, and the digests of what it names.
 
-    Exit code 0 when everything holds, 4 when something does not; the verdict itself is `recerase report show`.
+    Controls, rules, verdict and exit code are decided again from the measurements and the policy in the report. A
+    report.json inside a checkpoint is held against that checkpoint. Exit code 0 when everything holds, else 4.
 
     **Examples**
 
         recerase report verify audit.json
 
-        recerase report verify audit.json --subject erased --data data
+        recerase report verify audit.json --subject erased --original model --data data
     """
     from recerase import api
 
-    problems = api.verify_report(path, subject=subject, data=data)
+    problems = api.verify_report(
+        path, subject=subject, original=original, reference=reference, data=data, policy=policy, baseline=baseline
+    )
     for problem in problems:
         say(f"problem: {problem}")
     emit(f"{path}: {'does not hold' if problems else 'holds'}")

@@ -13,6 +13,7 @@ from recerase.cli.options import (
     DeviceOption,
     ForceOption,
     QuietOption,
+    ResumeOption,
     SeedOption,
     SettingsOption,
     ThreadsOption,
@@ -63,9 +64,7 @@ def train(
         typer.Option("--embeddings", metavar="FILE", help="Item vectors, to fit codebooks to a table made elsewhere."),
     ] = None,
     bf16: Annotated[bool, typer.Option("--bf16", help="Forward passes in bfloat16; weights stay float32.")] = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue an interrupted run to the same --out.", show_default=False)
-    ] = False,
+    resume: ResumeOption = None,
     seed: SeedOption = 0,
     threads: ThreadsOption = None,
     device: DeviceOption = "auto",
@@ -75,13 +74,13 @@ def train(
 ) -> int:
     """Train a generative recommender; the last two items of every user are held out.
 
-    The checkpoint is a plain transformers directory. An interrupted run continues with --resume, to the same weights.
+    The checkpoint is a plain transformers directory. An interrupted run is continued by the same command, to the same weights.
 
     **Examples**
 
         recerase train data --sids sids --out model
 
-        recerase train data --sids sids --out model --kind seq2seq --width 256 --epochs 100 --resume
+        recerase train data --sids sids --out model --kind seq2seq --width 256 --epochs 100 --fresh
 
         recerase train data --sids sids --without brand=Acme --out reference
 

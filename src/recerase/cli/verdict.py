@@ -1,13 +1,16 @@
-"""How audit and erase tell a report: rules on stdout, the verdict on stderr, the exit code from the verdict alone."""
+"""How audit and erase tell a report: rules on stdout, the verdict on stderr, the exit code from the gate alone."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from recerase.cli.progress import emit, say, stderr_console
-from recerase.types import Report
+
+if TYPE_CHECKING:
+    from recerase.types import Report
 
 
 def tell(report: Report, outputs: Sequence[Path], *, as_json: bool = False, quiet: bool = False) -> int:
@@ -17,11 +20,12 @@ def tell(report: Report, outputs: Sequence[Path], *, as_json: bool = False, quie
     from recerase.report.text import rules_table, verdict_panel
     from recerase.store import append_text
 
-    emit(report_bytes(report).decode() if as_json else rules_table(report.decision))
+    shown = report_bytes(report).decode() if as_json else rules_table(report.decision)
+    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):  # first: what fails here must not leave a verdict on stdout
+        append_text(summary, report_markdown(report) + "\n")
+    emit(shown)
     if not quiet:
         stderr_console().print(verdict_panel(report))
         for path in outputs:
             say(f"report: {path}")
-    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
-        append_text(summary, report_markdown(report) + "\n")
     return report.gate.exit_code

@@ -54,7 +54,7 @@ def retrain(request: EraseRequest, config: RetrainConfig) -> Erased:
     model = new_recommender(shape, request.model.schema, seed)
     model.module.to(request.model.device)
     split = request.interactions.split().without(request.concept)
-    log = train(model, request.table, split, recipe, request.observer)
+    log = train(model, request.table, split, recipe, request.observer, request.state)
     summary = {
         "moved_items": 0.0,
         "epochs": log.epochs,

@@ -18,6 +18,7 @@ from typing import Any
 from recerase.catalog.interactions import Interactions
 from recerase.errors import EraseError, UsageError
 from recerase.model.recommender import Recommender
+from recerase.resume import Pieces
 from recerase.sid.quantize import Codebooks
 from recerase.sid.table import SidTable
 from recerase.types import SILENT, BoolArray, FloatArray, Observer, Scope
@@ -41,6 +42,8 @@ class EraseRequest:
     training: Mapping[str, Any] = field(default_factory=dict)
     """The original's recorded training recipe (`model`, `training` keys), for methods that train again."""
     observer: Observer = SILENT
+    state: Pieces | None = None
+    """Where a method that can be continued keeps what it has finished."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import numpy as np
 from recerase.errors import ArtefactError, RecEraseError
 from recerase.layouts.native import SIDS, is_native, load_checkpoint, load_sids
 from recerase.sid.table import SidTable
-from recerase.store import MANIFEST, read_manifest, verify_manifest
+from recerase.store import MANIFEST, read_bytes, read_manifest
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def _recognise(path: Path, trust_pickle: bool) -> tuple[str, Look]:
         if (path / "items.parquet").is_file():
             return "data directory", _data
     elif path.suffix == ".json":
-        return ("audit report", _report) if b"recerase.audit/" in path.read_bytes() else ("SID table", _json_table)
+        return ("audit report", _report) if b"recerase.audit/" in read_bytes(path) else ("SID table", _json_table)
     raise ArtefactError(
         f"{path} is nothing recerase reads.",
         "It reads native checkpoints, SID directories, data directories, SID tables (.json) and audit reports (.json).",
@@ -71,7 +71,10 @@ def _recognise(path: Path, trust_pickle: bool) -> tuple[str, Look]:
 
 
 def _manifest(path: Path, facts: dict[str, Any], problems: list[str]) -> bool:
-    """Whether the files are not what the manifest says; a directory without one is only remarked upon."""
+    """Whether the manifest cannot be read; the files are held against it as they are loaded.
+
+    A directory without one is remarked upon here, and refused by the loader of what only recerase makes.
+    """
     if not path.is_dir():
         return False
     if not (path / MANIFEST).is_file():
@@ -79,7 +82,6 @@ def _manifest(path: Path, facts: dict[str, Any], problems: list[str]) -> bool:
         return False
     try:
         facts["made by"] = f"recerase {read_manifest(path)['provenance'].get('command', '?')}"
-        verify_manifest(path)
     except ArtefactError as error:
         problems.append(error.message)
         return True

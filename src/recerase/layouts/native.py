@@ -7,14 +7,15 @@
     codebooks.safetensors   codewords, their recipe, and the item embeddings they quantise
     recerase.json           digests of all of these, provenance (written by store.publish)
 
-The deciding choice is how weights are read: tensor by tensor, and compared bit for bit afterwards. transformers ties
-T5 whatever the config says, and a load that ties would replace one of two different matrices in silence.
+The deciding choice is that bytes are read once, compared with the manifest, and those bytes are parsed; what the manifest
+does not name is refused. How weights become a model is in weights.py.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,18 +23,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recerase.catalog.files import read_verified
 from recerase.errors import ArtefactError, CheckpointError, PickleError, TableError
+from recerase.layouts.weights import CONFIG, load_module, read_tensors, weight_bytes
 from recerase.sid.codebooks import Codebooks
-from recerase.sid.table import SidTable, read_table, table_to_arrow
+from recerase.sid.table import SidTable, schema_of, table_of, table_to_arrow
 from recerase.store import (
-    MANIFEST,
     canonical_json,
     parquet_bytes,
     pretty_json,
     read_manifest,
     sha256_bytes,
     sha256_file,
-    verify_manifest,
     write_bytes,
 )
 from recerase.types import FloatArray
@@ -48,7 +49,6 @@ SIDS = "sids.parquet"
 SCHEMA = "sid_schema.json"
 CODEBOOKS = "codebooks.safetensors"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_DEFAULT_WINDOW = 20
 
 ItemIds = Sequence[str] | NDArray[Any]
 
@@ -70,7 +70,7 @@ class Checkpoint:
 
 def is_native(path: Path) -> bool:
     """Whether the directory holds what only a native checkpoint holds: a config and a SID schema side by side."""
-    return (path / "config.json").is_file() and (path / SCHEMA).is_file()
+    return (path / CONFIG).is_file() and (path / SCHEMA).is_file()
 
 
 def load_checkpoint(
@@ -92,12 +92,15 @@ def load_checkpoint(
     path = Path(path)
     if not path.is_dir():
         raise CheckpointError(f"{path} is not a directory.", "Give a checkpoint directory.")
-    if not (path / "config.json").is_file():
-        raise CheckpointError(f"{path} has no config.json.", "Give a directory made by recerase train or erase.")
-    weights = _weight_files(path, trust_pickle)
-    verify_manifest(path)
-    table, codebooks, embeddings = load_sids(path, item_ids=item_ids)
-    module, window = _load_module(path, weights, trust_pickle)
+    if not (path / CONFIG).is_file():
+        raise CheckpointError(f"{path} has no {CONFIG}.", "Give a directory made by recerase train or erase.")
+    weights = [file.name for file in _weight_files(path, trust_pickle)]
+    manifest = read_manifest(path)
+    content = read_verified(path, [CONFIG, *weights, *_sid_files(path)], manifest)
+    digest = sha256_bytes(canonical_json({n: manifest["files"][n]["sha256"] for n in (*weights, SIDS, SCHEMA)}))
+    tensors = read_tensors(path, {name: content.pop(name) for name in weights})
+    table, codebooks, embeddings = _sids(path, content, item_ids)
+    module, window = load_module(path, content[CONFIG], tensors)
     rows = int(module.get_input_embeddings().weight.shape[0])
     if table.schema.vocabulary > rows:
         raise TableError(
@@ -111,14 +114,14 @@ def load_checkpoint(
         table=table,
         codebooks=codebooks,
         embeddings=embeddings,
-        manifest=read_manifest(path),
-        digest=checkpoint_digest(path),
+        manifest=manifest,
+        digest=digest,
     )
 
 
 def checkpoint_digest(path: Path) -> str:
     """sha256 over the digests of the weights, the SIDs and their schema; provenance has no part in it."""
-    names = sorted({file.name for file in path.glob("*.safetensors")} - {CODEBOOKS} | {SIDS, SCHEMA})
+    names = [*(file.name for file in _weight_files(path, trust_pickle=True)), SIDS, SCHEMA]
     return sha256_bytes(canonical_json({name: sha256_file(path / name) for name in names}))
 
 
@@ -140,8 +143,8 @@ def save_checkpoint(
     config["architectures"] = [type(module).__name__]
     config["dtype"] = str(next(module.parameters()).dtype).removeprefix("torch.")
     config["recerase"] = {**(extra or {}), "window": recommender.window}
-    write_bytes(staging / "config.json", pretty_json(config))
-    write_bytes(staging / WEIGHTS, _weight_bytes(module))
+    write_bytes(staging / CONFIG, pretty_json(config))
+    write_bytes(staging / WEIGHTS, weight_bytes(module))
     save_sids(staging, table, codebooks, embeddings)
 
 
@@ -150,16 +153,27 @@ def load_sids(
 ) -> tuple[SidTable, Codebooks | None, FloatArray | None]:
     """Table, codebooks and item embeddings [N, D] of a directory made by tokenize, train or erase.
 
-    Raises TableError when the table is malformed or does not cover exactly `item_ids`, ArtefactError when a file
-    is not what the manifest says.
+    Raises TableError when the table is malformed or does not cover exactly `item_ids`, ArtefactError when there is no
+    manifest, or a file is not what it says. (A table without a manifest is read as a file: `sid.read_table`.)
     """
     directory = Path(directory)
     if not (directory / SIDS).is_file():
         raise TableError(f"{directory} has no {SIDS}.", "Give a directory made by recerase tokenize.")
-    if (directory / MANIFEST).is_file():
-        verify_manifest(directory)
-    table = read_table(directory)
-    codebooks, embeddings = _load_codebooks(directory / CODEBOOKS, len(table.item_ids))
+    return _sids(directory, read_verified(directory, _sid_files(directory)), item_ids)
+
+
+def _sid_files(directory: Path) -> list[str]:
+    """The SID files to be read: table and schema, and codebooks where there are any."""
+    return [SIDS, SCHEMA, *([CODEBOOKS] if os.path.lexists(directory / CODEBOOKS) else [])]
+
+
+def _sids(
+    directory: Path, content: Mapping[str, bytes], item_ids: ItemIds | None
+) -> tuple[SidTable, Codebooks | None, FloatArray | None]:
+    table = table_of(content[SIDS], schema_of(content[SCHEMA], directory / SCHEMA), directory / SIDS)
+    codebooks, embeddings = None, None
+    if CODEBOOKS in content:
+        codebooks, embeddings = _load_codebooks(content[CODEBOOKS], directory / CODEBOOKS, len(table.item_ids))
     if item_ids is not None:
         aligned = table.aligned(item_ids)
         if embeddings is not None:
@@ -186,21 +200,25 @@ def save_sids(staging: Path, table: SidTable, codebooks: Codebooks | None, embed
         write_bytes(staging / CODEBOOKS, save(tensors, metadata=metadata))
 
 
-def _load_codebooks(path: Path, n_items: int) -> tuple[Codebooks | None, FloatArray | None]:
-    from safetensors import SafetensorError, safe_open
+def _load_codebooks(data: bytes, path: Path, n_items: int) -> tuple[Codebooks | None, FloatArray | None]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
 
-    if not path.is_file():
-        return None, None
     try:
-        with safe_open(path, framework="numpy") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-            metadata = json.loads((file.metadata() or {}).get("recerase", "{}"))
-    except (SafetensorError, ValueError, OSError) as error:
+        tensors = load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        metadata = json.loads(header.get("__metadata__", {}).get("recerase", "{}"))
+    except (SafetensorError, ValueError, KeyError, AssertionError, RecursionError, MemoryError) as error:
         raise ArtefactError(f"{path} cannot be read: {error}.", "Restore it, or tokenize again.") from error
+    if not tensors:
+        raise ArtefactError(f"{path} holds nothing.", "Restore it, or tokenize again.")
     embeddings = tensors.pop("embeddings", None)
-    if embeddings is not None and (embeddings.ndim != 2 or len(embeddings) != n_items):
+    if embeddings is not None and (
+        embeddings.ndim != 2 or len(embeddings) != n_items or embeddings.dtype != np.float32
+    ):
         raise TableError(
-            f"{path} holds embeddings of shape {list(embeddings.shape)} for {n_items} items.", "Tokenize again."
+            f"{path} holds embeddings of {embeddings.dtype} {list(embeddings.shape)} for {n_items} items.",
+            "Tokenize again.",
         )
     return (Codebooks.from_tensors(tensors, metadata) if tensors else None), embeddings
 
@@ -218,109 +236,3 @@ def _weight_files(path: Path, trust_pickle: bool) -> list[Path]:
             "Save it as safetensors, or pass --trust-pickle.",
         )
     return pickles
-
-
-def _read_tensors(files: Sequence[Path], trust_pickle: bool) -> dict[str, torch.Tensor]:
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    tensors: dict[str, torch.Tensor] = {}
-    for file in files:
-        try:
-            if file.suffix == ".safetensors":
-                found = load_file(file)
-            elif trust_pickle:
-                found = torch.load(file, map_location="cpu", weights_only=True)
-            else:
-                raise PickleError(f"{file} is a pickle.", "Save it as safetensors.")
-        except (SafetensorError, OSError, RuntimeError, ValueError) as error:
-            raise CheckpointError(f"{file} cannot be read: {error}.", "Restore it from where it was made.") from error
-        tensors.update(found)
-    return tensors
-
-
-def _load_module(path: Path, files: Sequence[Path], trust_pickle: bool) -> tuple[Any, int]:
-    """Build the module from config.json and fill it with exactly the tensors of the files."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
-
-    try:
-        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-        family = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        with torch.random.fork_rng():
-            module = family.from_config(config)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path / 'config.json'} cannot be used: {error}.", "Restore the config.") from error
-    tensors = _read_tensors(files, trust_pickle)
-    for target in _stored_apart(module, tensors):
-        _untie(module, target)
-    module.to(dtype=next(iter(tensors.values())).dtype)
-    fill_exactly(module, tensors, path)
-    return module, int((getattr(config, "recerase", None) or {}).get("window", _DEFAULT_WINDOW))
-
-
-def fill_exactly(module: Any, tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Copy `tensors` into `module` and prove it: every name used, every parameter filled, every bit as stored.
-
-    Raises CheckpointError naming the tensors that are missing, left over, of another shape, or changed.
-    """
-    import torch
-
-    try:
-        missing, unexpected = module.load_state_dict(dict(tensors), strict=False)
-    except RuntimeError as error:
-        raise CheckpointError(f"{path}: {error}".replace("\n", " "), "Weights and config do not match.") from error
-    tied = _aliases(module)
-    missing = [name for name in missing if tied.get(name) not in tensors]
-    if missing or unexpected:
-        raise CheckpointError(
-            f"{path}: weights missing {sorted(missing)[:3]}, left over {sorted(unexpected)[:3]}.",
-            "Weights and config do not match: restore the directory.",
-        )
-    state = module.state_dict()
-    changed = [name for name, tensor in tensors.items() if not torch.equal(state[name], tensor)]
-    if changed:
-        raise CheckpointError(f"{path}: {changed[0]} did not load as it is stored.", "Report this: it is a bug.")
-
-
-def _aliases(module: Any) -> dict[str, str]:
-    """Parameter name -> the name under which the same tensor is stored."""
-    groups: dict[int, list[str]] = {}
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        groups.setdefault(id(parameter), []).append(name)
-    targets = set(getattr(module, "all_tied_weights_keys", {}))
-    stored = {}
-    for names in groups.values():
-        first = min(names, key=lambda name: (name in targets, names.index(name)))
-        stored.update({name: first for name in names})
-    return stored
-
-
-def _stored_apart(module: Any, tensors: Mapping[str, Any]) -> Iterator[str]:
-    """Names of tied parameters that the file keeps as tensors of their own."""
-    for target, source in dict(getattr(module, "all_tied_weights_keys", {})).items():
-        if target in tensors and source in tensors:
-            yield target
-
-
-def _untie(module: Any, name: str) -> None:
-    import torch
-
-    parent, _, leaf = name.rpartition(".")
-    parameter = module.get_parameter(name)
-    setattr(module.get_submodule(parent), leaf, torch.nn.Parameter(parameter.detach().clone()))
-    module.all_tied_weights_keys.pop(name, None)
-
-
-def _weight_bytes(module: Any) -> bytes:
-    """Every tensor of the module once, in name order, under the name transformers looks for."""
-    from safetensors.torch import save
-
-    stored = _aliases(module)
-    tensors = {
-        name: tensor.detach().cpu().contiguous()
-        for name, tensor in sorted(module.state_dict().items())
-        if stored.get(name, name) == name
-    }
-    return bytes(save(tensors, metadata={"format": "pt"}))

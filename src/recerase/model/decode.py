@@ -2,7 +2,9 @@
 
 Scores are sums of exact log-softmax values over the whole vocabulary, so constrained and free decoding agree on every
 SID and a model cannot look better than it is by being renormalised. Histories are batched by length and answered in the
-order given.
+order given. Equal scores are decided by item id, also at the edge of the beam. What holds of other batch sizes: scores agree
+to a few units in the last place, because a matrix product of another shape rounds otherwise; lists agree wherever the scores
+of neighbours are farther apart than that.
 """
 
 from __future__ import annotations
@@ -67,7 +69,9 @@ def recommend(
     Args:
         table: spells the histories; `trie` (default: its listed items) spells what may be recommended.
         beam: W, default max(20, 2 k). A beam as wide as the trie makes the search exact.
-    Equal scores are ordered by item id. Items that share a SID all appear, with the same score.
+    Equal scores are ordered by item id; of prefixes that tie at the edge of the beam, those stay that lead to the smallest
+    ids, so that a model with no preference gives the k smallest ids whatever the beam (of at least k). Items that share a
+    SID all appear, with the same score.
     Raises:
         UsageError: k or beam is not positive.
     """
@@ -80,11 +84,13 @@ def recommend(
     if trie.n_nodes(trie.levels) == 0 or len(histories) == 0:
         return Recommendations(items, scores)
     arrays = trie.torch(model.device)
-    rank = torch.from_numpy(_id_rank(table)).to(model.device)
+    id_rank = _id_rank(table)
+    rank = torch.from_numpy(id_rank).to(model.device)
+    firsts = [torch.from_numpy(first).to(model.device) for first in trie.smallest(id_rank)]
     observer.start(task, len(histories))
     with torch.inference_mode():
         for rows in length_batches(model, table, histories, batch):
-            leaves, found = _search(model, table, histories.take(rows), arrays, trie, width)
+            leaves, found = _search(model, table, histories.take(rows), arrays, trie, firsts, width)
             best, score = _items_of(leaves, found, arrays, trie.max_leaf_items, rank, k)
             items[rows, : best.shape[1]] = best.cpu().numpy()
             scores[rows, : best.shape[1]] = score.cpu().numpy()
@@ -94,12 +100,22 @@ def recommend(
 
 
 def _search(
-    model: Recommender, table: SidTable, histories: Histories, arrays: TorchTrie, trie: Trie, width: int
+    model: Recommender,
+    table: SidTable,
+    histories: Histories,
+    arrays: TorchTrie,
+    trie: Trie,
+    firsts: list[Tensor],
+    width: int,
 ) -> tuple[Tensor, Tensor]:
-    """Leaves [B, W'] and scores [B, W'] of the beams alive at the last level; dead ones score -inf."""
+    """Leaves [B, W'] and scores [B, W'] of the beams alive at the last level; dead ones score -inf.
+
+    `firsts`: a depth, [n_d] the smallest id rank of the items below each node.
+    """
     state = model.start(*model.tokens(histories, table))
     score = state.log_probs[:, arrays.tokens[1]]  # [B, n_1]
-    score, node = score.topk(min(width, score.shape[1]), dim=1)
+    nodes = torch.arange(score.shape[1], device=score.device).expand_as(score)
+    score, node = _best(score, width, nodes, firsts[1])
     parents: Tensor | None = None
     for depth in range(1, trie.levels):
         state = model.advance(state, arrays.tokens[depth][node], parents)
@@ -111,10 +127,32 @@ def _search(
         child = torch.where(alive, child, 0)
         chance = state.log_probs.gather(2, arrays.tokens[depth + 1][child])
         total = torch.where(alive, score[..., None] + chance, float("-inf")).flatten(1)
-        score, pick = total.topk(min(width, total.shape[1]), dim=1)
+        nodes = child.flatten(1)
+        score, pick = _best(total, width, nodes, firsts[depth + 1])
         parents = pick // len(step)
-        node = child.flatten(1).gather(1, pick)
+        node = nodes.gather(1, pick)
     return node, score
+
+
+def _best(scores: Tensor, width: int, nodes: Tensor, firsts: Tensor) -> tuple[Tensor, Tensor]:
+    """The `width` best of scores [B, M] and where they stand, in no order; ties for the last places go by `firsts`.
+
+    One candidate more than needed is looked at: the ranks of `nodes` [B, M] count only where it ties with the last one kept.
+    """
+    if scores.shape[1] <= width:
+        return scores, torch.arange(scores.shape[1], device=scores.device).expand_as(scores)
+    found, pick = scores.topk(width + 1, dim=1)
+    last = found[:, width - 1 : width]
+    tied = ((found[:, width:] == last) & torch.isfinite(last))[:, 0]
+    found, pick = found[:, :width], pick[:, :width]
+    if bool(tied.any()):
+        rows, edge = scores[tied], last[tied]
+        never = torch.iinfo(torch.int64).max
+        order = torch.where(rows == edge, firsts[nodes[tied]], never).masked_fill(rows > edge, -1)
+        pick = pick.clone()
+        pick[tied] = order.topk(width, dim=1, largest=False).indices
+        found = scores.gather(1, pick)
+    return found, pick
 
 
 def _items_of(

@@ -1,36 +1,35 @@
 """The one training loop: next-code prediction on users' sequences, for the causal and the seq2seq recommender.
 
 A causal model is trained on every position of a window of a sequence; a seq2seq model on (history, target) pairs.
-The state after each epoch is a plain safetensors file, and the random numbers of an epoch depend on (seed, epoch)
+The state after each epoch is one piece of the run's state, and the random numbers of an epoch depend on (seed, epoch)
 alone, so that a killed run continues to the same weights as a straight one.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from recerase.catalog.interactions import Histories, Split
 from recerase.errors import UsageError
 from recerase.model.decode import recommend
 from recerase.model.recommender import Recommender
+from recerase.resume import Pieces
 from recerase.sid.table import SidTable
-from recerase.store import write_bytes
 from recerase.types import SILENT, IntArray, Observer
 
 IGNORED = -100
-STATE_FILE = "training.safetensors"
+PIECE = "training"
+"""The name of the last finished epoch in the state of a run."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class TrainLog:
 
 
 @dataclass
-class _Progress:
+class Progress:
     """Where a run stands between two epochs; everything in it is saved."""
 
     epoch: int = 0
@@ -85,15 +84,16 @@ def train(
     split: Split,
     config: TrainConfig,
     observer: Observer = SILENT,
-    state_dir: Path | None = None,
+    state: Pieces | None = None,
 ) -> TrainLog:
     """Train `model` in place and leave it with the weights of its best validation epoch.
 
     Args:
         split: histories by catalogue row, see `Interactions.split`.
-        state_dir: where to keep the state of the last finished epoch; a run with the same key continues from it.
+        state: where the last finished epoch is kept and, when it is there, continued from; opened by the caller under
+            a key of everything the weights depend on.
     Raises:
-        UsageError: no user has a sequence to learn from, or the state on disk belongs to another run.
+        UsageError: no user has a sequence to learn from.
     """
     sequences = _with_sids(split.train, table)
     if len(sequences) == 0 or int(sequences.lengths.max(initial=0)) < 2:
@@ -103,8 +103,7 @@ def train(
         )
     accelerator = Accelerator(cpu=next(model.module.parameters()).device.type == "cpu")
     optimizer = torch.optim.AdamW(model.module.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
-    key = _run_key(model, table, sequences, config)
-    progress = _load_state(state_dir, key, model, optimizer) or _Progress()
+    progress = _load_state(state, model, optimizer) or Progress()
     per_epoch = sum(1 for _ in _batches(model, table, sequences, config, 0))
     total = config.epochs * per_epoch
     observer.start("train", total)
@@ -123,7 +122,7 @@ def train(
                 observer.note(f"epoch {progress.epoch}: loss {loss:.3f}, validation {figures}")
         progress.history.append(row)
         progress.seconds += time.monotonic() - began
-        _save_state(state_dir, key, progress, model, optimizer)
+        _save_state(state, progress, model, optimizer)
     observer.finish("train")
     if progress.best_weights:
         model.module.load_state_dict(progress.best_weights)
@@ -163,7 +162,7 @@ def _epoch(
     table: SidTable,
     sequences: Histories,
     config: TrainConfig,
-    progress: _Progress,
+    progress: Progress,
     optimizer: torch.optim.Optimizer,
     accelerator: Accelerator,
     total: int,
@@ -301,7 +300,7 @@ def _batches(
         yield build(model, table, pieces.take(np.sort(rows)))
 
 
-def _keep_best(progress: _Progress, row: Mapping[str, float], model: Recommender) -> None:
+def _keep_best(progress: Progress, row: Mapping[str, float], model: Recommender) -> None:
     if row["ndcg@10"] > progress.best:
         progress.best, progress.best_epoch, progress.stale = row["ndcg@10"], progress.epoch, 0
         progress.best_weights = {k: v.detach().clone() for k, v in model.module.state_dict().items()}
@@ -309,60 +308,39 @@ def _keep_best(progress: _Progress, row: Mapping[str, float], model: Recommender
         progress.stale += 1
 
 
-def _run_key(model: Recommender, table: SidTable, sequences: Histories, config: TrainConfig) -> str:
-    """Digest of everything the weights depend on, the initial weights included."""
-    digest = hashlib.sha256()
-    digest.update(json.dumps([asdict(config), model.kind, model.window, table.digest], sort_keys=True).encode())
-    digest.update(np.ascontiguousarray(sequences.items).tobytes() + np.ascontiguousarray(sequences.offsets).tobytes())
-    for name, value in sorted(model.module.state_dict().items()):
-        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _save_state(
-    state_dir: Path | None, key: str, progress: _Progress, model: Recommender, optimizer: torch.optim.Optimizer
-) -> None:
-    if state_dir is None:
+def _save_state(state: Pieces | None, progress: Progress, model: Recommender, optimizer: torch.optim.Optimizer) -> None:
+    if state is None:
         return
     tensors: dict[str, Tensor] = {f"model.{k}": v for k, v in model.module.state_dict().items()}
     tensors |= {f"best.{k}": v for k, v in progress.best_weights.items()}
-    for i, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in state.items()}
+    for i, moments in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in moments.items()}
     figures: dict[str, Any] = {k: v for k, v in vars(progress).items() if k != "best_weights"}
-    metadata = {"key": key, "progress": json.dumps(figures)}
-    state_dir.mkdir(parents=True, exist_ok=True)
-    write_bytes(state_dir / STATE_FILE, save({k: v.contiguous().clone() for k, v in tensors.items()}, metadata))
+    own = {k: v.contiguous().clone() for k, v in tensors.items()}  # safetensors refuses memory that is shared
+    state.write(PIECE, save(own, {"progress": json.dumps(figures)}))
 
 
-def _load_state(
-    state_dir: Path | None, key: str, model: Recommender, optimizer: torch.optim.Optimizer
-) -> _Progress | None:
-    """The state of the last finished epoch, put back into model and optimiser; None when there is none.
-
-    Raises:
-        UsageError: the state was left by a run with other data, table, model or settings.
-    """
-    path = state_dir / STATE_FILE if state_dir else None
-    if path is None or not path.exists():
+def _load_state(state: Pieces | None, model: Recommender, optimizer: torch.optim.Optimizer) -> Progress | None:
+    """The last finished epoch, put back into model and optimiser; None when there is none."""
+    found = state.read(PIECE) if state is not None else None
+    if found is None:
         return None
-    from safetensors import safe_open
-
-    with safe_open(str(path), "pt") as handle:
-        metadata = handle.metadata() or {}
-    if metadata.get("key") != key:
-        raise UsageError(
-            f"{path} holds the state of another run (its data, SID table, model or settings differ).",
-            "Delete it to start over, or repeat the earlier command exactly to resume it.",
-        )
-    tensors = load_file(str(path))
-    progress = _Progress(**json.loads(metadata["progress"]))
+    tensors = load(found)
+    progress = progress_of(found)
     progress.best_weights = {k[5:]: v for k, v in tensors.items() if k.startswith("best.")}
     model.module.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
     template = optimizer.state_dict()
-    state: dict[int, dict[str, Tensor]] = {}
+    moments: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith("optimizer."):
             _, index, field_name = name.split(".", 2)
-            state.setdefault(int(index), {})[field_name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": template["param_groups"]})
+            moments.setdefault(int(index), {})[field_name] = value
+    optimizer.load_state_dict({"state": moments, "param_groups": template["param_groups"]})
     return progress
+
+
+def progress_of(piece: bytes) -> Progress:
+    """Where the run stood that left this piece, without its weights: the figures in the header of the safetensors."""
+    size = int.from_bytes(piece[:8], "little")
+    header = json.loads(piece[8 : 8 + size])
+    return Progress(**json.loads(header["__metadata__"]["progress"]))

@@ -6,10 +6,11 @@ escaped by jinja2; the plots are the one exception, and they hold no word that c
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from recerase.report.plots import Plot, plots
 from recerase.report.schema import SCHEMA, report_digest
@@ -21,6 +22,7 @@ from recerase.report.wording import (
     comparison,
     facts,
     find_row,
+    gate_text,
     grouped_skips,
     headline_rows,
     interval_text,
@@ -33,6 +35,9 @@ from recerase.report.wording import (
     value_text,
 )
 from recerase.types import Example, Finding, Measurement, Report
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 MOVES_SHOWN = 200
 EXAMPLES_SHOWN = 20
@@ -88,6 +93,12 @@ class ListLine:
 
 def report_html(report: Report) -> str:
     """The whole page. Equal reports give equal pages."""
+    return _template().render(**_page(report))
+
+
+@functools.cache
+def _template() -> Template:
+    """The template, compiled once a process."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -100,8 +111,13 @@ def report_html(report: Report) -> str:
         "percent": percent,
         "thousands": _thousands,
     }
-    environment.filters |= {"value_text": value_text, "interval_text": interval_text, "facts": facts}
-    return environment.get_template("report.html.j2").render(**_page(report))
+    environment.filters |= {
+        "value_text": value_text,
+        "interval_text": interval_text,
+        "facts": facts,
+        "gate_text": gate_text,
+    }
+    return environment.get_template("report.html.j2")
 
 
 def _page(report: Report) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from recerase.report.schema import SCHEMA, report_digest
 from recerase.report.wording import (
     change_text,
     facts,
+    gate_text,
     grouped_skips,
     headline_rows,
     interval_text,
@@ -62,6 +63,8 @@ def _head(report: Report) -> str:
         f"# {decision.verdict.value.upper()}: {escaped(str(concept.get('name', 'concept')), 120)}",
         "",
         escaped(decision.reason, 600),
+        "",
+        f"**{escaped(gate_text(report.gate), 800)}**",
         "",
         f"{', '.join([*counts, f'rules: {rules_tally(report)}'])}.",
         *(f"\n> **Warning:** {escaped(warning)}" for warning in decision.warnings),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from recerase.report.wording import (
     number,
     percent,
     role_names,
+    title_text,
 )
 from recerase.types import Measurement, Report, Role
 
@@ -187,7 +189,7 @@ def utility_plot(report: Report) -> Plot | None:
         for place, (_, drop) in enumerate(found):
             _whisker(axes, place, drop, "subject", negate=True)
         axes.axvline(0, color=_INK, linewidth=1)
-        axes.set_yticks(range(len(found)), [metric_label(metric).replace(", ", "\n") for metric, _ in found])
+        axes.set_yticks(range(len(found)), [_tick(metric) for metric, _ in found])
         axes.set_ylim(len(found) - 0.5, -0.5)
         axes.margins(x=0.12)
         axes.set_xlabel("change against the original")
@@ -255,6 +257,10 @@ def _series(report: Report, name: str) -> tuple[list[float], dict[Role, list[flo
     return (x, lines) if lines else None
 
 
+def _tick(metric: str) -> str:
+    return title_text(metric_label(metric), 60).replace(", ", "\n")
+
+
 def _shown(report: Report, among: Any) -> tuple[Role, ...]:
     roles: tuple[Role, ...] = ("original", "subject", "reference")
     return tuple(role for role in roles if role in among)
@@ -292,13 +298,14 @@ def _plot(
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context():
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # text stays text: the page's reader has the glyph
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
         matplotlib.rcParams["svg.hashsalt"] = f"recerase-{name}"
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
         draw(figure.add_subplot())
-        svg = _inline(_svg(figure), name, f"{title}. {told}")
+        svg = _inline(_svg(figure), name, title_text(f"{title}. {told}", 2000))
     return Plot(name, title, caption, svg, roles)
 
 

@@ -16,8 +16,10 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from recerase.report.diff import diff_rows
 from recerase.report.wording import (
     change_text,
+    gate_text,
     grouped_skips,
     headline_rows,
     interval_text,
@@ -108,6 +110,7 @@ def verdict_panel(report: Report) -> Panel:
     ]
     lines.append("".join(f", {count}" for count in counts), style="default not bold")
     lines.append(f"\nrules   {rules_tally(report)}", style="default not bold")
+    lines.append(f"\n{gate_text(report.gate)}", style="default not bold")
     return Panel(lines, border_style=style, box=box.HEAVY, title="recerase", title_align="left")
 
 
@@ -133,7 +136,7 @@ def before_after_table(report: Report) -> RenderableType:
     cells = []
     for row in rows:
         values = [value_text(row.by_role[role]) if role in row.by_role else "" for role in names]
-        cells.append(tuple(map(Text, [row.label, *values, *([change_text(row)] if change else [])])))
+        cells.append(tuple(map(Text, [_safe(row.label), *values, *([change_text(row)] if change else [])])))
     headers = ("measured", *names.values(), *(["change"] if change else []))
     title = "Before and after" if names.get("original") == "before" else "Measured"
     return _Columns(title, headers, tuple(cells), frozenset(range(1, len(headers))))
@@ -145,7 +148,12 @@ def controls_table(decision: Decision) -> RenderableType:
     for control in decision.controls:
         word, style = _HOLDS[control.holds]
         rows.append(
-            (Text(control.name), Text(word, style=style), Text(control.expected), Text(_safe(control.observed)))
+            (
+                Text(_safe(control.name)),
+                Text(word, style=style),
+                Text(_safe(control.expected)),
+                Text(_safe(control.observed)),
+            )
         )
     return _Columns("Controls", ("control", "result", "expected", "observed"), tuple(rows), folds=frozenset({2, 3}))
 
@@ -154,7 +162,7 @@ def not_tested(report: Report) -> RenderableType:
     """What a pass does not mean, and what was skipped and why."""
     lines = [Text(f"- {_safe(limit)}") for limit in report.limits]
     for reason, names in grouped_skips(report.skipped):
-        lines.append(Text(f"- {', '.join(names)}: {_safe(reason)}"))
+        lines.append(Text(f"- {_safe(', '.join(names))}: {_safe(reason)}"))
     return Group(Text("Not tested", style="bold"), *lines)
 
 
@@ -168,6 +176,13 @@ def report_text(report: Report) -> RenderableType:
     parts += [Text(f"warning: {_safe(warning)}", style="yellow") for warning in report.decision.warnings]
     parts += [Text()] if report.decision.warnings else []
     return Group(*parts, not_tested(report))
+
+
+def diff_table(before: Report, after: Report) -> RenderableType:
+    """Two reports side by side: verdict, exit code and every rule."""
+    rows = [tuple(Text(_safe(cell) if cell else "") for cell in row) for row in diff_rows(before, after)]
+    headers = ("rule", "first", "second", "change")
+    return _Columns("First and second report", headers, tuple(rows), folds=frozenset({0, 1, 2}))
 
 
 def _rule_row(finding: Finding) -> tuple[Text, ...]:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from recerase.types import Layer, Measurement, Report, Result, Role, Skipped
+from recerase.types import Gate, Layer, Measurement, Report, Result, Role, Skipped
 
 TITLE_LENGTH = 120
 """Characters of a title that are shown; the JSON report has all of them."""
@@ -69,7 +69,9 @@ WHOLE = {
     "aliasing.shared_prefix": "concept items sharing a retained prefix",
 }
 
-_UNSEEN = re.compile("[\u0000-\u001f\u007f-\u009f\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]+")
+_UNSEEN = re.compile(
+    "[\u0000-\u001f\u007f-\u009f\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]+"
+)
 
 
 @dataclass(frozen=True)
@@ -198,6 +200,11 @@ def rules_tally(report: Report) -> str:
     return ", ".join(f"{count} {name}" for count, name in counts if count) or "no rules"
 
 
+def gate_text(gate: Gate) -> str:
+    """The exit code and why, as every format says it: `exit code 1 (fail on policy): the policy says fail`."""
+    return f"exit code {gate.exit_code} (fail on {gate.fail_on}): {title_text(gate.reason, 600)}"
+
+
 def grouped_skips(skipped: Sequence[Skipped]) -> tuple[tuple[str, tuple[str, ...]], ...]:
     """(reason, what it kept from being measured), reasons in the order of the report."""
     found: dict[str, list[str]] = {}
@@ -223,7 +230,7 @@ def facts(values: Mapping[str, Any], prefix: str = "") -> tuple[tuple[str, str],
     """A nested mapping as (name, text) lines, sorted by name; a long list is counted."""
     lines: list[tuple[str, str]] = []
     for key in sorted(values):
-        name, value = f"{prefix}{key}".replace("_", " "), values[key]
+        name, value = title_text(f"{prefix}{key}".replace("_", " ")), values[key]
         if isinstance(value, Mapping):
             lines += facts(value, f"{name}: ")
         elif isinstance(value, (list, tuple)):

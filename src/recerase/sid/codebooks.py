@@ -148,9 +148,9 @@ class Codebooks:
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, FloatArray], metadata: Mapping[str, Any]) -> Codebooks:
         """The inverse of `to_tensors` and `metadata`. Raises TableError when they are not a whole set of codebooks."""
-        names = [f"codebook.{level}" for level in range(len(tensors))]
-        vectors = tuple(np.asarray(tensors[name]) for name in names if name in tensors)
+        names = [f"codebook.{level}" for level in range(len(tensors) - 1)]
         try:
+            vectors = tuple(np.asarray(tensors[name]) for name in names)
             centre = np.asarray(tensors["centre"])
             flags = [metadata[key] for key in ("normalise_input", "normalise_residuals", "fitted")]
             agreement = tuple(float(share) for share in metadata["agreement"])
@@ -159,6 +159,11 @@ class Codebooks:
                 raise ValueError("the recipe must be true or false")
             if not vectors or len(agreement) != len(vectors) or (scales is not None and len(scales) != len(vectors)):
                 raise ValueError(f"{len(vectors)} levels of codewords, {len(agreement)} of figures")
+            if (
+                any(not np.issubdtype(v.dtype, np.floating) for v in (centre, *vectors))
+                or not np.isfinite(centre).all()
+            ):
+                raise ValueError("codewords must be finite floating-point numbers")
             if any(v.ndim != 2 or v.shape[1:] != centre.shape or not np.isfinite(v).all() for v in vectors):
                 raise ValueError("codewords and centre differ in width, or are not finite")
         except (KeyError, TypeError, ValueError) as error:

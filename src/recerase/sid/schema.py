@@ -18,6 +18,9 @@ from recerase.types import IntArray
 
 SCHEMA_FILE = "sid_schema.json"
 SCHEMA_ID = "recerase.sids/1"
+_MOST_CODES = 1 << 22
+"""Codes of all levels together: far above any recommender, far below what would fill the memory."""
+_MOST_ROWS = 1 << 31
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +45,15 @@ class SidSchema:
 
     @classmethod
     def native(cls, codes: Sequence[int], collisions: Literal["unique", "allowed"] = "unique") -> SidSchema:
-        """Our own layout: pad 0, bos 1, eos 2, then one block of rows a level, in order."""
+        """Our own layout: pad 0, bos 1, eos 2, then one block of rows a level, in order.
+
+        Raises TableError when the codes are so many that their rows would fill the memory.
+        """
+        if sum(map(int, codes)) > _MOST_CODES:
+            raise TableError(
+                f"The SIDs use codes up to {max(codes) - 1} on {len(codes)} levels, more than {_MOST_CODES} in all.",
+                "Check the file: codes count from 0 up at every level.",
+            )
         base = 3 + np.concatenate([[0], np.cumsum(codes)[:-1]]).astype(np.int64)
         rows = tuple(b + np.arange(k, dtype=np.int64) for b, k in zip(base, codes, strict=True))
         return cls(tuple(int(k) for k in codes), rows, 3 + int(sum(codes)), 0, 1, 2, collisions)
@@ -86,6 +97,8 @@ class SidSchema:
             codes = tuple(_whole(k, 1) for k in data["codes"])
             rows = tuple(np.array([_whole(row, -1) for row in level], np.int64) for level in data["rows"])
             vocabulary = _whole(data["vocabulary"], 1)
+            if vocabulary > _MOST_ROWS:
+                raise ValueError(f"a vocabulary of {vocabulary:.3g} rows")
             special = {name: _whole(data["special"][name], -1) for name in ("pad", "bos", "eos")}
             if not codes or [len(r) for r in rows] != list(codes):
                 raise ValueError("levels, codes and rows do not fit each other")
@@ -106,5 +119,5 @@ class SidSchema:
 def _whole(value: Any, least: int) -> int:
     """`value` when it is an integer of at least `least`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{value!r} where a whole number of at least {least} belongs")
+        raise ValueError(f"{value!r:.40} where a whole number of at least {least} belongs")
     return value

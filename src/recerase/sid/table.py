@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from recerase.catalog.files import parquet_table, read_file
 from recerase.errors import TableError
 from recerase.sid.schema import SCHEMA_FILE, SidSchema
 from recerase.types import BoolArray, IntArray
@@ -234,7 +234,7 @@ def arrow_to_table(data: pa.Table, schema: SidSchema | None = None, name: str = 
     try:
         ids = data["item_id"].cast(pa.string()).combine_chunks()
         lists = data["codes"].cast(pa.list_(pa.int32())).combine_chunks()
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+    except (pa.ArrowException, KeyError, ValueError) as error:
         raise TableError(f"{name}: {error!s:.120}.", "codes must be lists of integers, item_id strings.") from error
     present = lists.is_valid().to_numpy(zero_copy_only=False)
     lengths = np.unique(lists.value_lengths().drop_null().to_numpy())
@@ -264,19 +264,29 @@ def read_table(path: str | Path, schema: SidSchema | None = None) -> SidTable:
     file = path / TABLE_FILE if path.is_dir() else path
     if file.suffix == ".json":
         return read_json_table(file)
-    if not file.exists():
+    if not file.is_file():
         raise TableError(f"There is no {file}.", "Make SIDs with `recerase tokenize`.")
     beside = file.parent / SCHEMA_FILE
-    if schema is None and beside.exists():
-        try:
-            schema = SidSchema.from_json(json.loads(beside.read_text("utf-8")))
-        except ValueError as error:
-            raise TableError(f"{beside} is not JSON.", "Write the SIDs again with `recerase tokenize`.") from error
+    if schema is None and beside.is_file():
+        schema = schema_of(read_file(beside), beside)
+    return table_of(read_file(file), schema, file)
+
+
+def schema_of(data: bytes, path: Path) -> SidSchema:
+    """The schema in the content of a sid_schema.json. Raises TableError."""
     try:
-        data = pq.read_table(file)
-    except (pa.ArrowException, OSError) as error:
-        raise TableError(f"{file} cannot be read as parquet.", "Restore it, or tokenize again.") from error
-    return arrow_to_table(data, schema, file.name)
+        return SidSchema.from_json(json.loads(data))
+    except (ValueError, RecursionError) as error:
+        raise TableError(f"{path} is not JSON.", "Write the SIDs again with `recerase tokenize`.") from error
+
+
+def table_of(data: bytes, schema: SidSchema | None, path: Path) -> SidTable:
+    """The table in the content of a sids.parquet. Raises TableError."""
+    try:
+        found = parquet_table(data, ("item_id", "codes", "listed", "resolved"))
+    except ValueError as error:
+        raise TableError(f"{path} cannot be read as parquet ({error}).", "Restore it, or tokenize again.") from error
+    return arrow_to_table(found, schema, path.name)
 
 
 _TOKEN = re.compile(r"^<?([a-z])_(\d{1,9})>?$")
@@ -291,18 +301,26 @@ def read_json_table(path: str | Path) -> SidTable:
     """
     path = Path(path)
     try:
-        data = json.loads(path.read_text("utf-8"))
+        data = json.loads(read_file(path), object_pairs_hook=_unique)
         ids = [str(k) for k in data]
+        "".join(ids).encode()  # half a surrogate pair is no text
         codes = np.array([[_code(t, level) for level, t in enumerate(v)] for v in data.values()], np.int64)
         if codes.ndim != 2 or not codes.size or codes.max() >= 2**24:
             raise ValueError("SIDs differ in length, or there are none")
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise TableError(
             f"{path} is not a SID table in JSON: {error!s:.120}.",
             'Expected {"item id": ["<a_1>", "<b_2>", ...]} or {"item id": [1, 2, ...]}.',
         ) from error
     sizes = [max(256, 1 << int(k).bit_length()) for k in codes.max(axis=0)]
     return SidTable.build(ids, codes, _native_schema(codes, sizes))
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("an item is there twice")
+    return found
 
 
 def _native_schema(codes: IntArray, sizes: Sequence[int]) -> SidSchema:
@@ -318,5 +336,5 @@ def _code(token: Any, level: int) -> int:
         return token
     match = _TOKEN.match(token) if isinstance(token, str) else None
     if match is None or ord(match[1]) - ord("a") != level:
-        raise ValueError(f"{token!r} is no code of level {level + 1}")
+        raise ValueError(f"{token!r:.40} is no code of level {level + 1}")
     return int(match[2])

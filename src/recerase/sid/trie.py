@@ -79,6 +79,13 @@ class Trie:
             node = np.append(self.parent[level], -1)[node]  # -1 stays -1
         return node
 
+    def smallest(self, rank: IntArray) -> tuple[IntArray, ...]:
+        """A depth, int64 [n_d]: the smallest `rank` [N] of the items below each node. The trie must not be empty."""
+        found = [np.minimum.reduceat(rank[self.leaf_items], self.leaf_start[:-1])]
+        for first in reversed(self.first_child):
+            found.append(np.minimum.reduceat(found[-1], first[:-1]))
+        return tuple(reversed(found))
+
     def leaf_of(self, n_items: int) -> IntArray:
         """int64 [N] leaf of every item, -1 for items outside the trie."""
         out = np.full(n_items, -1, np.int64)

@@ -1,0 +1,90 @@
+"""Whether a report's verdict follows from its own numbers: everything that is decided is decided again.
+
+The one decision: nothing in a report is believed because it stands there. Controls, findings, verdict and exit code
+are pure functions of the policy and the measurements beside them, so they are made again and held against each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import date
+from typing import Any
+
+from recerase.audit.controls import judge_controls
+from recerase.audit.gate import concluded, gate
+from recerase.audit.policy import decide
+from recerase.audit.policy_file import policy_digest
+from recerase.report.codec import encode
+from recerase.report.schema import decision_document
+from recerase.types import Baseline, Control, Decision, Gate, Policy, Report
+
+
+def inconsistencies(report: Report, baseline: Baseline | None = None) -> tuple[str, ...]:
+    """What in a report does not follow from the rest of it, one sentence each; `baseline` is the one it was held against.
+
+    Without the baseline the exit code is made again from what the report says is worse or undecided.
+    """
+    if report.policy is None:
+        return ("The report has no policy, so its verdict cannot be made again.",)
+    if not _is_day(report.decision.as_of):
+        return (f"as_of is {report.decision.as_of!r:.40}, which is no date.",)
+    return tuple([*_digests(report, report.policy), *_decision(report, report.policy), *_gate(report, baseline)])
+
+
+def _digests(report: Report, policy: Policy) -> Iterator[str]:
+    said = report.inputs.get("policy", "")
+    if policy.digest and policy.digest != policy_digest(policy):
+        yield "policy.digest is not the digest of the policy in the report."
+    if said != policy.digest:
+        yield "inputs.policy is not the digest of the policy in the report."
+    if "concept" in report.inputs and report.inputs["concept"] != report.concept.get("digest"):
+        yield "inputs.concept is not the digest of the concept in the report."
+    if report.gate.baseline != report.inputs.get("baseline", ""):
+        yield "inputs.baseline is not the baseline that the exit code rests on."
+
+
+def _decision(report: Report, policy: Policy) -> Iterator[str]:
+    decision, name = report.decision, str(report.concept.get("name", ""))
+    today = date.fromisoformat(decision.as_of) if decision.as_of else date.min
+    controls = judge_controls(policy, report.measurements, report.skipped, name, today)
+    again = decide(policy, report.measurements, report.skipped, controls, name, today)
+    yield from _differing(_told(decision), _told(again))
+
+
+def _gate(report: Report, baseline: Baseline | None) -> Iterator[str]:
+    said = report.gate
+    if baseline is not None and said.baseline == baseline.digest:
+        again = gate(report.decision, said.fail_on, baseline)
+    elif said.fail_on == "regression" and not said.baseline:
+        yield "gate.baseline is empty, though the exit code is said to rest on one."
+        return
+    else:
+        again = concluded(report.decision, said.fail_on, said.regressions, said.undecided, said.baseline)
+        if not said.baseline:
+            again = gate(report.decision, said.fail_on)
+    yield from _differing(encode(said, Gate, "gate"), encode(again, Gate, "gate"), "gate.")
+
+
+def _told(decision: Decision) -> dict[str, Any]:
+    """A decision with its rules and controls by name, so that what differs can be named."""
+    document = decision_document(decision)
+    controls = {control.name: encode(control, Control, "") for control in decision.controls}
+    rules = {f"{place} ({rule['rule']['id']:.60})": rule for place, rule in enumerate(document.pop("rules"))}
+    return {**document, "controls": controls, "rules": rules}
+
+
+def _differing(said: Mapping[str, Any], again: Mapping[str, Any], where: str = "") -> Iterator[str]:
+    """One sentence for each field, as deep as two objects go, that is not what it comes to when it is made again."""
+    for key in sorted({*said, *again}):
+        one, other = said.get(key), again.get(key)
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            yield from _differing(one, other, f"{where}{key}.")
+        elif one != other:
+            yield f"{where}{key} is {one!r:.80}, but the report's own numbers give {other!r:.80}."
+
+
+def _is_day(text: str) -> bool:
+    try:
+        return not text or bool(date.fromisoformat(text))
+    except ValueError:
+        return False
