@@ -262,7 +262,8 @@ def by_the_book(estimates: np.ndarray, point: float, influence: np.ndarray, conf
     """Efron's BCa ends (1987, eq. 3.8 and 6.6), written down a second time; half of a tie counts as below."""
     normal = NormalDist()
     below = np.mean((estimates < point - 1e-14) * 0.5 + (estimates <= point + 1e-14) * 0.5)
-    bias, pull = normal.inv_cdf(float(below)), np.asarray(influence)
+    half = 0.5 / len(estimates)  # no estimate is quite sure to lie on one side
+    bias, pull = normal.inv_cdf(min(max(float(below), half), 1 - half)), np.asarray(influence)
     skew = float((pull**3).sum() / (6 * (pull**2).sum() ** 1.5))
     z = [bias + normal.inv_cdf(level) for level in ((1 - confidence) / 2, (1 + confidence) / 2)]
     levels = [normal.cdf(bias + at / (1 - skew * at)) for at in z]
@@ -283,12 +284,52 @@ def test_the_bootstrap_of_a_mean_is_efrons(n: int, confidence: float) -> None:
 @pytest.mark.parametrize(("n", "few"), [(15, False), (16, True), (17, True)])
 def test_from_eight_units_a_value_on_it_is_counted_how_often_each_comes(n: int, few: bool) -> None:
     values = np.repeat([1.0, 3.0], [n - 5, 5])
-    rng = np.random.default_rng(0)
-    drawn = rng.multinomial(n, [(n - 5) / n, 5 / n], size=400) @ [1.0, 3.0] / n if few else None
-    means = values[rng.integers(n, size=(400, n))].mean(axis=1) if drawn is None else drawn
-    found = bootstrap_mean(values, 0.9, 400)
-    ends = by_the_book(means, values.mean(), values - values.mean(), 0.9)
-    assert (found.low, found.high) == (pytest.approx(ends[0]), pytest.approx(ends[1]))
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        if few:
+            means = rng.multinomial(n, [(n - 5) / n, 5 / n], size=60) @ [1.0, 3.0] / n
+        else:
+            means = values[rng.integers(n, size=(60, n))].mean(axis=1)
+        found = bootstrap_mean(values, 0.9, 60, seed)
+        ends = by_the_book(means, values.mean(), values - values.mean(), 0.9)
+        assert (found.low, found.high) == (pytest.approx(ends[0]), pytest.approx(ends[1]))
+
+
+def test_three_resamples_on_one_side_are_no_certainty() -> None:
+    values, one_sided = np.sort(np.random.default_rng(17).lognormal(size=9)), 0
+    for seed in range(40):
+        means = values[np.random.default_rng(seed).integers(9, size=(3, 9))].mean(axis=1)
+        one_sided += means.min() > values.mean() or means.max() < values.mean()
+        low, high = by_the_book(means, values.mean(), values - values.mean(), 0.5)
+        found = bootstrap_mean(values, 0.5, 3, seed)
+        assert (found.low, found.high) == (
+            pytest.approx(min(low, values.mean())),
+            pytest.approx(max(high, values.mean())),
+        )
+    assert one_sided > 5
+
+
+@pytest.mark.parametrize("scale", [2.0**-400, 2.0**400])
+def test_the_unit_of_measurement_decides_nothing(scale: float) -> None:
+    values = np.random.default_rng(18).lognormal(sigma=2, size=50)
+    plain, scaled = bootstrap_mean(values), bootstrap_mean(values * scale)
+    assert (scaled.low, scaled.high) == (plain.low * scale, plain.high * scale)
+
+
+def test_beyond_what_the_correction_can_say_the_end_is_the_last_resample() -> None:
+    """One unit in a thousand is far out: 10 nines of confidence ask for more than the skewness leaves room for."""
+    values = np.append(np.full(999, 1.0), 1000.0)
+    means = np.random.default_rng(0).multinomial(1000, [0.999, 0.001], size=2000) @ [1.0, 1000.0] / 1000
+    assert bootstrap_mean(values, 1 - 1e-10).high == pytest.approx(means.max())
+    mirrored = np.random.default_rng(0).multinomial(1000, [0.001, 0.999], size=2000) @ [-1000.0, -1.0] / 1000
+    assert bootstrap_mean(-values, 1 - 1e-10).low == pytest.approx(mirrored.min())
+
+
+def test_counts_and_booleans_are_numbers() -> None:
+    own, base = np.tile([0, 1, 1, 0], 5), np.tile([1, 1, 0, 0], 5)
+    as_numbers = equivalence(own.astype(float), base.astype(float), 0.9)
+    assert equivalence(own.astype(np.uint8), base.astype(np.uint8), 0.9) == as_numbers
+    assert equivalence(own.astype(bool), base.astype(bool), 0.9) == as_numbers
 
 
 def test_paired_and_separate_ratios_are_efrons() -> None:
@@ -428,3 +469,62 @@ def test_a_bootstrap_is_made_in_pieces_that_fit(monkeypatch: pytest.MonkeyPatch)
         assert peak < 1 << 20  # 2000 resamples of 1000 values are 16 million bytes
     monkeypatch.setattr(stats, "_CHUNK", 10)
     assert bootstrap_mean(far).low == pytest.approx(whole[0].low)
+
+
+def test_ten_hits_still_count_as_few() -> None:
+    """At 99 in 100 the exact end lies below Wilson's for ten hits; it is where ten or more come once in a hundred."""
+    low = wilson(10, 1000, 0.99).low
+    fewer = sum(math.comb(1000, k) * low**k * (1 - low) ** (1000 - k) for k in range(10))
+    assert fewer == pytest.approx(0.99, abs=1e-9)
+
+
+def test_a_drop_says_how_its_ratio_was_made() -> None:
+    assert paired_drop(np.zeros(30), np.full(30, 0.5))[1].method == "rule-of-three"
+
+
+def test_a_ratio_of_sparse_pairs_counts_one_unseen_pair_at_either_end() -> None:
+    """Ten hits of fifty that are all still there: no resample differs, so what is left is the weight of that pair."""
+    hits = np.repeat([0.0, 0.5], [40, 10])
+    rng = np.random.default_rng(2)
+    rng.multinomial(50, [0.8, 0.2], size=400)
+    weights = rng.standard_gamma([40.0, 10.0, 1.0], size=(400, 3))
+    seen, more = weights[:, 1] * 0.5, weights[:, 2]
+    ratio, found = paired_ratio(hits, hits, 0.9, 400, seed=2)
+    floor = unseen(50, 0.9) / bootstrap_mean(hits, 0.9, 400, seed=2).low
+    assert ratio == 1.0
+    assert found.low == pytest.approx(np.quantile(seen / (seen + more), 0.05))
+    assert found.high == pytest.approx(max(np.quantile((seen + more) / seen, 0.95), floor))
+    assert found.high > floor
+
+
+def test_not_one_bit_of_a_ratio_depends_on_the_order_of_units() -> None:
+    rng = np.random.default_rng(16)
+    own, base = rng.integers(1, 4, size=200) / 7, rng.lognormal(size=200)  # many units of one value
+    first = paired_ratio(own, base, 0.95, 50)
+    for _ in range(20):
+        order = rng.permutation(200)
+        assert paired_ratio(own[order], base[order], 0.95, 50) == first
+
+
+def test_resamples_that_saw_nothing_say_nothing_about_a_ratio() -> None:
+    lone = np.array([0.0, 0.0, 1.5])
+    with np.errstate(all="raise"):
+        assert paired_ratio(lone, lone) == (1.0, Interval(1.0, 1.0, 0.95, "bootstrap"))
+        assert paired_ratio(np.ones(3), lone)[1].high == math.inf
+
+
+def test_the_floor_of_nothing_seen_comes_from_the_sure_end_of_what_it_is_compared_with() -> None:
+    base = np.random.default_rng(19).lognormal(size=60)
+    found = paired_ratio(np.zeros(60), base, 0.9, SMALL, seed=3)[1]
+    assert found.high == pytest.approx(unseen(60, 0.9) / bootstrap_mean(base, 0.9, SMALL, seed=3).low)
+    sparse = np.append(np.zeros(19), 2.0)
+    assert paired_ratio(np.zeros(20), sparse)[1].high == math.inf
+
+
+def test_pairs_that_are_no_shares_have_no_unseen_pair() -> None:
+    twos = np.repeat([0.0, 2.0], [40, 10])
+    assert paired_ratio(twos, twos) == (1.0, Interval(1.0, 1.0, 0.95, "bootstrap"))
+
+
+def test_units_may_stand_in_rows() -> None:
+    assert bootstrap_mean([[0.1, 0.2], [0.3, 0.7]]) == bootstrap_mean([0.1, 0.2, 0.3, 0.7])

@@ -24,7 +24,7 @@ _INTERRUPTED = 130
 _GRACE = 4.0
 """Seconds a run has to end after a signal, before it is ended."""
 _ENDED = b"\0"
-_SHOW_CURSOR = "\x1b[?25h"
+_SHOW_CURSOR = b"\x1b[?25h"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -47,7 +47,8 @@ def run(argv: Sequence[str]) -> int:
         _complain(f"recerase: {error}", error)
         return error.exit_code
     except (KeyboardInterrupt, Interrupted) as error:
-        _complain(f"{_shown_cursor()}recerase: interrupted; nothing unfinished was published.", error)
+        _show_cursor()
+        _complain("recerase: interrupted; nothing unfinished was published.", error)
         return error.exit_code if isinstance(error, Interrupted) else _INTERRUPTED
     except MemoryError as error:
         _complain("recerase: out of memory. Use a smaller --batch or --max-users.", error)
@@ -130,15 +131,16 @@ def _watch(ears: int, heard: Sequence[int]) -> None:
     ready, _, _ = select.select([ears], [], [], _GRACE)
     if ready and os.read(ears, 1) == _ENDED:
         return
-    _complain(
-        f"{_shown_cursor()}recerase: stopped at once; what was finished before is kept, and nothing is half published."
-    )
+    _show_cursor()
+    _complain("recerase: stopped at once; what was finished before is kept, and nothing is half published.")
     os._exit(128 + first)
 
 
-def _shown_cursor() -> str:
-    """What makes a terminal show its cursor: bars hide it, and may have been stopped before they could be left."""
-    return _SHOW_CURSOR if sys.stderr.isatty() else ""
+def _show_cursor() -> None:
+    """Bars hide the cursor, and stand between us and stderr; they may have been stopped before they could be left."""
+    with contextlib.suppress(OSError):
+        if os.isatty(2):
+            os.write(2, _SHOW_CURSOR)
 
 
 def _complain(text: str, error: BaseException | None = None) -> None:
