@@ -4,12 +4,14 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 JOBS   ?= 2
+SHARE  ?= 1
+TESTS  ?=
 OUT    ?= demo-out
 # Waiting threads sleep instead of spinning: two busy neighbours on two cores otherwise cost twentyfold.
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench results soak clean
+.PHONY: help demo test check bench results soak coverage mutants reliability clean
 
 help:
 	@echo "make demo     the whole job on an embedded catalogue, offline (writes $(OUT)/)"
@@ -17,7 +19,10 @@ help:
 	@echo "make check    ruff, format and mypy"
 	@echo "make bench    side-by-side timings against brute-force and peer implementations"
 	@echo "make results  the numbers of the README, on the real data sets"
-	@echo "make soak     the reliability tests, repeated"
+	@echo "make soak     the reliability tests in their long form, for hours (SHARE=0.1: a tenth of the counts)"
+	@echo "make coverage the test suite again, with branch coverage and its gate"
+	@echo "make mutants  mutation testing of the modules that promise most"
+	@echo "make reliability   benchmarks/RELIABILITY.md, from what the four above counted"
 	@echo "make clean    remove what the targets above made (the virtual environment stays)"
 
 $(STAMP): pyproject.toml constraints.txt
@@ -29,8 +34,10 @@ demo: $(STAMP)
 	@start=$$(date +%s); $(BIN)/recerase demo --out $(OUT) --force; code=$$?; \
 	echo "make demo: exit $$code after $$(( $$(date +%s) - start )) s" >&2; exit $$code
 
+# What a run counts is written where `make reliability` finds it.
 test: $(STAMP)
-	@start=$$(date +%s); $(BIN)/pytest -n $(JOBS) -q; code=$$?; \
+	@mkdir -p .reliability; start=$$(date +%s); \
+	RECERASE_FIGURES=.reliability/test.json $(BIN)/pytest -n $(JOBS) -q; code=$$?; \
 	echo "make test: exit $$code after $$(( $$(date +%s) - start )) s" >&2; exit $$code
 
 check: $(STAMP)
@@ -49,10 +56,23 @@ results: $(STAMP)
 	$(BIN)/python benchmarks/readme.py
 
 soak: $(STAMP)
-	@start=$$(date +%s); for round in 1 2 3 4 5; do \
-		HYPOTHESIS_PROFILE=soak $(BIN)/pytest -n $(JOBS) -q || exit 1; \
-	done; echo "make soak: 5 rounds in $$(( $$(date +%s) - start )) s" >&2
+	@mkdir -p .reliability; start=$$(date +%s); \
+	RECERASE_SOAK=$(SHARE) HYPOTHESIS_PROFILE=soak RECERASE_FIGURES=.reliability/soak$(notdir $(TESTS)).json \
+	$(BIN)/pytest -n $(JOBS) -q $(TESTS); code=$$?; \
+	echo "make soak: exit $$code after $$(( $$(date +%s) - start )) s" >&2; exit $$code
+
+coverage: $(STAMP)
+	@mkdir -p .reliability
+	$(BIN)/pytest -n $(JOBS) -q --cov --cov-report=json:.reliability/covered.json
+	$(BIN)/python benchmarks/coverage_gate.py .reliability/covered.json --json .reliability/coverage.json
+
+mutants: $(STAMP)
+	@mkdir -p .reliability
+	$(BIN)/python benchmarks/mutants.py --json .reliability/mutants.json
+
+reliability: $(STAMP)
+	$(BIN)/python benchmarks/reliability.py
 
 clean:
-	rm -rf build dist $(OUT) .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	rm -rf build dist $(OUT) .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .reliability
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

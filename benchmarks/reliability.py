@@ -8,25 +8,39 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
 RUNS = HERE.parent / ".reliability"
 PAGE = HERE / "RELIABILITY.md"
+ENDINGS = ("passed", "failed", "error", "skipped")
 SUITES = {"test": "make test", "soak": "make soak"}
 
 
 def main() -> int:
     """Write the page from the runs that are there; exit code 2 when there is none."""
-    found = {path.stem: json.loads(path.read_text("utf-8")) for path in sorted(RUNS.glob("*.json"))}
+    told = {path.stem: json.loads(path.read_text("utf-8")) for path in sorted(RUNS.glob("*.json"))}
+    found = {name: told[name] for name in ("test", "coverage", "mutants") if name in told}
+    if soaks := [run for name, run in told.items() if name.startswith("soak")]:
+        found["soak"] = merged(soaks)
     if not found:
         print(f"There is no run in {RUNS.name}/: make test, soak, coverage or mutants first.", file=sys.stderr)
         return 2
     PAGE.write_text("\n".join(page(found)) + "\n", "utf-8")
     print(PAGE.relative_to(HERE.parent))
     return 0
+
+
+def merged(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A soak that was run in parts, a file of tests at a time, as one."""
+    whole: dict[str, Any] = {"date": max(run["date"] for run in runs), "figures": {}}
+    for kind in ENDINGS:
+        whole[kind] = sum(run[kind] for run in runs)
+    for run in runs:
+        whole["figures"] |= run["figures"]
+    return whole
 
 
 def page(found: Mapping[str, Any]) -> Iterator[str]:
@@ -49,7 +63,7 @@ def page(found: Mapping[str, Any]) -> Iterator[str]:
 
 def _suites(suites: Mapping[str, Any]) -> Iterator[str]:
     for name, run in suites.items():
-        ended = ", ".join(f"{run[kind]:,} {kind}" for kind in ("passed", "failed", "error", "skipped"))
+        ended = ", ".join(f"{run[kind]:,} {kind}" for kind in ENDINGS)
         yield f"- `{SUITES[name]}`, {run['date']}: {ended}"
     yield ""
     yield f"| | {' | '.join(f'`{SUITES[name]}`' for name in suites)} |"

@@ -21,14 +21,20 @@ settings.register_profile("soak", parent=settings.get_profile("tests"), max_exam
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "tests"))
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-SOAK = os.environ.get("RECERASE_SOAK") == "1"
-Count = TypeVar("Count")
+SOAK = float(os.environ.get("RECERASE_SOAK") or 0)
+"""0 in `make test`, 1 in `make soak`; a share between them runs that share of a soak's counts."""
+Count = TypeVar("Count", int, float)
+
+
+def counted(quick: Count, soak: Count) -> Count:
+    """How much is done in this run: `quick`, or the soak's count times its share, and never less than `quick`."""
+    return max(quick, type(soak)(soak * SOAK))
 
 
 @pytest.fixture(scope="session")
 def effort() -> Callable[[Count, Count], Count]:
     """`effort(10, 200)`: the first in `make test`, the second in `make soak`."""
-    return lambda quick, soak: soak if SOAK else quick
+    return counted
 
 
 @pytest.fixture
@@ -54,7 +60,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         row["value"] = value if isinstance(value, str) else row["value"] + value
         row["of"] = of if row["of"] is None else row["of"] + (of or 0)
     if table:
-        terminalreporter.section("figures" + (" (soak)" if SOAK else ""))
+        terminalreporter.section("figures" + (f" (soak, share {SOAK:g})" if SOAK else ""))
         for name, row in sorted(table.items()):
             of = "" if row["of"] is None else f" of {row['of']:,}"
             value = f"{row['value']:,}" if isinstance(row["value"], int) else row["value"]

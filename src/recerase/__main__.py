@@ -21,20 +21,23 @@ from recerase.errors import Interrupted, RecEraseError
 _COULD_NOT_FINISH = 3
 _USAGE = 2
 _INTERRUPTED = 130
-_GRACE = 4.0
+_STOPPED = (_INTERRUPTED, 143)
+_GRACE = 3.0
 """Seconds a run has to end after a signal, before it is ended."""
 _ENDED = b"\0"
 _SHOW_CURSOR = b"\x1b[?25h"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point of the `recerase` command; always ends in SystemExit."""
+    """Entry point of the `recerase` command; ends in SystemExit, or at once when it was told to stop."""
     # Waiting torch threads sleep instead of spinning: on a machine shared with others, spinning costs twentyfold.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     code = run(sys.argv[1:] if argv is None else argv)
     for number in (signal.SIGINT, signal.SIGTERM):  # it is done: what is left is to say how it ended
         signal.signal(number, signal.SIG_IGN)
     _close_stdout()
+    if code in _STOPPED:
+        os._exit(code)  # who was told to stop does not spend seconds on unloading torch
     sys.exit(code)
 
 

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.conftest import SOAK
+from tests.conftest import SOAK, counted
 from tests.reliability.changes import changed, damaged, deepened, json_of, parquets
 from tests.reliability.conftest import POLICY, Job
 
@@ -36,13 +36,13 @@ from recerase.report.text import report_text
 from recerase.sid.table import read_table
 
 Fuzz = Callable[[Callable[[], None]], None]
-EXAMPLES = 200_000 if SOAK else 400
+EXAMPLES = counted(400, 200_000)
 SECONDS, MEGABYTES = 1.0, 512
 fuzzing = settings(
     max_examples=EXAMPLES,
     deadline=None,
     database=None,
-    derandomize=not SOAK,
+    derandomize=SOAK == 0,
     suppress_health_check=list(HealthCheck),
 )
 

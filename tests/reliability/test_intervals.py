@@ -12,11 +12,11 @@ The shipped policy decides nothing on fewer than 1,000 units.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 
 import numpy as np
 import pytest
+from tests.conftest import SOAK
 
 from recerase.errors import UsageError
 from recerase.stats import bootstrap_mean, equivalence, paired_drop, paired_ratio, wilson
@@ -28,7 +28,7 @@ RESAMPLES = 500
 SIMULATIONS, SEEDS = (200, 2000), (200, 2000)
 MASSES = [(100, 1.0, 0.87), (1000, 1.0, LEAST), (1000, 1.5, 0.91)]
 """n, sigma, and the least share that must be held."""
-if os.environ.get("RECERASE_SOAK") == "1":  # ten thousand distinct values take a while to resample
+if SOAK:  # ten thousand distinct values take a while to resample
     MASSES += [(10_000, 1.0, LEAST), (10_000, 1.5, 0.92)]
 GAINS = 1.0 / np.log2(np.arange(10) + 2.0)
 """What a hit at each place of ten is worth (ndcg)."""

@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.conftest import counted
 
 from recerase.audit import run
 from recerase.audit.policy import default_policy
@@ -38,7 +39,7 @@ from recerase.sid.quantize import Codebooks, TokenizeConfig, tokenize
 from recerase.sid.table import SidTable
 from recerase.types import BoolArray, FloatArray, IntArray, Result, Verdict
 
-SEEDS = range(100 if os.environ.get("RECERASE_SOAK") == "1" else 20)
+SEEDS = range(counted(20, 100))
 TASTES, SIZE, USERS, LONGEST = 10, 8, 3400, 6
 N = TASTES * SIZE
 STAYS, ONWARD = 0.70, 0.85
