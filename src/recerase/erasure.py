@@ -30,8 +30,8 @@ from recerase.assembly import (
     run_key,
 )
 from recerase.catalog import Preview, load_catalogue, preview
-from recerase.errors import UsageError
-from recerase.reporting import check_outputs, write_reports
+from recerase.errors import UsageError, WriteError
+from recerase.reporting import check_outputs, render_reports, write_rendered
 from recerase.resume import RunState
 from recerase.runtime import RunConfig, choose_device, environment, pinned
 from recerase.store import canonical_json, publish, read_bytes, write_bytes, write_manifest
@@ -69,11 +69,11 @@ def erase(
     """
     from recerase.erase.methods import EraseRequest, get_method, make_config
 
-    check_outputs(outputs, given_paths(checkpoint, data, reference, policy))
+    inputs = given_paths(checkpoint, data, reference, policy)
+    check_outputs(outputs, inputs)
     out, rules = Path(out), read_policy(policy)
     eraser, preset = get_method(method)
     settings = make_config(eraser, preset, key_values(overrides))
-    inputs = given_paths(checkpoint, data, reference, policy)
     with (
         RunState(out) as state,
         publish(out, inputs=inputs, force=force) as result,
@@ -126,8 +126,17 @@ def erase(
             method={**facts, "changes": changes(before, after)},
             run={**report.run, "erase_seconds": seconds},
         )
+        rendered = render_reports(
+            report, outputs
+        )  # before anything is published: a report that cannot be made is a crash
         _put_report(result, report)
-    write_reports(report, outputs)
+    try:
+        write_rendered(rendered)
+    except WriteError as error:
+        if report.decision.verdict is Verdict.FAIL:
+            raise
+        again = f"The checkpoint is published: `recerase report show {out}/report.json -o FILE` writes its report."
+        raise WriteError(error.message, again) from error
     return report
 
 
@@ -209,7 +218,7 @@ def key_values(pairs: Sequence[str]) -> dict[str, str]:
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key.strip():
-            raise UsageError(f"{pair!r} is not key=value.", "For example: --set steps=300")
+            raise UsageError(f"{pair!r} is not key=value.", "For example: --set steps=300.")
         if key.strip() in found:
             raise UsageError(f"{key.strip()} is set twice.", "Give each setting once.")
         found[key.strip()] = value.strip()

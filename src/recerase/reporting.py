@@ -6,7 +6,7 @@ before the first is written; it is read back by its seal, and believed only wher
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import date
 from importlib import import_module
@@ -46,6 +46,12 @@ def render_report(report: Report, path: str | Path) -> bytes:
     return content if isinstance(content, bytes) else str(content).encode()
 
 
+def render_reports(report: Report, paths: Sequence[str | Path]) -> dict[Path, bytes]:
+    """A report in every format asked for; nothing is written."""
+    check_outputs(paths)
+    return {Path(path): render_report(report, path) for path in paths}
+
+
 def write_report(report: Report, path: str | Path) -> None:
     """Write a report in the format that the extension names, replacing what was there."""
     write_reports(report, [path])
@@ -53,8 +59,11 @@ def write_report(report: Report, path: str | Path) -> None:
 
 def write_reports(report: Report, paths: Sequence[str | Path]) -> None:
     """Write a report to every one of `paths`, or to none that was not there before when one cannot be made."""
-    check_outputs(paths)
-    contents = {Path(path): render_report(report, path) for path in paths}
+    write_rendered(render_reports(report, paths))
+
+
+def write_rendered(contents: Mapping[Path, bytes]) -> None:
+    """Write report files; when one cannot be written, those that were not there before go again. Raises WriteError."""
     new = [path for path in contents if not path.exists()]
     try:
         for path, content in contents.items():
