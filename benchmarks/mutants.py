@@ -34,7 +34,7 @@ LISTED = Path(__file__).with_name("mutants.toml")
 TARGET = 0.85
 """The share of faults that must be seen, of those that can be."""
 _POLICY = ["tests/audit/test_policy.py", "tests/audit/test_policy_reasons.py"]
-_STORE = ["tests/test_store.py", "tests/test_disk.py"]
+_STORE = ["tests/test_store.py", "tests/test_store_words.py", "tests/test_disk.py"]
 MODULES = {
     "stats": ("src/recerase/stats.py", ["tests/test_stats.py"]),
     "table": ("src/recerase/sid/table.py", ["tests/sid/test_table.py"]),

@@ -36,6 +36,7 @@ def main() -> int:
 def merged(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """A soak that was run in parts, a file of tests at a time, as one."""
     whole: dict[str, Any] = {"date": max(run["date"] for run in runs), "figures": {}}
+    whole["soak"] = min(run["soak"] for run in runs)
     for kind in ENDINGS:
         whole[kind] = sum(run[kind] for run in runs)
     for run in runs:
@@ -64,7 +65,9 @@ def page(found: Mapping[str, Any]) -> Iterator[str]:
 def _suites(suites: Mapping[str, Any]) -> Iterator[str]:
     for name, run in suites.items():
         ended = ", ".join(f"{run[kind]:,} {kind}" for kind in ENDINGS)
-        yield f"- `{SUITES[name]}`, {run['date']}: {ended}"
+        share = run["soak"] if name == "soak" else 1
+        part = "" if share == 1 else f", {share:g} of its counts"
+        yield f"- `{SUITES[name]}`{part}, {run['date']}: {ended}"
     yield ""
     yield f"| | {' | '.join(f'`{SUITES[name]}`' for name in suites)} |"
     yield f"|---|{'---:|' * len(suites)}"

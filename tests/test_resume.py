@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import multiprocessing
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -145,6 +148,63 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(WriteError, match=r"\.recerase-state"), RunState(tmp_path / "file" / "out") as state:
         state.open(KEY)
+
+
+def test_what_somebody_else_put_there_is_left_and_named(out: Path) -> None:
+    for name in ("folder", ".folder"):
+        (state_directory(out) / name).mkdir(parents=True)
+        with pytest.raises(WriteError, match=name), RunState(out) as state:
+            state.open(KEY)
+        (state_directory(out) / name).rmdir()
+    state_directory(out).rmdir()
+    (out.parent / "elsewhere").mkdir()
+    (out.parent / "elsewhere" / "mine").write_text("")
+    state_directory(out).symlink_to(out.parent / "elsewhere")
+    with pytest.raises(WriteError, match=r"\.recerase-state"), RunState(out) as state:
+        state.open(KEY, False)
+    assert (out.parent / "elsewhere" / "mine").exists()
+
+
+def test_a_file_is_locked_and_no_directory(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On NFS a lock is one on bytes, and needs a descriptor that may write: a directory has none."""
+    flock = fcntl.flock
+
+    def nfs(descriptor: int, operation: int) -> None:
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", nfs)
+    leave(out)
+    with RunState(out) as state:
+        state.open(KEY, True)
+        assert state.read("piece0") == b"0"
+    assert not list(out.parent.iterdir())
+
+
+@pytest.mark.parametrize("name", ["a" * 255, "missing/../out", "."])
+def test_any_output_has_a_place_for_its_state(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.chdir(home)
+    leave(Path(name))
+    assert state_directory(Path(name)).is_dir()
+    with RunState(Path(name)) as state:
+        state.open(KEY, True)
+        assert state.read("piece0") == b"0"
+    assert not list(home.iterdir())
+    assert list(tmp_path.iterdir()) == [home]
+    RunState("/")
+
+
+def test_a_run_that_cannot_begin_leaves_nothing(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, data: bytes) -> str:
+        raise WriteError("full")
+
+    monkeypatch.setattr("recerase.resume.write_sealed", full)
+    with pytest.raises(WriteError, match="full"), RunState(out) as state:
+        state.open(KEY)
+    assert not list(out.parent.iterdir())
 
 
 def _work(out: Path, start: object, ended: object) -> None:

@@ -418,6 +418,19 @@ def test_what_is_not_said_is_95_in_100_from_2000_resamples_of_seed_0() -> None:
     assert paired_drop(own, base, 0.8, 100, 7)[1].confidence == 0.8
 
 
+@pytest.mark.parametrize("sure", [0.8, 0.9, 0.95, 0.99, 0.999])
+@pytest.mark.parametrize("n", [20, 50, 300])
+def test_each_end_of_a_rate_is_as_sure_as_it_says(n: int, sure: float) -> None:
+    """Exactly, by summing the binomial: a gate looks at one end, so each of them must hold with the confidence alone."""
+    found, hits = [wilson(h, n, sure) for h in range(n + 1)], np.arange(n + 1)
+    high, low = np.array([i.high for i in found]), np.array([i.low for i in found])
+    ways = np.array([math.lgamma(n + 1) - math.lgamma(h + 1) - math.lgamma(n - h + 1) for h in hits])
+    for rate in np.linspace(0.005, 0.995, 199):
+        chance = np.exp(ways + hits * math.log(rate) + (n - hits) * math.log1p(-rate))
+        assert chance[high >= rate - 1e-9].sum() >= sure - 1e-9, rate
+        assert chance[low <= rate + 1e-9].sum() >= sure - 1e-9, rate
+
+
 def test_wilson_says_which_way_it_was_made() -> None:
     assert wilson(3, 10, 0.9).method == "wilson"
     assert wilson(3, 10, 0.9).confidence == 0.9

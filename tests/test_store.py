@@ -255,13 +255,36 @@ def test_a_file_never_takes_the_place_of_a_directory(tmp_path: Path) -> None:
 
 
 def test_a_report_may_have_a_name_with_any_characters(tmp_path: Path) -> None:
-    for name in ["[a-z]*.json", "naïve ✓.json", "-rf", "a" * 230]:
+    for name in ["[a-z]*.json", "naïve ✓.json", "-rf", "a" * 255]:
         store.write_bytes(tmp_path / name, b"1")
         store.write_bytes(tmp_path / name, b"2")
         assert (tmp_path / name).read_bytes() == b"2"
     assert len(names(tmp_path)) == 4
     with pytest.raises(WriteError, match="name too long"):
-        store.write_bytes(tmp_path / ("a" * 250), b"1")
+        store.write_bytes(tmp_path / ("a" * 256), b"1")
+
+
+def test_a_directory_may_have_the_longest_name_there_is(tmp_path: Path) -> None:
+    for out in (tmp_path / ("a" * 255), tmp_path / ("a" * 254 + "b")):
+        published(out)
+        store.verify_manifest(out)
+    assert len(names(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_what_is_there_is_seen_through_a_directory_that_is_not(tmp_path: Path, force: bool) -> None:
+    """`missing/../mine` is nothing to the system, but to the rename at the end it is `mine`."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis").write_text("years")
+    out = tmp_path / "missing" / ".." / "mine"
+    with pytest.raises(OutputError, match=r"exists already|not written by"), store.publish(out, force=force):
+        pytest.fail("the block must not run")
+    with pytest.raises(OutputError, match="exists already"):
+        store.check_file_output(out / "thesis")
+    with pytest.raises(OutputError, match="directory"):
+        store.check_file_output(out, force=True)
+    assert names(tmp_path) == ["mine"]
+    assert names(tmp_path / "mine") == ["thesis"]
 
 
 def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ errors.py claims is a bug, says so with its traceback, and exits 3.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import signal
@@ -56,7 +57,12 @@ def run(argv: Sequence[str]) -> int:
     except MemoryError as error:
         _complain("recerase: out of memory. Use a smaller --batch or --max-users.", error)
         return _COULD_NOT_FINISH
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:  # whoever asks about a path may meet it
+            _complain(
+                f"recerase: The path {error.filename!s:.80}... is longer than the system allows. Give a shorter one."
+            )
+            return _USAGE
         traceback.print_exc()
         _complain("recerase: this is a bug; nothing was published. Please report the traceback above.")
         return _COULD_NOT_FINISH

@@ -6,7 +6,6 @@ faiss, sklearn) are imported by the function that needs them, so that importing 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from inspect import signature
@@ -31,7 +30,7 @@ from recerase.assembly import (
     run_key,
     whole_histories,
 )
-from recerase.catalog import Catalogue, Concept, Preview, load_catalogue, load_embeddings, load_items, preview
+from recerase.catalog import Catalogue, Concept, Preview, load_catalogue, preview
 from recerase.erasure import Plan, erase, plan_erase
 from recerase.errors import UsageError
 from recerase.reporting import (
@@ -47,14 +46,13 @@ from recerase.reporting import (
 from recerase.resume import RunState
 from recerase.runtime import RunConfig, choose_device, environment, pinned
 from recerase.store import check_file_output, parquet_bytes, publish, write_bytes
+from recerase.tokenizing import Tokenized, tokenize
 from recerase.types import SILENT, FailOn, Observer, Policy, Report, Scope
 
 if TYPE_CHECKING:
     from recerase.layouts.describe import Description
     from recerase.model.recommender import ModelConfig
     from recerase.model.training import TrainConfig, TrainLog
-    from recerase.sid.quality import QualityReport
-    from recerase.sid.quantize import TokenizeConfig
 
 __all__ = [
     "ConceptSpec",
@@ -81,17 +79,6 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Tokenized:
-    """What `tokenize` published."""
-
-    path: Path
-    items: int
-    dims: int
-    quality: QualityReport
-    seconds: float
-
-
-@dataclass(frozen=True)
 class Trained:
     """What `train` published."""
 
@@ -107,55 +94,6 @@ class Recommended:
     path: Path
     users: int
     rows: int
-
-
-def tokenize(
-    items: str | Path,
-    out: str | Path,
-    config: TokenizeConfig | None = None,
-    *,
-    embeddings: str | Path | None = None,
-    sentence_model: str | Path | None = None,
-    dims: int = 128,
-    force: bool = False,
-    observer: Observer = SILENT,
-) -> Tokenized:
-    """Give every item of a catalogue a SID and publish table, codebooks and embeddings at `out`.
-
-    `items` is items.parquet or a data directory. Embeddings come from a file, from a local sentence-transformers
-    model, or (by default) from the items' own words.
-    """
-    from recerase.catalog.embed import sentence_embeddings, text_embeddings
-    from recerase.layouts.native import save_sids
-    from recerase.sid.quantize import TokenizeConfig
-    from recerase.sid.quantize import tokenize as make_sids
-
-    if embeddings is not None and sentence_model is not None:
-        raise UsageError("Embeddings come from a file or from a model, not from both.", "Give one of the two.")
-    began = time.monotonic()
-    config = config or TokenizeConfig()
-    with publish(Path(out), inputs=given_paths(items, embeddings), force=force) as result:
-        catalogue = load_items(items)
-        observer.start("embed", None)
-        if embeddings is not None:
-            points = load_embeddings(embeddings, catalogue)
-        elif sentence_model is not None:
-            points = sentence_embeddings(catalogue, sentence_model)
-        else:
-            points = text_embeddings(catalogue, dims=dims, seed=config.seed)
-        observer.finish("embed")
-        observer.start("quantize", None)
-        table, codebooks, quality = make_sids(points, catalogue.item_ids, config)
-        observer.finish("quantize")
-        save_sids(result.directory, table, codebooks, points)
-        result.provenance = {
-            "command": "tokenize",
-            "config": asdict(config),
-            "items": catalogue.digest,
-            "quality": quality.to_json(),
-            "environment": asdict(environment(config.seed, config.threads)),
-        }
-    return Tokenized(Path(out), len(catalogue), int(points.shape[1]), quality, time.monotonic() - began)
 
 
 def train(
@@ -185,7 +123,10 @@ def train(
 
     out = Path(out)
     model_config, train_config = model_config or ModelConfig(), train_config or TrainConfig(seed=run.seed)
-    with RunState(out) as state, publish(out, inputs=given_paths(data, sids, embeddings), force=force) as result:
+    with (
+        RunState(out) as state,
+        publish(out, inputs=given_paths(data, sids, embeddings, without), force=force) as result,
+    ):
         catalogue = load_catalogue(data)
         table, codebooks, points = open_sids(sids, catalogue.items, embeddings, observer)
         split = catalogue.interactions.split()
@@ -296,7 +237,7 @@ def audit(
     the exit code 1 (`Gate`): the policy's verdict, a regression against `baseline`, either, or nothing. What an
     interrupted audit had read is kept beside the first of `outputs`; `resume` as in `RunState.open`.
     """
-    check_outputs(outputs, given_paths(checkpoint, data, original, reference, policy, baseline))
+    check_outputs(outputs, given_paths(checkpoint, data, original, reference, policy, baseline, concept))
     rules = read_policy(policy)
     accepted = read_baseline(baseline, fail_on, concept)
     catalogue = load_catalogue(data)

@@ -247,7 +247,8 @@ def _report(result: AuditResult, inputs: AuditInputs, config: AuditConfig, volat
     }
     from recerase.audit.gate import gate
 
-    erased = inputs.subject.manifest.get("provenance", {}).get("method") or {}
+    told = inputs.subject.manifest.get("provenance", {}).get("method")
+    erased = told if isinstance(told, dict) else {}
     return Report(
         decision=result.decision,
         gate=gate(result.decision),
@@ -297,5 +298,12 @@ def changes(before: Checkpoint, after: Checkpoint) -> dict[str, Any]:
 
 
 def given_paths(*given: object) -> list[Path]:
-    """The paths among the arguments that were given."""
-    return [Path(path) for path in given if isinstance(path, str | Path)]
+    """The paths among the arguments that were given, and the item lists (@FILE) that concepts name."""
+    specs = [
+        spec.strip().removeprefix("!").strip()
+        for concept in given
+        if isinstance(concept, ConceptSpec)
+        for spec in concept.specs
+    ]
+    lists = [Path(spec[1:].strip()) for spec in specs if spec.startswith("@")]
+    return [*(Path(path) for path in given if isinstance(path, str | Path)), *lists]

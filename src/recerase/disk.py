@@ -25,6 +25,8 @@ _CHUNK = 1 << 20
 _AT_FDCWD = -100
 _NOREPLACE, _EXCHANGE = 1, 2
 _STAGING, _LOCK, _KEPT = _HIDDEN = (".recerase-staging", ".recerase-lock", ".recerase-replaced")
+_LONGEST_NAME = 255
+"""Bytes of a name that every file system in use takes."""
 _UNSUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
 _PERMISSIONS = "Nothing was replaced; check the permissions of the directory."
 _REMEDIES = {
@@ -70,8 +72,8 @@ def staging_place(target: Path, *, wait: bool) -> Iterator[Path]:
 
     Whatever is there afterwards is removed. When another process has it, waits, or raises BlockingIOError at once.
     """
-    staging, lock = _hidden(target, _STAGING), _hidden(target, _LOCK)
-    descriptor = _locked(lock, wait)
+    staging, lock = hidden_name(target, _STAGING), hidden_name(target, _LOCK)
+    descriptor = locked(lock, wait=wait)
     try:
         _recover(target)
         _remove(staging)
@@ -128,7 +130,7 @@ def exchange(staging: Path, target: Path) -> None:
     """
     if _renameat2(staging, target, _EXCHANGE):
         return
-    kept = _hidden(target, _KEPT)
+    kept = hidden_name(target, _KEPT)
     if stat.S_ISDIR(os.lstat(target).st_mode):
         os.rename(target, kept)
     else:
@@ -175,11 +177,25 @@ def settle(directory: Path) -> None:
         sync_directory(Path(root))
 
 
-def _hidden(target: Path, ending: str) -> Path:
-    return target.with_name(f".{target.name}{ending}")
+def resolved(path: Path) -> Path:
+    """The path that a rename must be given: symlinks above it followed, but not one that it is itself.
+
+    Whatever asks what is there must ask about this one too: `missing/../a` is nothing to the system, and `a` to a rename.
+    """
+    if path.name in ("", ".."):
+        return Path(os.path.realpath(path))
+    return Path(os.path.realpath(path.parent)) / path.name
 
 
-def _locked(lock: Path, wait: bool) -> int:
+def hidden_name(target: Path, ending: str) -> Path:
+    """The hidden name beside a target for what serves making it; a digest of the target's name where that leaves no room."""
+    name = f".{target.name}{ending}"
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        name = f".{hashlib.sha256(os.fsencode(target.name)).hexdigest()}{ending}"
+    return target.parent / name
+
+
+def locked(lock: Path, *, wait: bool) -> int:
     """A descriptor that holds the lock file, made when missing. Raises BlockingIOError when another has it, unless `wait`."""
     while True:
         descriptor = os.open(lock, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o666)
@@ -202,7 +218,7 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 def _recover(target: Path) -> None:
     """Finish what an interrupted `exchange` began where the file system had no such call: the old one is back, or gone."""
-    kept = _hidden(target, _KEPT)
+    kept = hidden_name(target, _KEPT)
     if not os.path.lexists(kept):
         return
     if os.path.lexists(target):

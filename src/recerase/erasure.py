@@ -8,6 +8,7 @@ an interrupted run keeps of the method's work is these same files, so a continue
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -67,10 +68,11 @@ def erase(
     without clock times: equal runs publish equal bytes. What an interrupted run had finished is kept beside `out`;
     `resume` as in `RunState.open`.
     """
-    from recerase.erase.methods import EraseRequest, get_method, make_config
+    from recerase.erase.methods import get_method, make_config
 
-    inputs = given_paths(checkpoint, data, reference, policy)
+    inputs = given_paths(checkpoint, data, reference, policy, concept)
     check_outputs(outputs, inputs)
+    _check_apart(outputs, Path(out))
     out, rules = Path(out), read_policy(policy)
     eraser, preset = get_method(method)
     settings = make_config(eraser, preset, key_values(overrides))
@@ -83,29 +85,10 @@ def erase(
         before = open_checkpoint_for(checkpoint, catalogue, run)
         gold = open_checkpoint_for(reference, catalogue, run) if reference is not None else None
         chosen = choose_concept(concept, catalogue, before.embeddings)
-        request = EraseRequest(
-            model=before.recommender,
-            table=before.table,
-            interactions=catalogue.interactions,
-            concept=chosen.members,
-            embeddings=before.embeddings,
-            codebooks=before.codebooks,
-            scope=scope,
-            seed=run.seed,
-            training=before.manifest["provenance"],
-            observer=observer,
-            state=state,
-        )
-        entries = {
-            **checkpoint_facts("model", before),
-            **checkpoint_facts("reference", gold),
-            "policy": rules.digest,
-            "concept": chosen.digest,
-            "method": method,
-            "settings": [asdict(settings), scope, max_users],
-            "recipe": request.training,
-        }
-        state.open(run_key(run, run.seed, data_digest(catalogue), **entries), resume, observer)
+        given = AuditInputs(before, before, gold, catalogue, chosen, rules, scope)
+        request = _request(given, run, state, observer)
+        entries = {"method": method, "settings": [asdict(settings), scope, max_users], "recipe": request.training}
+        state.open(_key(given, run, entries), resume, observer)
         summary, seconds = _written(result.directory, state, eraser, request, settings, before)
         facts = {"name": method, "config": asdict(settings), "scope": scope, "summary": summary}
         result.provenance = {
@@ -118,18 +101,49 @@ def erase(
             **{key: value for key, value in request.training.items() if key in ("model", "training")},
         }
         write_manifest(result.directory, result.provenance)
-        after = open_checkpoint_for(result.directory, catalogue, run)
-        judged = AuditInputs(after, before, gold, catalogue, chosen, rules, scope)
+        judged = replace(given, subject=open_checkpoint_for(result.directory, catalogue, run))
         report = audited(judged, run, observer, max_users=max_users, state=state)
-        report = replace(
-            report,
-            method={**facts, "changes": changes(before, after)},
-            run={**report.run, "erase_seconds": seconds},
-        )
-        rendered = render_reports(
-            report, outputs
-        )  # before anything is published: a report that cannot be made is a crash
+        done = {**facts, "changes": changes(before, judged.subject)}
+        report = replace(report, method=done, run={**report.run, "erase_seconds": seconds})
+        rendered = render_reports(report, outputs)  # before publishing: a report that cannot be made is a crash
         _put_report(result, report)
+    _write_beside(rendered, report, out)
+    return report
+
+
+def _request(given: AuditInputs, run: RunConfig, state: RunState, observer: Observer) -> EraseRequest:
+    """What the method may know of what was opened."""
+    from recerase.erase.methods import EraseRequest
+
+    before = given.subject
+    return EraseRequest(
+        model=before.recommender,
+        table=before.table,
+        interactions=given.catalogue.interactions,
+        concept=given.concept.members,
+        embeddings=before.embeddings,
+        codebooks=before.codebooks,
+        scope=given.scope,
+        seed=run.seed,
+        training=before.manifest["provenance"],
+        observer=observer,
+        state=state,
+    )
+
+
+def _key(given: AuditInputs, run: RunConfig, entries: Mapping[str, Any]) -> dict[str, str]:
+    """Everything the published bytes depend on; see `run_key`."""
+    facts = {
+        **checkpoint_facts("model", given.subject),
+        **checkpoint_facts("reference", given.reference),
+        "policy": given.policy.digest,
+        "concept": given.concept.digest,
+    }
+    return run_key(run, run.seed, data_digest(given.catalogue), **facts, **entries)
+
+
+def _write_beside(rendered: Mapping[Path, bytes], report: Report, out: Path) -> None:
+    """Write the report files asked for; by now the checkpoint is published, and an error says so."""
     try:
         write_rendered(rendered)
     except WriteError as error:
@@ -137,7 +151,16 @@ def erase(
             raise
         again = f"The checkpoint is published: `recerase report show {out}/report.json -o FILE` writes its report."
         raise WriteError(error.message, again) from error
-    return report
+
+
+def _check_apart(outputs: Sequence[str | Path], out: Path) -> None:
+    """Refuse a report file in the directory that is published: it would not be what the manifest there says."""
+    place = Path(os.path.realpath(out))
+    for path in outputs:
+        if Path(os.path.realpath(path)).is_relative_to(place):
+            raise UsageError(
+                f"{path} is, or lies inside, --out {out}.", "A report.json is published there; name another."
+            )
 
 
 def _put_report(result: publish, report: Report) -> None:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from recerase.disk import listing, sha256_file
+from recerase.disk import listing, resolved, sha256_file
 from recerase.errors import OutputError
 
 MANIFEST = "recerase.json"
@@ -25,22 +25,22 @@ def check_output(
 
     `out` is an input by path (through symlinks), when it shares a file with one (hard links), or holds the same files.
     """
-    out = Path(out)
-    target = Path(os.path.realpath(out))
-    there = _inodes(out, follow=False)
+    place = resolved(Path(out))
+    target = Path(os.path.realpath(place))
+    there = _inodes(place, follow=False)
     for path in inputs:
         source = Path(os.path.realpath(path))
         if target == source or target.is_relative_to(source) or source.is_relative_to(target):
             raise OutputError(f"--out {out} is, holds, or lies inside the input {path}.", _NAME_ANOTHER)
         if there and there & _inodes(source, follow=True):
             raise OutputError(f"--out {out} shares files with the input {path} (hard links).", _NAME_ANOTHER)
-        if _same_files(out, source):
+        if _same_files(place, source):
             raise OutputError(f"--out {out} is a copy of the input {path}.", _NAME_ANOTHER)
-    if not os.path.lexists(out):
+    if not os.path.lexists(place):
         return
     if not force:
         raise OutputError(f"--out {out} exists already.", _EXISTS)
-    if out.is_symlink() or not (out / MANIFEST).is_file():
+    if place.is_symlink() or not (place / MANIFEST).is_file():
         raise OutputError(
             f"--out {out} was not written by recerase (it has no {MANIFEST}).", "Remove it yourself, or name another."
         )
@@ -53,8 +53,8 @@ def check_file_output(
 
     `path` is an input by path (through symlinks), as a hard link of one or of a file in one, or with the bytes of one.
     """
-    path = Path(path)
-    target = Path(os.path.realpath(path))
+    place = resolved(Path(path))
+    target = Path(os.path.realpath(place))
     there = _inodes(target, follow=False) if target.is_file() else set()
     for given in inputs:
         source = Path(os.path.realpath(given))
@@ -66,10 +66,10 @@ def check_file_output(
             raise OutputError(f"{path} is a copy of the input {given}.", _NAME_ANOTHER)
     if not target.parent.is_dir():
         raise OutputError(f"{path} is in a directory that does not exist.", "Make the directory first.")
-    if path.exists() and not path.is_file():
-        what = "directory" if path.is_dir() else "device or pipe"
+    if place.exists() and not place.is_file():
+        what = "directory" if place.is_dir() else "device or pipe"
         raise OutputError(f"{path} is a {what}.", "Name a file.")
-    if os.path.lexists(path) and not force:
+    if os.path.lexists(place) and not force:
         raise OutputError(f"{path} exists already.", _EXISTS)
 
 

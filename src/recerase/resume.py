@@ -8,29 +8,31 @@ read; what they hold, and that it gives the bytes of a straight run, is the busi
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
+import errno
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
+from recerase.disk import hidden_name, locked, resolved
 from recerase.errors import ArtefactError, Interrupted, RecEraseError, UsageError, WriteError
 from recerase.store import canonical_json, read_sealed, write_sealed
 from recerase.types import SILENT, Observer
 
 _KEY = "key"
 _SUFFIX = ".sealed"
+_STATE, _LOCK = ".recerase-state", ".recerase-state-lock"
 _FRESH = "Pass --fresh to start over."
 _COULD_NOT_FINISH = RecEraseError.exit_code
 
 
 def state_directory(target: str | os.PathLike[str]) -> Path:
     """Where the state of a run that makes `target` is kept: beside it, hidden."""
-    target = Path(target)
-    return target.with_name(f".{target.name}.recerase-state")
+    return _beside(target, _STATE)
 
 
 class Pieces(Protocol):
@@ -57,6 +59,7 @@ class RunState:
     def __init__(self, target: str | os.PathLike[str] | None) -> None:
         self.target = None if target is None else Path(target)
         self.directory = None if target is None else state_directory(target)
+        self._lock_file = None if target is None else _beside(target, _LOCK)
         self._lock: int | None = None
         self._opened = False
 
@@ -121,8 +124,18 @@ class RunState:
         finally:
             self._opened = False
             if self._lock is not None:
+                self._let_go()
                 os.close(self._lock)
                 self._lock = None
+
+    def _let_go(self) -> None:
+        """Remove the lock, and the directory when it is empty: a run that could not begin leaves nothing."""
+        assert self.directory is not None
+        assert self._lock_file is not None
+        with contextlib.suppress(OSError):
+            self.directory.rmdir()
+        with contextlib.suppress(OSError):
+            self._lock_file.unlink()
 
     def _file(self, name: str) -> Path:
         assert self.directory is not None
@@ -132,24 +145,27 @@ class RunState:
         return [path for path in directory.glob(f"[!.]*{_SUFFIX}") if path != self._file(_KEY)]
 
     def _take(self, directory: Path) -> None:
-        """Make the directory when it is not there, and hold it against every other process."""
+        """Hold the directory against every other process, and make it when it is not there.
+
+        What is locked is a file beside it, as in `disk`: a directory cannot be locked on NFS.
+        """
+        assert self._lock_file is not None
         try:
-            while self._lock is None:
-                directory.mkdir(parents=True, exist_ok=True)
-                self._lock = _locked(directory)
+            directory.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = locked(self._lock_file, wait=False)
+            if directory.is_symlink():
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+            directory.mkdir(exist_ok=True)
         except BlockingIOError as error:
             raise UsageError(
                 f"Another run is working on {self.target}.", "Wait until it has ended, or name another output."
             ) from error
         except OSError as error:
-            raise WriteError(
-                f"Cannot keep the state of this run in {directory}: {error.strerror}.", "Name another output."
-            ) from error
+            raise _cannot_keep(directory, error) from error
 
     def _read_key(self, directory: Path) -> dict[str, str]:
         """The key of what is there, empty when there is nothing to reuse; temporary files of a killed run go."""
-        for path in directory.glob(".*"):
-            path.unlink(missing_ok=True)
+        self._remove(directory.glob(".*"))
         if not self._pieces(directory) or not self._file(_KEY).is_file():
             return {}
         key = json.loads(_unsealed(self._file(_KEY)))
@@ -157,8 +173,14 @@ class RunState:
 
     def _start_over(self, directory: Path) -> None:
         """Empty the directory, the key last: as long as a piece is there, so is the key it was made under."""
-        for path in sorted(directory.iterdir(), key=lambda path: path == self._file(_KEY)):
-            path.unlink()
+        self._remove(sorted(directory.iterdir(), key=lambda path: path == self._file(_KEY)))
+
+    def _remove(self, paths: Iterable[Path]) -> None:
+        for path in paths:
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise _cannot_keep(path, error) from error
 
 
 def _unsealed(path: Path) -> bytes:
@@ -168,26 +190,15 @@ def _unsealed(path: Path) -> bytes:
         raise ArtefactError(error.message, _FRESH) from error
 
 
-def _locked(directory: Path) -> int | None:
-    """A descriptor that holds the directory; None when another run that ended removed it before we held it.
+def _beside(target: str | os.PathLike[str], ending: str) -> Path:
+    return hidden_name(resolved(Path(target)), ending)
 
-    Raises BlockingIOError when another run holds it.
-    """
-    try:
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(directory.stat(), os.fstat(descriptor)):
-            return descriptor
-    except FileNotFoundError:
-        pass
-    except BlockingIOError:
-        os.close(descriptor)
-        raise
-    os.close(descriptor)
-    return None
+
+def _cannot_keep(path: Path, error: OSError) -> WriteError:
+    return WriteError(
+        f"Cannot keep the state of this run in {path}: {error.strerror or error}.",
+        "Name another output, or remove what is there.",
+    )
 
 
 def _may_go_on(error: BaseException) -> bool:

@@ -23,6 +23,7 @@ from recerase.disk import (
     listing,
     make_parents,
     put,
+    resolved,
     settle,
     sha256_file,
     staging_place,
@@ -95,7 +96,7 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> str:
     when any step fails.
     """
     path, digest = Path(path), sha256_bytes(data)
-    target = _resolved(path)
+    target = resolved(path)
     try:
         with staging_place(target, wait=True) as staging:
             if target.is_dir() and not target.is_symlink():
@@ -181,7 +182,7 @@ class publish:
 
     def __enter__(self) -> publish:
         self._check()
-        self._target = _resolved(self.out)
+        self._target = resolved(self.out)
         try:
             with contextlib.ExitStack() as cleanup:
                 cleanup.callback(_remove_empty, make_parents(self._target.parent))
@@ -286,8 +287,8 @@ def verify_manifest(directory: str | os.PathLike[str], needed: Iterable[str] = (
             raise ArtefactError(f"{directory / name} is not vouched for: {MANIFEST} does not name it.", _MAKE_AGAIN)
     for name, entry in files.items():
         path = _inside(directory, name)
-        if not path.is_file():
-            raise ArtefactError(f"{path} is missing, though {MANIFEST} names it.", _MAKE_AGAIN)
+        if not os.path.isfile(path):  # Path.is_file raises on a name that no file can have
+            raise ArtefactError(f"{path!s:.300} is missing, though {MANIFEST} names it.", _MAKE_AGAIN)
         found = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
         if entry != found:
             raise ArtefactError(f"{path} is not what {MANIFEST} says: its size or sha256 differs.", _MAKE_AGAIN)
@@ -306,13 +307,6 @@ def _inside(directory: Path, name: str) -> Path:
 
 def _manifest_digest(manifest: Mapping[str, Any]) -> str:
     return sha256_bytes(canonical_json({key: value for key, value in manifest.items() if key != "digest"}))
-
-
-def _resolved(path: Path) -> Path:
-    """The path that a rename must be given: symlinks above it followed, but not one that it is itself."""
-    if path.name in ("", ".."):
-        return Path(os.path.realpath(path))
-    return Path(os.path.realpath(path.parent)) / path.name
 
 
 def _remove_empty(directories: Iterable[Path]) -> None:

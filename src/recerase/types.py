@@ -193,6 +193,8 @@ class Baseline:
     """Digest of the report it was made of."""
     verdict: Verdict
     rules: tuple[BaselineRule, ...]
+    controls: tuple[str, ...]
+    """Names of the controls that held."""
     reason: str
     """Why it was accepted, in the words of who did."""
     date: str
@@ -212,7 +214,7 @@ class Gate:
     regressions: tuple[str, ...] = ()
     """Rules that are worse than in the baseline; empty without one."""
     undecided: tuple[str, ...] = ()
-    """What the baseline had decided and this audit has not: rules, or `verdict`; empty without one."""
+    """What the baseline had decided and this audit has not: rules, controls, or `verdict`; empty without one."""
     baseline: str = ""
     """Digest of the baseline; empty without one."""
 

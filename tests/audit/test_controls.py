@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import date
 
 import pytest
 
 from recerase.audit.controls import judge_controls, layer_outcome, layer_rules
-from recerase.audit.policy import default_policy
+from recerase.audit.policy import decide, default_policy
 from recerase.audit.probes import metrics
-from recerase.types import Control, Finding, Interval, Measurement, Policy, Result, Role, Rule
+from recerase.types import Control, Finding, Interval, Measurement, Policy, Result, Role, Rule, Verdict
 
 POLICY = Policy(
     rules=(
@@ -90,6 +91,33 @@ def test_a_policy_without_rules_for_a_layer_borrows_the_default_ones() -> None:
     rules = layer_rules(Policy(POLICY.rules[:1]), "behaviour", "filter")
     assert rules
     assert set(rules) <= set(default_policy().rules)
+
+
+@pytest.mark.parametrize(
+    ("rule", "verdict"),
+    [
+        (None, Verdict.INCONCLUSIVE),
+        (Rule("twins", "aliasing.shared_sid", max=0.0), Verdict.INCONCLUSIVE),
+        (Rule("mass", "natural.mass.old", max=3.0, max_ratio_to="reference", optional=True), Verdict.INCONCLUSIVE),
+        (Rule("exposure", "natural.exposure@10", max=0.01), Verdict.FAIL),
+        (Rule("mass", "natural.mass.old", max=0.01), Verdict.FAIL),
+    ],
+)
+def test_a_model_that_was_never_erased_passes_no_policy(rule: Rule | None, verdict: Verdict) -> None:
+    """Also not one that asks about utility and tables only, though the default policy's rules stand in for its controls."""
+    utility = Rule("utility", "utility.ndcg@10", max_drop=0.05, max_drop_vs="original")
+    policy = Policy((utility, *([] if rule is None else [rule])))
+    names = {r.metric for r in default_policy().rules if r.max_drop is None and r.max_ratio_to is None}
+    numbers = [replace(number("utility.ndcg@10", "subject", 0.0), versus="original", kind="drop")]
+    for name in sorted(names):
+        hidden = 0.0 if metrics()[name].layer == "catalogue" or name.startswith("aliasing.") else 0.5
+        leaks: dict[Role, float] = {"subject": 0.5, "original": 0.5, "filter": hidden}
+        numbers += [number(name, role, 0.0 if name.startswith("aliasing.") else value) for role, value in leaks.items()]
+    controls = judge_controls(policy, numbers, (), "brand=Acme", TODAY)
+    assert decide(policy, numbers, (), controls, "brand=Acme", TODAY).verdict is verdict
+    assert all(control.holds is not False for control in controls)
+    if verdict is Verdict.INCONCLUSIVE:
+        assert [control.holds for control in controls] == [None, None]
 
 
 def test_a_layer_without_a_passed_rule_is_undecided() -> None:

@@ -147,6 +147,44 @@ def test_a_rule_that_asks_for_another_number_is_another_rule() -> None:
     assert code(decision(finding(FAIL, 0.8, stricter)), baseline(finding(FAIL))) == 0
 
 
+def test_a_limit_that_was_loosened_is_still_the_baseline_s() -> None:
+    """Whatever the policy says by now: what was accepted is changed by a new acceptance only."""
+    loose = replace(RULES[0], max=1.0)
+    for old, value, expected in (
+        (finding(PASS, 0.1), 0.8, 1),  # would have failed
+        (finding(PASS, 0.1), 0.48, 5),  # would have been open: its end is 0.53
+        (finding(PASS, 0.1), 0.2, 0),
+        (finding(FAIL), 0.85, 0),  # known
+        (finding(FAIL), 0.95, 1),  # worse than what was known
+        (finding(OPEN, 0.4), 0.48, 0),
+    ):
+        assert code(decision(finding(PASS, value, loose)), baseline(old)) == expected, (old, value)
+    assert code(decision(finding(WAIVED, 0.8, loose)), baseline(finding(PASS, 0.1))) == 0
+    dropped = [Rule("a", "utility.ndcg@10", max_drop=most, max_drop_vs="original") for most in (0.1, 0.9)]
+    assert code(decision(finding(PASS, 0.5, dropped[1])), baseline(finding(PASS, 0.0, dropped[0], 0.01))) == 1
+
+
+def test_a_limit_on_the_other_side_is_no_known_failure() -> None:
+    least = replace(RULES[0], max=None, min=0.9)
+    assert code(decision(finding(FAIL, 0.8, least)), baseline(finding(FAIL))) == 1
+
+
+def test_a_baseline_that_was_never_written_is_refused() -> None:
+    unwritten = replace(baseline(finding(PASS, 0.1)), digest="")
+    for how in ("regression", "any", "policy"):
+        with pytest.raises(UsageError):
+            gate(decision(finding(FAIL)), how, unwritten)
+
+
+def test_a_control_that_held_and_is_not_run_any_more_is_undecided() -> None:
+    old = baseline(finding(FAIL))
+    assert old.controls == ("original", "filter")
+    for left in ((), HELD[:1], (HELD[0], replace(HELD[1], holds=None))):
+        found = gate(decision(finding(FAIL), controls=left), "regression", old)
+        assert (found.exit_code, found.undecided[-1]) == (5, "the filter control"), left
+    assert code(decision(finding(FAIL), controls=()), baseline(finding(FAIL), controls=())) == 0
+
+
 def test_what_is_not_asked_any_more_is_undecided_and_what_is_new_must_be_decided() -> None:
     two = baseline(finding(PASS, 0.1), finding(PASS, 0.1, RULES[1]))
     found = gate(decision(finding(PASS, 0.1)), "regression", two)

@@ -14,9 +14,11 @@ from recerase.__main__ import run
 from recerase.catalog import load_catalogue
 from recerase.catalog.demo import DEMO_CONCEPT, demo_catalogue
 from recerase.catalog.readers import write_catalogue
+from recerase.cli.verdict import tell
 from recerase.layouts.native import load_checkpoint, load_sids
 from recerase.model.recommender import ModelConfig
 from recerase.model.training import TrainConfig
+from recerase.report.schema import read_report
 from recerase.runtime import RunConfig
 from recerase.store import publish, read_manifest, verify_manifest
 from recerase.types import Silent
@@ -137,6 +139,11 @@ def test_an_audit_reports_decides_and_can_be_verified(
     verify = ["report", "verify", str(files[0]), "--subject", f"{shop}/model", "--data", f"{shop}/data"]
     assert run(verify) == 0
     assert run(["report", "verify", str(files[0]), "--subject", f"{shop}/sids"]) == 4
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "missing" / "summary.md"))
+    assert tell(read_report(files[0]), []) == code
+    told = capsys.readouterr()
+    assert "warning: no step summary" in told.err
+    assert "exposure" in told.out
     assert run(["report", "show", str(files[0])]) == 0
     assert DEMO_CONCEPT in capsys.readouterr().out
     files[0].write_bytes(files[0].read_bytes().replace(b'"fail"', b'"pass"').replace(b'"inconclusive"', b'"pass"'))

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from recerase.catalog import Histories
 from recerase.errors import ArtefactError, CheckpointError, PickleError, TableError
 from recerase.layouts.describe import describe
-from recerase.layouts.native import load_checkpoint, load_sids, save_checkpoint, save_sids
+from recerase.layouts.native import checkpoint_digest, load_checkpoint, load_sids, save_checkpoint, save_sids
 from recerase.layouts.registry import detect_layout, open_checkpoint
 from recerase.layouts.weights import fill_exactly
 from recerase.model.recommender import ModelConfig, Recommender, new_recommender
@@ -112,6 +112,22 @@ def test_other_weights_other_digest_other_provenance_same_digest(tmp_path: Path,
     assert first.digest != second.digest
     write_manifest(tmp_path / "first", {"command": "other"})
     assert load_checkpoint(tmp_path / "first").digest == first.digest
+
+
+@pytest.mark.parametrize("name", ["config.json", "codebooks.safetensors"])
+def test_the_digest_is_of_all_that_is_read(tmp_path: Path, sids: tuple, name: str) -> None:
+    """The same weights under another config, or with other item embeddings, give an audit other numbers."""
+    path = published(tmp_path / "ckpt", made("causal", sids[0]), sids)
+    before = load_checkpoint(path).digest
+    if name == "config.json":
+        config = json.loads((path / name).read_text())
+        (path / name).write_text(json.dumps({**config, "rms_norm_eps": 0.5}))
+    else:
+        save_sids(path, sids[0], sids[1], sids[2] + 1)
+    write_manifest(path, {})
+    after = load_checkpoint(path).digest
+    assert after != before
+    assert checkpoint_digest(path) == after
 
 
 def test_rows_follow_the_catalogue(tmp_path: Path, sids: tuple) -> None:

@@ -31,6 +31,20 @@ def test_a_report_that_cannot_be_made_publishes_nothing(
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize("name", ["report.json", "more.html"])
+def test_a_report_is_not_written_into_the_checkpoint(
+    own_job: Job, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With --force the directory is there before, and a report.json of the run would not be the one in the manifest."""
+    out, before = own_job.erased, store.read_manifest(own_job.erased)
+    assert run([*erase(own_job, out, out / name), "--force"]) == 2
+    assert f"lies inside, --out {out}" in capsys.readouterr().err
+    assert store.read_manifest(out) == before
+    assert not (out / "more.html").exists()
+    assert run(erase(own_job, own_job.home / "new.json", own_job.home / "new.json")) == 2
+    assert not (own_job.home / "new.json").exists()
+
+
 def test_a_report_that_cannot_be_written_says_where_the_checkpoint_is(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

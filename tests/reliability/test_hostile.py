@@ -192,7 +192,11 @@ def test_arrays_of_objects_are_not_read(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------ paths
 
 
-@pytest.mark.parametrize("name", ["../data/items.parquet", "/etc/hostname", "sub/../../policy.toml", "", ".", "a\0b"])
+OUTSIDE = ["../data/items.parquet", "/etc/hostname", "sub/../../policy.toml", "", ".", "a\0b"]
+ENDLESS = [pytest.param("a" * 3000, id="a long name"), pytest.param("a/" * 3000 + "b", id="a long path")]
+
+
+@pytest.mark.parametrize("name", [*OUTSIDE, *ENDLESS])
 def test_a_manifest_names_only_what_is_below_it(own_job: Job, name: str, capfd: pytest.CaptureFixture[str]) -> None:
     """Through the commands that read the directory; its manifest is in order but for the name."""
     from recerase.store import canonical_json, read_manifest, sha256_bytes
@@ -222,6 +226,32 @@ def test_a_manifest_names_only_what_is_below_it(own_job: Job, name: str, capfd: 
         for command in commands:
             assert MANIFEST in refused(command, 4, capfd)
         (folder / MANIFEST).write_bytes(kept)
+
+
+@pytest.mark.parametrize("method", ["x", [1], 3])
+def test_a_manifest_that_lies_about_the_method_makes_no_report_that_cannot_be_read(
+    own_job: Job, method: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_manifest(own_job.model, {"method": method})
+    out = own_job.home / "new.json"
+    at = [f"--data={own_job.data}", f"--concept={own_job.concept}", f"--policy={own_job.policy}"]
+    assert run(["audit", str(own_job.model), *at, "-o", str(out), "--max-users=30", "--threads=1", "-q"]) in (1, 5)
+    assert run(["report", "show", str(out)]) == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["inspect", "PATH"],
+        ["concept", "brand=x", "--data=PATH"],
+        ["tokenize", "{data}", "--out=PATH"],
+        ["audit", "{model}", "--data={data}", "--concept=brand=x", "-o", "PATH.json"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_path_that_no_system_takes_is_no_bug(job: Job, words: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    command = [word.format(data=job.data, model=job.model).replace("PATH", "a" * 300) for word in words]
+    assert "longer than the system allows. Give a shorter one." in refused(command, 2, capfd)
 
 
 def test_a_link_that_leaves_the_directory_is_refused(own_job: Job, capfd: pytest.CaptureFixture[str]) -> None:

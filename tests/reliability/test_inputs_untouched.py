@@ -209,3 +209,21 @@ def test_a_file_that_is_an_input_in_any_disguise_is_refused(
         assert "input" in capsys.readouterr().err, place
         assert state(tmp_path) == before, place
         figure("inputs: outputs that are one in disguise, not refused", 0, of=1)
+
+
+@pytest.mark.parametrize("spec", ["@{}", " !@ {}"])
+def test_the_item_list_of_a_concept_is_an_input(
+    own_job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str], figure: Callable[..., None], spec: str
+) -> None:
+    items = tmp_path / "items.json"
+    items.write_text("\n".join(load_catalogue(own_job.data).items.item_ids[:5]))
+    before = state(tmp_path)
+    concept = ["--data", str(own_job.data), "--concept", own_job.concept, "--concept", spec.format(items)]
+    for line in (
+        ["audit", str(own_job.model), *concept, "-o", str(items)],
+        ["erase", str(own_job.model), *concept, "--out", str(own_job.home / "new"), "-o", str(items)],
+    ):
+        assert run(line) == 2
+        assert f"the input {items}" in capsys.readouterr().err
+        assert state(tmp_path) == before
+        figure("inputs: outputs that are one in disguise, not refused", 0, of=1)

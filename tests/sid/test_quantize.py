@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from recerase.errors import DataError, UsageError
+from recerase.sid import quantize
 from recerase.sid.quantize import Codebooks, TokenizeConfig, fit_codebooks, rq_kmeans, tokenize
 from recerase.sid.table import SidSchema, SidTable, read_json_table
 
@@ -91,6 +92,28 @@ def test_catalogues_smaller_than_a_codebook(n: int) -> None:
     assert report.collision_after == 0
     np.testing.assert_array_equal(codebooks.nearest(x, table.codes)[~table.resolved], table.codes[~table.resolved])
     assert [v.shape for v in codebooks.vectors] == [(16, 12)] * 3
+
+
+def test_a_large_catalogue_is_coded_in_blocks_by_codewords_of_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Codes are still those that the stored codebooks give, and nearly as near as those of k-means on everything."""
+    x = points(3000)
+    config = TokenizeConfig(levels=3, codes=16, iterations=8)
+    whole, all_books = rq_kmeans(x, config)
+    monkeypatch.setattr(quantize, "_EACH", 2)
+    for size in (3000, 3001):
+        monkeypatch.setattr(quantize, "_SAMPLE", size)
+        same, books = rq_kmeans(x, config)
+        assert same.tobytes() == whole.tobytes()
+        assert all(a.tobytes() == b.tobytes() for a, b in zip(books.vectors, all_books.vectors, strict=True))
+    monkeypatch.setattr(quantize, "_SAMPLE", 1000)
+    monkeypatch.setattr(quantize, "_BLOCK", 700)
+    codes, books = rq_kmeans(x, config)
+    assert codes.shape == (3000, 3)
+    np.testing.assert_array_equal(codes, books.encode(x))
+    assert any((a != b).any() for a, b in zip(books.vectors, all_books.vectors, strict=True))
+    errors = [np.square(x - b.point(c)).sum(1).mean() for c, b in ((codes, books), (whole, all_books))]
+    assert errors[0] < 1.05 * errors[1]
+    assert rq_kmeans(x, config)[0].tobytes() == codes.tobytes()
 
 
 def test_copies_of_one_item_get_different_sids() -> None:

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recerase.errors import UsageError
+from recerase.sid import resolve
 from recerase.sid.codebooks import Codebooks, Recipe
 from recerase.sid.resolve import resolve_collisions
 
@@ -87,3 +88,15 @@ def test_more_items_than_sids_is_refused() -> None:
     codes, codebooks, x = crowded(4, (3, 3), 10, False)
     with pytest.raises(UsageError, match="10 items cannot have different SIDs"):
         resolve_collisions(codes, codebooks, x)
+
+
+@pytest.mark.parametrize(("sizes", "n"), [((4, 4, 8), 100), ((12, 16), 190), ((2, 2, 2, 8), 64)])
+def test_blocks_of_prefixes_change_nothing(sizes: tuple[int, ...], n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    codes, codebooks, x = crowded(3, sizes, n, True)
+    held = np.zeros(n, bool)
+    held[np.unique(codes, axis=0, return_index=True)[1]] = True
+    whole = [resolve_collisions(codes, codebooks, x, h)[0] for h in (None, held)]
+    monkeypatch.setattr(resolve, "_BLOCK", 5)
+    for before, h in zip(whole, (None, held), strict=True):
+        np.testing.assert_array_equal(resolve_collisions(codes, codebooks, x, h)[0], before)
+    np.testing.assert_array_equal(whole[1][held], codes[held])

@@ -2,14 +2,15 @@
 
 The decision that shaped this file: a layer is "failed" or "passed" by the same pure `policy.decide`, on the control's
 own measurements put in the subject's place, so that the controls test the very rules that gate. Where the policy has
-no rule for a layer, the shipped default policy's rules stand in: without any the audit could not tell. Left out are
-`aliasing.*`, a fact about a table that neither a filter nor a reference changes, and rules that compare the control
-with itself.
+no rule for a layer, the shipped default policy's rules stand in: without any the audit could not tell. They cannot stand
+in for every layer: no model fails a policy that asks nothing about the concept, so there the original shows nothing.
+Left out are `aliasing.*`, a fact about a table that neither a filter nor a reference changes, and rules that compare the
+control with itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import date
 from typing import Literal
@@ -58,9 +59,13 @@ def layer_rules(policy: Policy, layer: Layer, role: Role) -> tuple[Rule, ...]:
 
 
 def _speaks(rule: Rule, layer: Layer, role: Role, known: Mapping[str, MetricSpec]) -> bool:
-    spec = known.get(rule.metric)
     itself = role in (rule.max_ratio_to, rule.min_ratio_to, rule.max_drop_vs)
-    return spec is not None and spec.layer == layer and not rule.metric.startswith("aliasing.") and not itself
+    return _asks(rule, (layer,), known) and not itself
+
+
+def _asks(rule: Rule, layers: Collection[Layer], known: Mapping[str, MetricSpec]) -> bool:
+    spec = known.get(rule.metric)
+    return spec is not None and spec.layer in layers and not rule.metric.startswith("aliasing.")
 
 
 def _judge(
@@ -84,6 +89,8 @@ def _judge(
         observed.append(f"{outcome} {layer} ({why})" if why else f"{outcome} {layer}")
         met.append(None if outcome == "undecided" else outcome == wanted)
     holds = False if False in met else None if None in met else True
+    if holds and not any(_asks(rule, layers, metrics()) and not rule.optional for rule in policy.rules):
+        observed, holds = ["no rule that must be decided asks about the concept, so any model may pass"], None
     return Control(role, expected, "; ".join([*observed, "weights layer not measured"]), holds)
 
 

@@ -22,13 +22,18 @@ def gate(decision: Decision, fail_on: FailOn = "policy", baseline: Baseline | No
     """The exit code of a decision, held against a baseline if there is one.
 
     policy: the verdict's. regression: 1 where a rule fails that did not fail in the baseline, or fails with a value
-    beyond the baseline's interval; 5 where the audit is invalid, or has not decided what the baseline had. any: the
-    worse of the two. never: 0. Raises UsageError for a regression without a baseline.
+    beyond the baseline's interval; 5 where the audit is invalid, or has not decided what the baseline had. A limit that
+    was loosened since is still the baseline's. any: the worse of the two. never: 0. Raises UsageError for a regression
+    without a baseline, and for a baseline that has no digest.
     """
     if baseline is None:
         if fail_on == "regression":
             raise UsageError("--fail-on regression has nothing to compare with.", "Pass --baseline FILE.")
         return concluded(decision, fail_on)
+    if not baseline.digest:
+        raise UsageError(
+            "A baseline without a digest is not written yet.", "Write and read it: `recerase report bless`."
+        )
     return concluded(decision, fail_on, *_compared(decision, baseline), baseline.digest)
 
 
@@ -57,8 +62,9 @@ def accepted(report: Report, digest: str, reason: str, day: date) -> Baseline:
     """The baseline that a report makes, once somebody says why; `digest` is the report's. Its own is added on writing."""
     rules = tuple(_kept(finding) for finding in report.decision.findings)
     name, concept_digest = str(report.concept.get("name", "")), str(report.concept.get("digest", ""))
-    policy = report.inputs.get("policy", "")
-    return Baseline(name, concept_digest, policy, digest, report.decision.verdict, rules, reason, day.isoformat())
+    policy, held = report.inputs.get("policy", ""), tuple(c.name for c in report.decision.controls if c.holds)
+    verdict, date_ = report.decision.verdict, day.isoformat()
+    return Baseline(name, concept_digest, policy, digest, verdict, rules, held, reason, date_)
 
 
 def _kept(finding: Finding) -> BaselineRule:
@@ -92,12 +98,17 @@ def _compared(decision: Decision, baseline: Baseline) -> tuple[list[str], list[s
         before = same.pop() if same else None  # used up: an old finding excuses one new one
         if _regressed(finding, before):
             regressions.append(finding.rule.id)
-        if finding.result is Result.INCONCLUSIVE and _was_decided(finding.rule, before):
+        elif (
+            _was_decided(finding.rule, before) if finding.result is Result.INCONCLUSIVE else _loosened(finding, before)
+        ):
             undecided.append(finding.rule.id)
     left = [known for same in old.values() for known in same]  # asked then, not asked now
     undecided += [known.rule.id for known in left if known.result is not Result.INCONCLUSIVE]
     if decision.verdict is Verdict.INCONCLUSIVE and baseline.verdict is not Verdict.INCONCLUSIVE:
         undecided.append("verdict")
+    else:
+        held = {control.name for control in decision.controls if control.holds}
+        undecided += [f"the {name} control" for name in baseline.controls if name not in held]
     return regressions, undecided
 
 
@@ -111,15 +122,33 @@ def _was_decided(rule: Rule, before: BaselineRule | None) -> bool:
     return not rule.optional if before is None else before.result is not Result.INCONCLUSIVE
 
 
-def _regressed(finding: Finding, before: BaselineRule | None) -> bool:
-    if finding.result is not Result.FAIL:
+def _beyond(rule: Rule, *values: float) -> frozenset[str]:
+    """The sides on which any of the values is beyond the rule's limits."""
+    most = rule.max_drop if rule.max_drop_vs is not None else rule.max
+    too_high = most is not None and any(value > most for value in values)
+    too_low = rule.min is not None and any(value < rule.min for value in values)
+    return frozenset(name for name, holds in (("high", too_high), ("low", too_low)) if holds)
+
+
+def _loosened(finding: Finding, before: BaselineRule | None) -> bool:
+    """Whether a rule passes by its limit of today, and would be open by the one that was accepted."""
+    found = finding.measurement
+    if finding.result is not Result.PASS or before is None or found is None or found.interval is None:
         return False
-    if before is None or before.result is not Result.FAIL or before.value is None or finding.measurement is None:
-        return True
-    value, rule = finding.measurement.value, finding.rule
+    ends = _beyond(before.rule, found.interval.low, found.interval.high)
+    return before.result is not Result.INCONCLUSIVE and bool(ends) and not _beyond(before.rule, found.value)
+
+
+def _regressed(finding: Finding, before: BaselineRule | None) -> bool:
+    """Whether a rule fails, by its limit of today or by the one that was accepted, and did not, or less."""
+    failed, found = finding.result is Result.FAIL, finding.measurement
+    if before is None or found is None or finding.result is Result.WAIVED:
+        return failed
+    value, sides = found.value, _beyond(before.rule, found.value)
+    sides |= _beyond(finding.rule, value) if failed else frozenset()
+    if before.result is not Result.FAIL or before.value is None:
+        return failed or bool(sides)
     ends = (before.value, before.value) if before.interval is None else (before.interval.low, before.interval.high)
     low, high = (end if math.isfinite(end) else before.value for end in ends)
-    most = rule.max_drop if rule.max_drop_vs is not None else rule.max
-    too_high = most is not None and value > most and value > high
-    too_low = rule.min is not None and value < rule.min and value < low
-    return too_high or too_low
+    new = sides - _beyond(before.rule, before.value)
+    return bool(new) or ("high" in sides and value > high) or ("low" in sides and value < low)

@@ -105,10 +105,12 @@ class _Limit:
             return Result.INCONCLUSIVE, "the measured value is not a number"
         if value > limit:
             return Result.FAIL, f"{m.value:.4g} is beyond the limit"
+        if math.isinf(m.value):
+            return Result.INCONCLUSIVE, "the measured value is infinite"
         if m.interval is None:
             return Result.INCONCLUSIVE, f"{m.value:.4g} has no interval, so how sure it is is not known"
         exact = m.interval.method == "exact"
-        if not exact and m.interval.confidence < policy.confidence:
+        if not exact and not policy.confidence <= m.interval.confidence <= 1:  # what is not a number is no confidence
             held, asked = 100 * m.interval.confidence, 100 * policy.confidence
             return Result.INCONCLUSIVE, f"its interval is at {held:g} % confidence, the policy asks for {asked:g} %"
         ends = (value, self.sign * m.interval.low, self.sign * m.interval.high)

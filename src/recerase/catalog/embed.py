@@ -20,7 +20,7 @@ from recerase.catalog.columns import first_duplicate
 from recerase.catalog.files import parquet_names, parquet_table, read_file
 from recerase.catalog.items import Items
 from recerase.errors import ArtefactError, DataError, PickleError, UsageError
-from recerase.types import FloatArray
+from recerase.types import FloatArray, IntArray
 
 _TOKEN = r"(?u)\b\w\w+\b"
 _FREE_BYTES, _UNFOLDED = 64 << 20, 50
@@ -37,22 +37,27 @@ def documents(items: Items) -> list[str]:
     ]
 
 
-def text_embeddings(items: Items, dims: int = 128, seed: int = 0) -> FloatArray:
+def text_embeddings(items: Items, dims: int = 128, seed: int = 0, fit_to: IntArray | None = None) -> FloatArray:
     """float32 [N, D] whitened TF-IDF + SVD of the items' texts, rows of length 1; D = `dims`.
 
     Word 1- and 2-grams, sublinear term frequency; truncated SVD; each dimension then has mean 0 and variance 1
     over the catalogue before rows are scaled. Dimensions beyond the rank of the catalogue's text are 0, and so is
     an item without any text. BLAS is held to one thread meanwhile, so that the result depends on `seed` and not on the
-    machine's load or cores. Raises DataError when no item has text.
+    machine's load or cores. With `fit_to` (rows of `items`, in the order of an earlier catalogue) words, directions and
+    whitening are those of these items alone: they get the embeddings they had, and the others join them where they are.
+    Raises DataError when no item has text.
     """
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     texts = documents(items)
+    joining = np.setdiff1d(np.arange(len(items)), fit_to) if fit_to is not None else np.zeros(0, np.int64)
+    rows = np.arange(len(items)) if fit_to is None else np.asarray(fit_to, np.int64)
+    joiners, texts = [texts[row] for row in joining], [texts[row] for row in rows]
     if not any(text.strip() for text in texts):
         raise DataError("No item has a title, category, brand or description.", "Give embeddings of your own.")
-    rare = 2 if len(items) >= 200 else 1
+    rare = 2 if len(texts) >= 200 else 1
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=rare, sublinear_tf=True, token_pattern=_TOKEN)
     try:
         weights = vectorizer.fit_transform(texts)
@@ -62,10 +67,15 @@ def text_embeddings(items: Items, dims: int = 128, seed: int = 0) -> FloatArray:
         ) from error
     rank = max(1, min(dims, weights.shape[1] - 1, weights.shape[0] - 1))
     with threadpool_limits(1):
-        points = TruncatedSVD(rank, n_iter=5, random_state=seed).fit_transform(weights).astype(np.float64)
-    out = np.zeros((len(items), dims), np.float32)
-    out[:, : points.shape[1]] = _whiten(points)
-    out[np.asarray(weights.getnnz(axis=1) == 0)] = 0
+        svd = TruncatedSVD(rank, n_iter=5, random_state=seed)
+        points = svd.fit_transform(weights).astype(np.float64)
+        out = np.zeros((len(items), dims), np.float32)
+        out[rows, : points.shape[1]] = _whiten(points)
+        out[rows[np.asarray(weights.getnnz(axis=1) == 0)]] = 0
+        if len(joining):
+            later = vectorizer.transform(joiners)
+            out[joining, : points.shape[1]] = _whiten(svd.transform(later).astype(np.float64), points)
+            out[joining[np.asarray(later.getnnz(axis=1) == 0)]] = 0
     return out
 
 
@@ -117,10 +127,12 @@ def load_embeddings(path: str | os.PathLike[str], items: Items) -> FloatArray:
     return _checked(array, path.name, len(items))
 
 
-def _whiten(points: FloatArray) -> FloatArray:
-    """[N, D] mean 0 and variance 1 a dimension (0 where it is constant), then rows of length 1."""
-    points = points - points.mean(axis=0)
-    scale = points.std(axis=0)
+def _whiten(points: FloatArray, among: FloatArray | None = None) -> FloatArray:
+    """[N, D] mean 0 and variance 1 a dimension (0 where it is constant), then length 1; as measured `among` others."""
+    among = points if among is None else among
+    centre = among.mean(axis=0)
+    scale = (among - centre).std(axis=0)
+    points = points - centre
     live = scale > 1e-9 * max(scale.max(), 1e-300)
     points = np.where(live, points / np.where(live, scale, 1), 0)
     norms = np.linalg.norm(points, axis=1, keepdims=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -9,9 +10,21 @@ import typer
 
 from recerase.cli.options import ForceOption, QuietOption, SeedOption, SettingsOption, choose, read_settings
 from recerase.cli.progress import emit, observing, say
+from recerase.errors import UsageError
+
+_RECIPE = ("method", "levels", "codes", "dims", "iterations", "epochs", "latent", "seed", "threads")
+"""What SIDs that are extended have already."""
+
+
+class MethodName(str, Enum):
+    """How embeddings become codes."""
+
+    rq_kmeans = "rq-kmeans"
+    rq_vae = "rq-vae"
 
 
 def tokenize(
+    context: typer.Context,
     items: Annotated[
         Path | None, typer.Argument(metavar="ITEMS", help="items.parquet, or a data directory that holds it.")
     ] = None,
@@ -26,21 +39,33 @@ def tokenize(
         Path | None,
         typer.Option("--sentence-model", metavar="DIR", help="Local sentence-transformers model (extra: text)."),
     ] = None,
+    extend: Annotated[
+        Path | None,
+        typer.Option(
+            "--extend", metavar="SIDS", help="SIDs made before: only items they lack get new ones, and no SID moves."
+        ),
+    ] = None,
+    method: Annotated[
+        MethodName,
+        typer.Option(
+            "--method", help="rq-kmeans: residual k-means. rq-vae: learn an encoder and its codebooks (torch)."
+        ),
+    ] = MethodName.rq_kmeans,
     levels: Annotated[int, typer.Option("--levels", min=1, max=16, help="Codes in a SID.")] = 3,
     codes: Annotated[int, typer.Option("--codes", min=2, help="Codes a level.")] = 256,
     dims: Annotated[
         int, typer.Option("--dims", min=2, help="Width of the embeddings made from the items' words.")
     ] = 128,
     iterations: Annotated[int, typer.Option("--iterations", min=1, help="k-means iterations a level.")] = 25,
+    epochs: Annotated[int, typer.Option("--epochs", min=1, help="RQ-VAE: epochs at most; it stops early.")] = 200,
+    latent: Annotated[int, typer.Option("--latent", min=1, help="RQ-VAE: width of the space that is quantised.")] = 32,
     seed: SeedOption = 0,
-    threads: Annotated[
-        int, typer.Option("--threads", min=1, help="faiss threads; other counts may give other codes.")
-    ] = 1,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads; other counts may give other codes.")] = 1,
     force: ForceOption = False,
     settings: SettingsOption = None,
     quiet: QuietOption = False,
 ) -> int:
-    """Give every item a semantic ID: embed, RQ-KMeans, and make every SID unique.
+    """Give every item a semantic ID: embed, quantise, and make every SID unique.
 
     Publishes sids.parquet, sid_schema.json, codebooks.safetensors and a quality report.
 
@@ -49,27 +74,47 @@ def tokenize(
         recerase tokenize data --out sids
 
         recerase tokenize data/items.parquet --embeddings items.npy --levels 4 --codes 512 --out sids
+
+        recerase tokenize data --method rq-vae --out sids
+
+        recerase tokenize data --extend sids --out sids2
     """
     from recerase import api
     from recerase.sid.quantize import TokenizeConfig
 
     source = choose(items, read_settings(settings).data, "ITEMS", "data")
+    given = [name for name in _RECIPE if _was_given(context, name)]
+    if extend is not None and given:
+        raise UsageError(
+            f"--{given[0]} cannot be given with --extend: new items get SIDs of the same kind as the old ones.",
+            f"Leave out {', '.join(f'--{name}' for name in given)}, or tokenize afresh without --extend.",
+        )
     config = TokenizeConfig(levels=levels, codes=codes, iterations=iterations, seed=seed, threads=threads)
+    vae = None
+    if method is MethodName.rq_vae:
+        from recerase.sid.rqvae import RqVaeConfig
+
+        vae = RqVaeConfig(epochs=epochs, latent=latent)
+    elif extend is None and (unused := [name for name in ("epochs", "latent") if _was_given(context, name)]):
+        raise UsageError(f"--{unused[0]} is of RQ-VAE.", "Add --method rq-vae, or leave it out.")
     with observing(quiet) as observer:
         made = api.tokenize(
             source,
             out,
-            config,
+            config if extend is None else None,
+            vae=vae,
             embeddings=embeddings,
             sentence_model=sentence_model,
-            dims=dims,
+            dims=dims if extend is None else None,
+            extend=extend,
             force=force,
             observer=observer,
         )
     quality = made.quality
     used = "/".join(str(count) for count in quality.used)
     perplexity = "/".join(f"{value:.0f}" for value in quality.perplexity)
-    say(f"{made.items} items, {levels} levels: codes in use {used}, perplexity {perplexity}", quiet)
+    new = f" ({made.new} of them new)" if extend is not None else ""
+    say(f"{made.items} items{new}, {len(quality.used)} levels: codes in use {used}, perplexity {perplexity}", quiet)
     say(
         f"collisions {quality.collision_before:.2%} before, {quality.collision_after:.2%} after resolution "
         f"({made.seconds:.1f} s)",
@@ -79,3 +124,9 @@ def tokenize(
         say(f"warning: {warning}", quiet)
     emit(str(made.path))
     return 0
+
+
+def _was_given(context: typer.Context, name: str) -> bool:
+    """Whether an option stood on the command line, rather than at its default."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name not in ("DEFAULT", "DEFAULT_MAP")

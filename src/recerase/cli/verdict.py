@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from recerase.cli.progress import emit, say, stderr_console
+from recerase.errors import WriteError
 
 if TYPE_CHECKING:
     from recerase.types import Report
@@ -21,8 +22,12 @@ def tell(report: Report, outputs: Sequence[Path], *, as_json: bool = False, quie
     from recerase.store import append_text
 
     shown = report_bytes(report).decode() if as_json else rules_table(report.decision)
-    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):  # first: what fails here must not leave a verdict on stdout
-        append_text(summary, report_markdown(report) + "\n")
+    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+        told = report_markdown(report) + "\n"  # first: a bug here must not leave a verdict on stdout
+        try:
+            append_text(summary, told)
+        except WriteError as error:  # the verdict stands, and the reports are where they were asked for
+            say(f"warning: no step summary: {error.message}")
     emit(shown)
     if not quiet:
         stderr_console().print(verdict_panel(report))

@@ -65,7 +65,7 @@ class Checkpoint:
     """[N, D] item embeddings, rows as in `table`; None when the checkpoint does not carry them."""
     manifest: Mapping[str, Any]
     digest: str
-    """sha256 over the digests of weights, SIDs and schema; what reports call this checkpoint."""
+    """sha256 over the digests of every file that was read; what reports call this checkpoint."""
 
 
 def is_native(path: Path) -> bool:
@@ -97,7 +97,7 @@ def load_checkpoint(
     weights = [file.name for file in _weight_files(path, trust_pickle)]
     manifest = read_manifest(path)
     content = read_verified(path, [CONFIG, *weights, *_sid_files(path)], manifest)
-    digest = sha256_bytes(canonical_json({n: manifest["files"][n]["sha256"] for n in (*weights, SIDS, SCHEMA)}))
+    digest = _digest_of({name: manifest["files"][name]["sha256"] for name in content})
     tensors = read_tensors(path, {name: content.pop(name) for name in weights})
     table, codebooks, embeddings = _sids(path, content, item_ids)
     module, window = load_module(path, content[CONFIG], tensors)
@@ -120,9 +120,13 @@ def load_checkpoint(
 
 
 def checkpoint_digest(path: Path) -> str:
-    """sha256 over the digests of the weights, the SIDs and their schema; provenance has no part in it."""
-    names = [*(file.name for file in _weight_files(path, trust_pickle=True)), SIDS, SCHEMA]
-    return sha256_bytes(canonical_json({name: sha256_file(path / name) for name in names}))
+    """sha256 over the digests of config, weights, SIDs, schema and codebooks; provenance has no part in it."""
+    names = [CONFIG, *(file.name for file in _weight_files(path, trust_pickle=True)), *_sid_files(path)]
+    return _digest_of({name: sha256_file(path / name) for name in names})
+
+
+def _digest_of(files: Mapping[str, str]) -> str:
+    return sha256_bytes(canonical_json(dict(files)))
 
 
 def save_checkpoint(

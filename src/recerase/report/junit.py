@@ -1,7 +1,8 @@
 """A report as JUnit XML: one test case a rule, and one for the verdict, for servers that show builds as tests.
 
 The decision that shaped this file: a server counts failures and errors and believes nothing else, so a verdict that no
-rule explains (controls that do not hold) is a test case too, and what was not measured is an error, never a pass.
+rule explains (controls that do not hold, a worse baseline) is a test case too, and what was not measured is an
+error, never a pass.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ def report_junit(report: Report) -> bytes:
     for name, tag in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
         counts[name] = str(sum(case.find(tag) is not None for case in cases))
     counts["time"] = f"{_seconds(report):.3f}"
-    root = Xml.Element("testsuites", {"name": "recerase audit", **counts})
+    whole = {name: value for name, value in counts.items() if name != "skipped"}  # strict servers know no more there
+    root = Xml.Element("testsuites", {"name": "recerase audit", **whole})
     suite = Xml.SubElement(root, "testsuite", {"name": f"recerase audit: {_safe(concept)}", **counts})
     if started := str(report.run.get("started", "")):
         suite.set("timestamp", _safe(started).removesuffix("Z"))
@@ -55,10 +57,12 @@ def _case(finding: Finding, concept: str) -> Xml.Element:
 def _verdict_case(report: Report, concept: str) -> Xml.Element:
     decision = report.decision
     case = Xml.Element("testcase", {"classname": f"recerase.{_safe(concept)}", "name": "recerase verdict", "time": "0"})
+    text = f"{decision.verdict.value}: {decision.reason}\n{gate_text(report.gate)}"
     if decision.verdict is not Verdict.PASS:
         tag = "failure" if decision.verdict is Verdict.FAIL else "error"
-        text = f"{decision.verdict.value}: {decision.reason}\n{gate_text(report.gate)}"
         _told(case, tag, decision.verdict.value, decision.reason, text)
+    elif report.gate.exit_code:  # the policy is content, the baseline is not
+        _told(case, "failure" if report.gate.exit_code == 1 else "error", "baseline", report.gate.reason, text)
     return case
 
 

@@ -2,7 +2,8 @@
 
 The decision that shaped this file: many readers ignore a result's `kind` and show every result as a problem, so a rule
 that passed is listed among the tool's rules and has no result; what is undecided is a warning, never nothing. The exit
-code is the invocation's. A result has the same fingerprint as long as rule, metric and concept are the same.
+code is the invocation's; one that only a baseline asks for is a result too. A result has the same fingerprint as long as
+rule, metric, limit and concept are the same.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ def report_sarif(report: Report) -> bytes:
     results = [
         _result(report, finding, index) for index, finding in enumerate(findings) if finding.result is not Result.PASS
     ]
-    if decision.verdict is not Verdict.PASS:
-        level = "error" if decision.verdict is Verdict.FAIL else "warning"
-        text = f"{decision.verdict.value}: {decision.reason}"
+    if decision.verdict is not Verdict.PASS or gate.exit_code:
+        level = "error" if decision.verdict is Verdict.FAIL or gate.exit_code == 1 else "warning"
+        text = f"{decision.verdict.value}: {decision.reason}; {gate_text(gate)}"
         results.append(_placed(report, _VERDICT, len(findings), level, text, {"result": decision.verdict.value}))
     run = {
         "tool": {

@@ -2,6 +2,7 @@
 
 faiss finds the codewords on a pinned number of threads (another count gives other codewords); which code an item gets
 is then decided here, in float64, by the same function that erasing uses later, so the stored codes can be reproduced.
+Beyond some ten thousand items the codewords are found on a sample and every item is coded afterwards, a block at a time.
 Normalised residuals (as in GRID) keep the deeper levels as evenly used as the first.
 """
 
@@ -26,12 +27,19 @@ __all__ = [
     "Codebooks",
     "Recipe",
     "TokenizeConfig",
+    "checked",
     "fit_codebooks",
+    "kmeans",
     "resolve_collisions",
     "rq_kmeans",
+    "spell",
     "tokenize",
 ]
 
+_SAMPLE, _EACH = 1 << 16, 256
+"""Items that codewords are found on: at most the first number, or the second a codeword where that is more."""
+_BLOCK = 1 << 14
+"""Items coded at a time, when they are more than the sample."""
 _FAR = 4.0
 """Where codes of unknown meaning lie, in lengths of the longest residual: never the nearest of any item."""
 _DISTINCT = 5
@@ -70,27 +78,31 @@ def rq_kmeans(embeddings: FloatArray, config: TokenizeConfig) -> tuple[IntArray,
     """Codes int32 [N, L] and the codebooks they come from, for embeddings [N, D]. SIDs may still collide.
 
     `codebooks.encode(embeddings)` gives the same codes again, always. With fewer distinct residuals than K the
-    spare codewords lie close beside the others; no item has one of them until collisions are resolved.
+    spare codewords lie close beside the others; no item has one of them until collisions are resolved. Beyond 65,536 items
+    (256 a codeword, where that is more) the codewords are those of a sample drawn with the seed.
 
     Raises:
         DataError: no items, NaN or infinity.
     """
-    points = _checked(embeddings)
+    points = checked(embeddings)
     centre = points.mean(axis=0, dtype=np.float64).astype(np.float32)
     recipe = Recipe(centre, config.normalise_residuals, config.normalise_residuals)
     vectors: list[FloatArray] = []
     scales: list[float] = []
     codes: list[IntArray] = []
-    raw = points.astype(np.float64) - centre.astype(np.float64)
-    with _faiss_threads(config.threads):
-        for level in range(config.levels):
-            scales.append(float(np.linalg.norm(raw, axis=1).mean()) if config.normalise_residuals else 1.0)
-            residual = unit(raw) if config.normalise_residuals else raw
-            vectors.append(_kmeans(residual, config, config.seed + level))
-            codes.append(nearest_codes(residual, vectors[-1]))
-            raw = residual - vectors[-1].astype(np.float64)[codes[-1]]
+    sample = _sample(points, config)
+    raw = sample.astype(np.float64) - centre.astype(np.float64)
+    for level in range(config.levels):
+        scales.append(float(np.linalg.norm(raw, axis=1).mean()) if config.normalise_residuals else 1.0)
+        residual = unit(raw) if config.normalise_residuals else raw
+        vectors.append(kmeans(residual, config, config.seed + level))
+        codes.append(nearest_codes(residual, vectors[-1]))
+        raw = residual - vectors[-1].astype(np.float64)[codes[-1]]
     codebooks = Codebooks(tuple(vectors), recipe, False, (1.0,) * config.levels, tuple(scales))
-    return np.stack(codes, axis=1).astype(np.int32), codebooks
+    if len(sample) == len(points):
+        return np.stack(codes, axis=1).astype(np.int32), codebooks
+    blocks = [codebooks.encode(points[start : start + _BLOCK]) for start in range(0, len(points), _BLOCK)]
+    return np.concatenate(blocks), codebooks
 
 
 def fit_codebooks(embeddings: FloatArray, table: SidTable) -> Codebooks:
@@ -104,7 +116,7 @@ def fit_codebooks(embeddings: FloatArray, table: SidTable) -> Codebooks:
     Raises:
         DataError: the embeddings are not one finite row an item, or no item has a SID.
     """
-    points = _checked(embeddings)
+    points = checked(embeddings)
     if len(points) != len(table):
         raise DataError(f"{len(points)} embeddings for {len(table)} items.", "Give one row an item of the table.")
     points, codes = points[table.present], table.codes[table.present]
@@ -126,13 +138,34 @@ def tokenize(
     if len(embeddings) != len(item_ids):
         raise DataError(f"{len(embeddings)} embeddings for {len(item_ids)} items.", "Give one row an item.")
     before, codebooks = rq_kmeans(embeddings, config)
+    table, report = spell(embeddings, item_ids, before, codebooks, config)
+    return table, codebooks, report
+
+
+def spell(
+    embeddings: FloatArray,
+    item_ids: Sequence[str] | NDArray[Any],
+    before: IntArray,
+    codebooks: Codebooks,
+    config: TokenizeConfig,
+) -> tuple[SidTable, QualityReport]:
+    """The table of codes `before` [N, L], collisions resolved as `config` says. Raises UsageError: more items than SIDs."""
     resolving = config.resolve == "next-nearest"
     codes, resolved = before, np.zeros(len(before), bool)
     if resolving:
         codes, resolved = resolve_collisions(before, codebooks, embeddings)
     schema = SidSchema.native([config.codes] * config.levels, "unique" if resolving else "allowed")
     table = SidTable.build(item_ids, codes, schema, resolved=resolved)
-    return table, codebooks, quality(table, before)
+    return table, quality(table, before)
+
+
+def _sample(points: FloatArray, config: TokenizeConfig) -> FloatArray:
+    """The points [S, D] that codewords are found on; all, in their order, when they are few enough."""
+    size = max(_SAMPLE, _EACH * config.codes)
+    if len(points) <= size:
+        return points
+    drawn = np.random.default_rng(config.seed).choice(len(points), size, replace=False)
+    return points[np.sort(drawn)]
 
 
 def _fit(points: FloatArray, codes: IntArray, schema: SidSchema, inputs: bool, residuals: bool) -> Codebooks:
@@ -165,7 +198,7 @@ def _means(residual: FloatArray, code: IntArray, size: int) -> FloatArray:
     return np.where(counts[:, None] > 0, words, away).astype(np.float32)
 
 
-def _kmeans(residual: FloatArray, config: TokenizeConfig, seed: int) -> FloatArray:
+def kmeans(residual: FloatArray, config: TokenizeConfig, seed: int) -> FloatArray:
     """float32 [K, D] centroids of residuals [N, D]; fewer distinct rows than K: the rows, then points beside them."""
     import faiss
 
@@ -176,7 +209,7 @@ def _kmeans(residual: FloatArray, config: TokenizeConfig, seed: int) -> FloatArr
         aside = unit(np.random.default_rng(seed).normal(size=(config.codes, rows.shape[1])))
         words: FloatArray = distinct[which] + (_BESIDE * turn[:, None] * aside).astype(np.float32)
         return words
-    kmeans = faiss.Kmeans(
+    search = faiss.Kmeans(
         rows.shape[1],
         config.codes,
         niter=config.iterations,
@@ -184,8 +217,9 @@ def _kmeans(residual: FloatArray, config: TokenizeConfig, seed: int) -> FloatArr
         min_points_per_centroid=1,
         max_points_per_centroid=len(rows),
     )
-    kmeans.train(rows)
-    centroids: FloatArray = np.asarray(kmeans.centroids, np.float32).reshape(config.codes, -1)
+    with _faiss_threads(config.threads):
+        search.train(rows)
+    centroids: FloatArray = np.asarray(search.centroids, np.float32).reshape(config.codes, -1)
     return centroids
 
 
@@ -202,7 +236,7 @@ def _faiss_threads(threads: int) -> Iterator[None]:
         faiss.omp_set_num_threads(before)
 
 
-def _checked(embeddings: FloatArray) -> FloatArray:
+def checked(embeddings: FloatArray) -> FloatArray:
     """float32 [N, D], the precision in which embeddings are stored."""
     if embeddings.ndim != 2 or 0 in embeddings.shape:
         raise DataError(f"Embeddings of shape {list(embeddings.shape)} hold nothing.", "Give one row an item.")

@@ -2,10 +2,13 @@
 
 One rule serves every level. A prefix holds at most as many items as there are SIDs below it (one, at the last level);
 the items nearest to its codeword stay, and each other item goes to its nearest code beside it that still has room.
-Going from the first level down, every step has room, because the step before saw to it.
+Going from the first level down, every step has room, because the step before saw to it. Prefixes do not concern each other,
+so only crowded ones are looked at, and only so many at a time that memory stays bounded.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -13,12 +16,17 @@ from recerase.errors import UsageError
 from recerase.sid.codebooks import Codebooks, lowest, squared_distances
 from recerase.types import BoolArray, FloatArray, IntArray
 
+_BLOCK = 1 << 16
+"""Items looked at together, or those of one prefix where that has more."""
 
-def resolve_collisions(codes: IntArray, codebooks: Codebooks, embeddings: FloatArray) -> tuple[IntArray, BoolArray]:
+
+def resolve_collisions(
+    codes: IntArray, codebooks: Codebooks, embeddings: FloatArray, held: BoolArray | None = None
+) -> tuple[IntArray, BoolArray]:
     """Codes int32 [N, L] in which no SID occurs twice, and which items [N] were changed.
 
     Almost always only last codes change; a code above changes when more items share a prefix than there are SIDs
-    below it, and such an item is coded afresh from there on.
+    below it, and such an item is coded afresh from there on. Items `held` [N] keep their codes, whoever is nearer.
 
     Raises:
         UsageError: there are more items than SIDs.
@@ -31,33 +39,44 @@ def resolve_collisions(codes: IntArray, codebooks: Codebooks, embeddings: FloatA
             f"{n_items} items cannot have different SIDs of {len(sizes)} levels with {sizes} codes.",
             "Use more levels or more codes a level.",
         )
+    held = np.zeros(n_items, bool) if held is None else held
     out = np.array(codes, dtype=np.int32)
-    residual = codebooks.enter(embeddings)
     parent = np.zeros(n_items, np.int64)  # the item's prefix above the level, as a number
-    for level in range(codebooks.levels):
-        spilled, fresh = _spill(parent, out[:, level], residual, codebooks.vectors[level], below[level])
-        out[spilled, level] = fresh
-        after = codebooks.leave(residual[spilled], fresh, level)
-        out[spilled, level + 1 :] = codebooks.complete(after, level + 1)
-        residual = codebooks.leave(residual, out[:, level], level)
+    for level, words in enumerate(codebooks.vectors):
+        for rows in _crowded(parent, out[:, level], sizes[level], below[level]):
+            residual = codebooks.enter(embeddings[rows])
+            for above in range(level):
+                residual = codebooks.leave(residual, out[rows, above], above)
+            spilled, fresh = _spill(parent[rows], out[rows, level], residual, words, below[level], held[rows])
+            out[rows[spilled], level] = fresh
+            after = codebooks.leave(residual[spilled], fresh, level)
+            out[rows[spilled], level + 1 :] = codebooks.complete(after, level + 1)
         parent = np.unique(parent * sizes[level] + out[:, level], return_inverse=True)[1].reshape(-1)
     return out, (out != codes).any(axis=1)
 
 
+def _crowded(parent: IntArray, code: IntArray, size: int, capacity: int) -> Iterator[IntArray]:
+    """Rows, ascending, of whole parents under which some code is held by more than `capacity` items; parents in blocks."""
+    pair, counts = np.unique(parent * size + code, return_inverse=True, return_counts=True)[1:]
+    full = np.zeros(int(parent.max(initial=-1)) + 1, bool)
+    full[parent[counts[pair.reshape(-1)] > capacity]] = True
+    rows = np.flatnonzero(full[parent])
+    if len(rows):
+        seat, members = np.unique(parent[rows], return_inverse=True, return_counts=True)[1:]
+        block = ((np.cumsum(members) - 1) // _BLOCK)[seat.reshape(-1)]
+        yield from np.split(rows[np.argsort(block, kind="stable")], np.flatnonzero(np.diff(np.sort(block))) + 1)
+
+
 def _spill(
-    parent: IntArray, code: IntArray, residual: FloatArray, vectors: FloatArray, capacity: int
+    parent: IntArray, code: IntArray, residual: FloatArray, vectors: FloatArray, capacity: int, held: BoolArray
 ) -> tuple[IntArray, IntArray]:
     """The items [S] that must leave for no (parent, code) to hold more than `capacity`, and their new codes [S].
 
     In rounds: each item left asks for its nearest code with room under its parent, and the nearest are let in.
     """
     size = len(vectors)
-    pair = parent * size + code
-    crowd = np.bincount(np.unique(pair, return_inverse=True)[1].reshape(-1))
-    if crowd.max(initial=0) <= capacity:
-        return np.zeros(0, np.int64), np.zeros(0, np.int32)
     own = ((residual - np.asarray(vectors, np.float64)[code]) ** 2).sum(axis=1)
-    items = np.flatnonzero(_rank(pair, own) >= capacity)
+    items = np.flatnonzero((_rank(parent * size + code, np.where(held, -1.0, own)) >= capacity) & ~held)
     crowded, seat = np.unique(parent[items], return_inverse=True)  # seat[s]: the parent's row in `room`
     seat = seat.reshape(-1)
     inside = np.isin(parent, crowded)
