@@ -49,6 +49,7 @@ COMMANDS: dict[str, list[str]] = {
         *("tokenize", "{data}", "--embeddings", "{given}/points.npy"),
         *("--out", "{new}", "--codes", "8", "-q"),
     ],
+    "tokenize --extend": ["tokenize", "{data}", "--extend", "{sids}", "--out", "{new}", "-q"],
     "train": ["train", "{data}", "--sids", "{sids}", "--out", "{new}", "--epochs", "1", *SHAPE, "-q"],
     "train --without": [
         *("train", "{data}", "--sids", "{sids}", "--without", "@{given}/items.txt"),
