@@ -352,6 +352,21 @@ def test_what_is_said_of_a_policy_file(data: dict[str, Any], problems: list[str]
         assert caught.value.remedy == "`recerase policy init` writes one that can."
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("max", 1), ("min", 1), ("max_ratio_to", "filter"), ("min_ratio_to", "filter")]
+)
+def test_a_drop_is_no_other_limit_as_well(key: str, value: Any) -> None:
+    rule = {"id": "a", "metric": "utility.ndcg@10", "max_drop_vs": "original", key: value}
+    told = check_policy({"schema": SCHEMA, "rule": [rule]}, KNOWN)
+    assert told[0] == f"rule 'a': max_drop_vs and {key} ask two things; make two rules of them"
+    assert "rule 'a': max_drop_vs needs max_drop beside it" in told
+
+
+def test_a_band_of_one_ratio_can_be_used() -> None:
+    band = {**GOOD, "min": 0.5, "max_ratio_to": "reference", "min_ratio_to": "reference"}
+    assert check_policy({"schema": SCHEMA, "rule": [band]}, KNOWN) == []
+
+
 def test_a_file_that_is_no_policy_is_named(tmp_path: Path) -> None:
     path = tmp_path / "politique-é.toml"
     gone = f"Cannot read the policy {path}: [Errno 2] No such file or directory: '{path}'."

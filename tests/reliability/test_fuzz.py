@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from tests.conftest import SOAK, counted
 from tests.reliability.changes import changed, damaged, deepened, json_of, parquets
@@ -37,9 +37,11 @@ from recerase.sid.table import read_table
 
 Fuzz = Callable[[Callable[[], None]], None]
 EXAMPLES = counted(400, 200_000)
+ROUND = 2000
+"""Examples drawn in one go; hypothesis remembers what it has drawn, and a soak's worth of that is gigabytes."""
 SECONDS, MEGABYTES = 1.0, 512
 fuzzing = settings(
-    max_examples=EXAMPLES,
+    max_examples=min(EXAMPLES, ROUND),
     deadline=None,
     database=None,
     derandomize=SOAK == 0,
@@ -96,7 +98,8 @@ def fuzz(tally: Tally, figure: Callable[..., None]) -> Callable[[Callable[[], No
 
     def run(examples: Callable[[], None]) -> None:
         try:
-            examples()
+            for number in range(-(-EXAMPLES // ROUND)):
+                (seed(number)(examples) if SOAK else examples)()
         finally:
             figure("fuzzing: examples that escaped as anything but our errors", tally.escaped, of=tally.examples)
         assert tally.grown < MEGABYTES, f"{tally.grown} MB"
