@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
@@ -69,6 +70,12 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         ended = {kind: len(terminalreporter.stats.get(kind, ())) for kind in ("passed", "failed", "error", "skipped")}
         whole = {"date": date.today().isoformat(), "soak": SOAK, **ended, "figures": dict(sorted(table.items()))}
         Path(path).write_text(json.dumps(whole, indent=1) + "\n")
+
+
+def pytest_configure() -> None:
+    """A suite started in the background ignores Ctrl-C, and so would every process it starts; tests send that signal."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="session")
