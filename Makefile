@@ -68,6 +68,7 @@ coverage: $(STAMP)
 
 mutants: $(STAMP)
 	@mkdir -p .reliability
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[mutants]"
 	$(BIN)/python benchmarks/mutants.py --json .reliability/mutants.json
 
 reliability: $(STAMP)

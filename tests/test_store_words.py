@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -73,10 +74,11 @@ def test_parquet_is_compressed(tmp_path: Path) -> None:
 
 
 def test_text_is_added_in_utf_8_whatever_the_locale(tmp_path: Path) -> None:
+    store.append_text(tmp_path / "summary", "one ")
     plain = {**os.environ, "LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     script = "import sys; from recerase.store import append_text; append_text(sys.argv[1], '\\u2713')"
     subprocess.run([sys.executable, "-c", script, str(tmp_path / "summary")], env=plain, check=True)
-    assert (tmp_path / "summary").read_bytes() == "✓".encode()
+    assert (tmp_path / "summary").read_bytes() == "one ✓".encode()
 
 
 def test_what_is_discarded_never_appears(tmp_path: Path) -> None:
@@ -207,6 +209,29 @@ def test_a_disk_that_fails_at_the_end(
         store.write_bytes(result.directory / "a.txt", b"one")
         monkeypatch.setattr(store, call, fail)
     assert os.listdir(tmp_path) == []
+
+
+def test_places_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    another = "Nothing was replaced; check the path, or name another."
+    (tmp_path / "file").write_bytes(b"x")
+    out = tmp_path / "file" / "below" / "out"
+    with refused(WriteError, f"Cannot write {out}: Not a directory.", another), store.publish(out):
+        pytest.fail("the block must not run")
+    (tmp_path / "directory").mkdir()
+    with refused(WriteError, f"Cannot write {tmp_path}/directory: Is a directory.", another):
+        store.write_bytes(tmp_path / "directory", b"x")
+    out = tmp_path / "out"
+    busy = f"Another run is writing to --out {out}."
+    with store.publish(out), refused(OutputError, busy, "Wait for it to end, or name another."), store.publish(out):
+        pytest.fail("the block must not run")
+    shutil.rmtree(out)
+
+    def there(*_: object) -> None:
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+
+    monkeypatch.setattr(store, "settle", there)
+    with refused(OutputError, f"--out {out} was made by another run meanwhile.", "Name another."), store.publish(out):
+        pass
 
 
 def test_an_error_without_a_number_says_itself(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ def run(soak: float, name: str, value: int) -> dict[str, Any]:
     return {"date": "2026-06-01", "soak": soak, **ended, "figures": {name: {"value": value, "of": 10}}}
 
 
-@pytest.mark.parametrize(("shares", "told"), [((1.0, 1.0), ""), ((1.0, 0.1), ", 0.1 of its counts")])
+@pytest.mark.parametrize(("shares", "told"), [((1.0, 1.0), ""), ((1.0, 0.1), ", some of it at 0.1 of its counts")])
 def test_a_part_of_a_soak_is_not_told_as_a_whole(
     shares: tuple[float, float], told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
