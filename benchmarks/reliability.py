@@ -114,14 +114,14 @@ def _coverage(run: Mapping[str, Any]) -> Iterator[str]:
 def _mutants(run: Mapping[str, Any]) -> Iterator[str]:
     yield f"## Mutation testing (`{run['command']}`, {run['date']})"
     yield ""
-    yield "| module | mutants | killed | share | equivalent, listed | survivors |"
+    yield "| module | tried, of all | killed | equivalent, listed | survivors | killed of those that can be |"
     yield "|---|---:|---:|---:|---:|---:|"
     for row in run["modules"]:
         judged = row["total"] - row["equivalent"]
-        yield (
-            f"| {row['module']} | {row['total']} | {row['killed']} | {row['killed'] / max(judged, 1):.1%} "
-            f"| {row['equivalent']} | {judged - row['killed']} |"
-        )
+        tried = f"{row['total']} of {row['made']}"
+        share = f"{row['killed'] / max(judged, 1):.1%}"
+        left = judged - row["killed"]
+        yield f"| {row['module']} | {tried} | {row['killed']} | {row['equivalent']} | {left} | {share} |"
     yield ""
 
 

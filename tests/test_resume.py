@@ -56,6 +56,34 @@ def test_an_interrupted_run_is_continued(out: Path) -> None:
     assert not list(out.parent.iterdir())
 
 
+def test_a_run_stopped_while_it_begins_leaves_nothing(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(path: Path, data: bytes) -> str:
+        path.write_bytes(data)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("recerase.resume.write_sealed", stopped)
+    with pytest.raises(KeyboardInterrupt) as caught, RunState(out) as state:
+        state.open(KEY)
+    assert not hasattr(caught.value, "__notes__")
+    assert not list(out.parent.iterdir())
+
+
+@pytest.mark.parametrize("there_before", [False, True])
+def test_a_run_stopped_after_its_result_was_published_leaves_nothing(out: Path, there_before: bool) -> None:
+    if there_before:
+        out.mkdir()
+    with pytest.raises(KeyboardInterrupt) as caught, RunState(out) as state:
+        state.open(KEY)
+        state.write("piece", b"1")
+        (out.parent / "staged").mkdir()
+        if there_before:
+            out.rmdir()
+        (out.parent / "staged").rename(out)
+        raise KeyboardInterrupt
+    assert not hasattr(caught.value, "__notes__")
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+
 def test_nothing_is_promised_where_nothing_is_kept(out: Path) -> None:
     assert not hasattr(leave(out, pieces=0), "__notes__")
     assert not list(out.parent.iterdir())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import os
@@ -295,3 +296,42 @@ def test_empty_files_are_no_copies_of_each_other(tmp_path: Path) -> None:
     (tmp_path / "one").write_bytes(b"x")
     (tmp_path / "two").write_bytes(b"y")
     outputs.check_file_output(tmp_path / "one", inputs=[tmp_path / "two"], force=True)
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "renameat2"), reason="this C library has no renameat2")
+def test_the_rename_of_the_kernel_is_found_and_takes_relative_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk._libc_renameat2.cache_clear()
+    assert disk._libc_renameat2() is not None
+    monkeypatch.chdir(tmp_path)
+    for name in ("one", "two"):
+        Path(name).write_text(name)
+    if disk._renameat2(Path("one"), Path("two"), disk._EXCHANGE):  # not every file system can
+        assert (Path("one").read_text(), Path("two").read_text()) == ("two", "one")
+    monkeypatch.setattr(disk, "_libc_renameat2", lambda: None)
+    with pytest.raises(FileExistsError) as caught:
+        disk.rename_new(Path("one"), Path("two"))
+    assert caught.value.filename == "two"
+
+
+def test_a_link_is_no_lock(tmp_path: Path) -> None:
+    (tmp_path / "lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="symbolic links"):
+        disk.locked(tmp_path / "lock", wait=False)
+    assert os.listdir(tmp_path) == ["lock"]
+
+
+def test_what_may_not_survive_a_power_cut_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    staging, target = tmp_path / "staging", tmp_path / "target"
+    staging.write_text("new")
+    forth = disk.rename_new
+    monkeypatch.setattr(disk, "sync_directory", fail)
+    monkeypatch.setattr(disk, "rename_new", lambda a, b: forth(a, b) if a == staging else fail())
+    says = f"{target} was written, but it may not survive a power cut: Input/output error."
+    with refused(WriteError, says, "Check the disk, then the file."):
+        disk.put(staging, target, replace=False)
+    assert target.read_text() == "new"

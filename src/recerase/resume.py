@@ -62,6 +62,7 @@ class RunState:
         self._lock_file = None if target is None else _beside(target, _LOCK)
         self._lock: int | None = None
         self._opened = False
+        self._before = _identity(self.target)
 
     def open(self, key: Mapping[str, str], resume: bool | None = None, observer: Observer = SILENT) -> None:
         """Take what an interrupted run with the same key left, or start from nothing.
@@ -91,8 +92,8 @@ class RunState:
             if before:
                 observer.note(f"nothing of the interrupted run is reused: {_have_changed(changed)}")
         self._start_over(self.directory)
+        self._opened = True  # from here on what is there is ours, and goes when this is stopped before a piece is done
         write_sealed(self._file(_KEY), canonical_json(dict(key)))
-        self._opened = True
 
     def read(self, name: str) -> bytes | None:
         """The piece called `name`, or None when it was not finished. Raises ArtefactError when it is damaged."""
@@ -112,7 +113,8 @@ class RunState:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         try:
-            if self._opened and self.directory is not None and (error is None or not self._pieces(self.directory)):
+            done = error is None or self._published()
+            if self._opened and self.directory is not None and (done or not self._pieces(self.directory)):
                 shutil.rmtree(self.directory, ignore_errors=True)
             elif self.directory is None and isinstance(error, KeyboardInterrupt | Interrupted):
                 error.add_note("Nothing is kept: an audit with -o FILE can be continued.")
@@ -127,6 +129,11 @@ class RunState:
                 self._let_go()
                 os.close(self._lock)
                 self._lock = None
+
+    def _published(self) -> bool:
+        """Whether what this run makes appeared meanwhile: who is stopped after that has nothing to continue."""
+        now = _identity(self.target)
+        return now is not None and now != self._before
 
     def _let_go(self) -> None:
         """Remove the lock, and the directory when it is empty: a run that could not begin leaves nothing."""
@@ -181,6 +188,15 @@ class RunState:
                 path.unlink(missing_ok=True)
             except OSError as error:
                 raise _cannot_keep(path, error) from error
+
+
+def _identity(path: Path | None) -> tuple[int, int] | None:
+    """Which file or directory stands there, if one does; another one has another number."""
+    try:
+        found = None if path is None else path.stat()
+    except OSError:
+        return None
+    return None if found is None else (found.st_dev, found.st_ino)
 
 
 def _unsealed(path: Path) -> bytes:
