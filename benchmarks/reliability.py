@@ -123,6 +123,12 @@ def _mutants(run: Mapping[str, Any]) -> Iterator[str]:
         left = judged - row["killed"]
         yield f"| {row['module']} | {tried} | {row['killed']} | {row['equivalent']} | {left} | {share} |"
     yield ""
+    yield "Survivors (what stood there, and what no test told from it):"
+    yield ""
+    for row in run["modules"]:
+        for one in row["survivors"]:
+            yield f"- `{row['module']}:{one['line']}` `{one['was']}` → `{one['becomes']}`"
+    yield ""
 
 
 if __name__ == "__main__":
