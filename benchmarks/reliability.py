@@ -1,7 +1,7 @@
 """Puts RELIABILITY.md together from what the runs of `make test`, `make soak`, `make coverage` and `make mutants` left.
 
 Each of them writes one JSON file into `.reliability/` (counts it made, nothing else); this script only lays them out, so
-that no number stands in the page that a run did not tell.
+that no number stands in the tables that a run did not tell. What is not promised is written here by hand.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LIMITS = """## What is not promised
 
 - The interval of a mean of *masses* (numbers that are never exactly zero) is a bootstrap. On lognormal masses it holds the truth
   in about 92 % of runs at n = 100 and 94 % at n = 1,000; a leak that only one user in a thousand has can hide from it altogether
-  (1 user at .9 over a floor of 1e-9, n = 1,000: its upper end was below the truth in 40 % of 400 runs). Exposures do not have
+  (1 user at .9 over a floor of 1e-9, n = 1,000: its upper end was below the truth in 160 of 400 runs). Exposures do not have
   this hole: their bound counts one unseen user. The shipped policy decides nothing on fewer than 1,000 users.
 - Intervals above 97 % are those of rare events, which no interval can hold more exactly, or bounds that hold more often by
   construction. "No claim" is a ratio to nothing.
