@@ -200,7 +200,7 @@ def test_aligned_names_what_is_missing_and_what_is_extra() -> None:
     [
         (["a", "a"], [[0, 0], [1, 1]], "twice"),
         (["a", "b"], [[0, 0], [1, 9]], "cannot spell"),
-        (["a", "b"], [[0, 0], [1, -1]], "cannot spell"),
+        (["a", "b"], [[0, 0], [-1, 0]], "cannot spell"),
         (["a", "b"], [[0, 0], [1, 1]], "cannot spell"),  # code (1, 1) has no vocabulary row
         (["a", "b"], [[0, 0, 0], [1, 0, 0]], "3 levels"),
         (["a"], [[0, 0], [1, 0]], "one row of codes"),
@@ -219,7 +219,7 @@ def test_build_refuses(ids: list[str], codes: list[list[int]], problem: str) -> 
         ({"item_id": ["a"]}, "^sids.parquet has no column codes; found item_id.$"),
         ({"item": ["a"], "codes": [[1]]}, "^sids.parquet has no column item_id; found item, codes.$"),
         ({"item_id": ["a"], "codes": ["1-2"]}, "Unsupported cast from string to list"),
-        ({"item_id": ["a", "b"], "codes": [[1, 2], [1]]}, "different lengths"),
+        ({"item_id": ["a", "b"], "codes": [[1, 2], []]}, "an empty SID"),
         ({"item_id": ["a", None], "codes": [[1], [2]]}, "without an id"),
         ({"item_id": ["a"], "codes": [[-1]]}, "negative"),
         ({"item_id": ["a"], "codes": [[1, None]]}, "missing"),
@@ -262,8 +262,8 @@ def test_read_table_reads_the_flags_and_no_other_column(tmp_path: Path) -> None:
         content = content.append_column("note", pa.array(["x", "y"]))
     pq.write_table(content, file)
     assert read_table(file, schema).digest == table.digest
-    pq.write_table(content.set_column(1, "codes", pa.array([[0, 1], [1]])), file)
-    with refused(r"^mine\.parquet holds no SIDs, SIDs of different lengths"):
+    pq.write_table(content.set_column(1, "codes", pa.array([[0, 1], []])), file)
+    with refused(r"^mine\.parquet holds no SIDs, an empty SID"):
         read_table(file, schema)
 
 
@@ -301,17 +301,17 @@ def test_a_shared_sid_in_json_makes_a_schema_that_allows_it(tmp_path: Path) -> N
         ("{", "Expecting"),
         ("[]", "no attribute"),
         ("{}", "there are none"),
-        ('{"x": []}', "there are none"),
+        ('{"x": []}', "one is empty"),
+        ('{"x": [1], "y": []}', "one is empty"),
         ('{"x": ["<b_1>"]}', "'<b_1>' is no code of level 1"),
         ('{"x": ["<a_1>", "<a_2>"]}', "'<a_2>' is no code of level 2"),
-        ('{"x": ["<a_1>"], "y": [1, 2]}', "inhomogeneous"),
         ('{"x": [-1]}', "-1 is no code"),
         ('{"x": [true]}', "True is no code"),
         ('{"x": [1.5]}', "1.5 is no code"),
         ('{"x": [null]}', "None is no code of level 1"),
         ('{"x": "<a_1>"}', "'<' is no code"),
         ('{"x": null}', "NoneType"),
-        ('{"x": [16777216]}', "there are none"),
+        ('{"x": [16777216]}', "2 ** 24"),
         ('{"x": [99999999999999999999]}', "too large"),
         ('{"x": [[1]]}', "is no code"),
         ('{"x": [1], "x": [2]}', "twice"),

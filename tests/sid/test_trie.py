@@ -2,28 +2,46 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recerase.sid import packing
 from recerase.sid.table import SidSchema, SidTable
 from recerase.sid.trie import Trie
 
 
 @st.composite
 def tables(draw: st.DrawFn) -> SidTable:
+    """Up to 25 items with collisions, gaps and flags; SIDs of one length or of several; rows in any order."""
     sizes = draw(st.lists(st.integers(1, 4), min_size=1, max_size=4))
     n = draw(st.integers(1, 25))
     rng = np.random.default_rng(draw(st.integers(0, 2**20)))
     codes = np.stack([rng.integers(0, k, n) for k in sizes], axis=1)
-    codes[rng.random(n) < 0.2] = -1
+    if draw(st.booleans()):
+        lengths = rng.integers(1, len(sizes) + 1, n)
+        lengths[0] = len(sizes)
+        codes[np.arange(len(sizes)) >= lengths[:, None]] = -1
+    codes[1:][rng.random(n - 1) < 0.2] = -1
     native = SidSchema.native(sizes, "allowed")
-    shuffled = rng.permutation(np.arange(3, native.vocabulary))  # rows need not follow the order of the codes
-    rows = tuple(np.split(shuffled, np.cumsum(sizes)[:-1]))
-    schema = SidSchema(native.codes, rows, native.vocabulary, 0, 1, 2, "allowed")
+    pad, bos, eos, *shuffled = rng.permutation(native.vocabulary)  # rows need not follow the order of the codes
+    rows = tuple(np.split(np.array(shuffled), np.cumsum(sizes)[:-1]))
+    schema = SidSchema(native.codes, rows, native.vocabulary, int(pad), int(bos), int(eos), "allowed")
     ids = [f"i{v}" for v in rng.permutation(n)]
     return SidTable.build(ids, codes, schema, listed=rng.random(n) < 0.8)
+
+
+def arrays(trie: Trie) -> list[np.ndarray]:
+    return [*trie.tokens, *trie.parent, *trie.first_child, trie.leaf_start, trie.leaf_items]
+
+
+def same(a: Trie, b: Trie) -> bool:
+    """Every array has the same values and type."""
+    return all(x.dtype == y.dtype and x.tolist() == y.tolist() for x, y in zip(arrays(a), arrays(b), strict=True))
 
 
 def prefixes(trie: Trie) -> list[list[tuple[int, ...]]]:
@@ -36,10 +54,13 @@ def prefixes(trie: Trie) -> list[list[tuple[int, ...]]]:
     return out
 
 
-@given(tables(), st.booleans())
-def test_nodes_are_the_prefixes_and_leaves_hold_the_items(table: SidTable, default: bool) -> None:
+@pytest.mark.parametrize("bits", [3, 7, 12, 64])
+@given(table=tables(), default=st.booleans())
+def test_nodes_are_the_prefixes_and_leaves_hold_the_items(table: SidTable, default: bool, bits: int) -> None:
+    """With keys of few bits: SIDs of several words, and words without room for the item's number."""
     chosen = table.listed if default else ~table.listed
-    trie = Trie.build(table) if default else Trie.build(table, chosen)
+    with mock.patch.object(packing, "_BITS", bits):
+        trie = Trie.build(table) if default else Trie.build(table, chosen)
     rows = {i: tuple(table.rows()[i].tolist()) for i in np.flatnonzero(chosen & table.present).tolist()}
     nodes = prefixes(trie)
     for depth in range(table.levels + 1):
@@ -103,9 +124,67 @@ def test_tensors_are_the_arrays_and_made_once() -> None:
     trie = Trie.build(table)
     tensors = trie.torch("cpu")
     assert tensors is trie.torch("cpu")
-    for array, tensor in zip((*trie.tokens, trie.leaf_items), (*tensors.tokens, tensors.leaf_items), strict=True):
-        assert tensor.dtype == torch.int64
+    held = [*tensors.tokens, *tensors.parent, *tensors.first_child, tensors.leaf_start, tensors.leaf_items]
+    for array, tensor in zip(arrays(trie), held, strict=True):
         assert tensor.tolist() == array.tolist()
+        assert tensor.data_ptr() == array.ctypes.data  # one memory
+    assert {t.dtype for t in tensors.tokens} == {torch.int64}  # as gather wants them
+    assert {t.dtype for t in held[len(tensors.tokens) :]} == {torch.int32}
+    assert tensors.certain == (None, None, None)
+    assert trie.nbytes == sum(array.nbytes for array in arrays(trie))
+
+
+def test_what_follows_the_end_of_a_sid_is_certain() -> None:
+    codes = np.array([[1, 2, 0], [1, 2, -1], [1, -1, -1], [0, -1, -1]])
+    table = SidTable.build(list("abcd"), codes)
+    tensors = Trie.build(table).torch()
+    eos, one, zero = table.schema.eos, table.schema.rows[0][1], table.schema.rows[0][0]
+    assert tensors.tokens[1].tolist() == [zero, one]
+    assert tensors.tokens[2].tolist() == [eos, eos, table.schema.rows[1][2]]
+    assert tensors.tokens[3].tolist() == [0, 0, eos, table.schema.rows[2][0]]
+    assert tensors.certain[:3] == (None, None, None)
+    assert tensors.certain[3] is not None
+    assert tensors.certain[3].tolist() == [True, True, False, False]
+
+
+@given(tables(), st.integers(0, 2**20), st.floats(0, 1))
+def test_a_trie_without_items_is_the_one_built_without_them(table: SidTable, seed: int, share: float) -> None:
+    trie = Trie.build(table)
+    before = [a.copy() for a in arrays(trie)]
+    gone = np.random.default_rng(seed).random(len(table)) < share
+    assert same(trie.without(gone), Trie.build(table, table.listed & ~gone))
+    assert same(trie.without(gone).without(~gone), Trie.build(table, np.zeros(len(table), bool)))
+    assert same(trie.without(np.zeros(len(table), bool)), trie)
+    assert all((x == y).all() for x, y in zip(before, arrays(trie), strict=True))
+
+
+@given(tables())
+def test_the_order_within_a_leaf_is_that_of_the_ids_whether_or_not_they_are_ranked(table: SidTable) -> None:
+    plain = Trie.build(table, table.present)
+    assert (table.id_rank.argsort() == sorted(range(len(table)), key=lambda i: table.item_ids[i])).all()
+    assert same(Trie.build(table, table.present), plain)
+
+
+def test_sids_of_more_than_64_bits_are_sorted_as_any_other() -> None:
+    rng = np.random.default_rng(0)
+    sizes = [1 << 14] * 6
+    codes = rng.integers(0, 3, (300, 6)) * ((1 << 13) - 1)
+    table = SidTable.build([f"{i:03}" for i in range(300)], codes, SidSchema.native(sizes, "allowed"))
+    trie = Trie.build(table)
+    assert prefixes(trie)[-1] == sorted({tuple(row) for row in table.rows().tolist()})
+    leaves = np.repeat(np.arange(trie.n_nodes(6)), np.diff(trie.leaf_start))
+    assert [prefixes(trie)[-1][leaf] for leaf in leaves] == [tuple(r) for r in table.rows()[trie.leaf_items].tolist()]
+
+
+def test_blocks_of_packing_change_nothing() -> None:
+    rng = np.random.default_rng(1)
+    table = SidTable.build(
+        [str(i) for i in range(500)], rng.integers(0, 5, (500, 3)), SidSchema.native([5] * 3, "allowed")
+    )
+    whole = Trie.build(table)
+    for block in (1, 7, 500):
+        with mock.patch.object(packing, "_BLOCK", block):
+            assert same(Trie.build(table), whole)
 
 
 @given(tables(), st.integers(0, 2**20))

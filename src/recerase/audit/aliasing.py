@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from recerase.audit.free import contains
 from recerase.audit.probes import counted
 from recerase.types import Measurement, Skipped
@@ -28,7 +30,9 @@ def aliasing(readings: Readings) -> list[Measurement | Skipped]:
     shared = contains(concept, retained)
     found: list[Measurement | Skipped] = [counted(readings, "aliasing.shared_sid", float(shared.mean()), n, exact=True)]
     if table.levels > 1:
-        beside = contains(concept[:, :-1], retained[:, :-1])
+        depth = np.arange(table.levels)
+        concept, retained = (np.where(depth < (c >= 0).sum(1)[:, None] - 1, c, -1) for c in (concept, retained))
+        beside = contains(concept, retained)  # without the last code, wherever it stands
         found.append(counted(readings, "aliasing.shared_prefix", float(beside.mean()), n, exact=True))
     else:
         found.append(Skipped("aliasing.shared_prefix", readings.model.role, "SIDs of one level have no prefix"))

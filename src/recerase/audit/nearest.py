@@ -97,6 +97,8 @@ def random_codes(world: AuditWorld, codes: tuple[int, ...]) -> IntArray:
 
 def _missing(readings: Readings) -> str:
     world, old = readings.world, readings.model.old_table
+    if old.ragged or readings.model.table.ragged:
+        return "SIDs differ in length, and codebooks give a point to whole ones only"
     if world.embeddings is None or world.codebooks is None:
         return "it needs item embeddings and the codebooks the SIDs were made with"
     if not (world.members & old.present).any():

@@ -73,8 +73,8 @@ class AuditConfig:
     """Generations a user without a trie."""
     seed: int = 0
     confidence: float = 0.95
-    batch: int = 256
-    mass_batch: int = 64
+    batch: int = 64
+    mass_batch: int = 16
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,8 @@ that *is* the original is read once. The cache is a plain dict, made by whoever 
 
 A long reading is made in blocks of whole batches, and each finished block is kept in the run's state. Batches are cut
 by length over all histories before blocks are, so that a block, and a run that is continued, gives the bits of a
-straight one.
+straight one. Processes that share an audit take the blocks in turn and exchange what they read, every one of them holds
+the whole reading, and how many they are changes no bit of it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recerase.audit.probes import AuditModel, AuditWorld
-from recerase.errors import CheckpointError
+from recerase.errors import CheckpointError, DataError
+from recerase.parallel import workers
 from recerase.resume import Pieces
 from recerase.store import canonical_json, sha256_bytes
 from recerase.types import SILENT, BoolArray, FloatArray, IntArray, Observer
@@ -36,7 +38,11 @@ SIDES: tuple[Side, ...] = ("old", "new")
 Cache = dict[Hashable, Any]
 Arrays = dict[str, NDArray[Any]]
 BLOCK = 8
-"""Batches a block: what an interrupted audit loses at most."""
+"""Batches a block at most."""
+_SHARES = 16
+"""Blocks of a reading at least, where it has the batches: so that processes that share it are done at about one time."""
+_ROUND = 4
+"""Blocks a process reads before they are exchanged, where there are several: with them, what an interrupted audit loses."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +107,8 @@ class Readings:
         from recerase.model.decode import Free, generate_free
 
         config, table = self.world.config, self.model.table
-        key = self._key("free", case, _spelling(table))
+        ends = table.ragged or self.model.old_table.ragged  # eos ends the old SIDs, whatever the current ones are
+        key = self._key("free", case, _spelling(table), *(["ends"] if ends else []))
         if key not in self.cache:
 
             def make(histories: Histories, observer: Observer) -> Arrays:
@@ -110,6 +117,7 @@ class Readings:
                     table,
                     histories,
                     beam=config.free_beam,
+                    ends=ends,
                     batch=config.batch,
                     observer=observer,
                 )
@@ -184,21 +192,45 @@ class Readings:
         batches = list(length_batches(self.model.recommender, table, histories, batch))
         if not batches:
             return make(histories, self.observer)
+        blocks = _blocks(batches)
+        names = [_piece(key, int(first)) if self.model.digest else None for first in _firsts(len(batches))]
         whole: Arrays = {}
-        self.observer.start(task, len(histories))
-        for first in range(0, len(batches), BLOCK):
-            rows = np.concatenate(batches[first : first + BLOCK])
-            name = _piece(key, first) if self.state is not None and self.model.digest else None
-            made = self._kept(name)
-            if made is None:
-                made = make(histories.take(rows), _Within(self.observer))
-                self._keep(name, made)
-            else:
-                self.observer.advance(task, len(rows))
+
+        def put(block: int, made: Arrays) -> None:
             for part, values in made.items():
-                whole.setdefault(part, np.empty((len(histories), *values.shape[1:]), values.dtype))[rows] = values
+                empty = np.empty((len(histories), *values.shape[1:]), values.dtype)
+                whole.setdefault(part, empty)[blocks[block]] = values
+
+        self.observer.start(task, len(histories))
+        done = self._found(names, _digest(np.concatenate(blocks)) + _digest(histories.items))
+        for block, made in done.items():
+            put(block, made)
+            self.observer.advance(task, len(blocks[block]))
+        left = [block for block in range(len(blocks)) if block not in done]
+        who = workers()
+        size = 1 if who.size == 1 else who.size * _ROUND
+        for part in (left[first : first + size] for first in range(0, len(left), size)):
+            mine = [part[i] for i in who.mine(len(part))]
+            read = who.gathered({i: make(histories.take(blocks[i]), _Within(self.observer)) for i in mine})
+            for rank, found in enumerate(read):
+                for block, made in found.items():
+                    put(block, made)
+                    self._keep(names[block], made)
+                    if rank != who.rank:
+                        self.observer.advance(task, len(blocks[block]))
         self.observer.finish(task)
         return whole
+
+    def _found(self, names: list[str | None], digest: str) -> dict[int, Arrays]:
+        """The blocks that the main process finds in the state, on every process. `digest` says what is read."""
+        found = {block: made for block, name in enumerate(names) if (made := self._kept(name)) is not None}
+        told, wanted = workers().told((found, digest))
+        if digest != wanted:
+            raise DataError(
+                "The processes of this run read other histories.", "Give every machine the same inputs and versions."
+            )
+        kept: dict[int, Arrays] = told
+        return kept
 
     def _kept(self, name: str | None) -> Arrays | None:
         from safetensors.numpy import load
@@ -222,6 +254,17 @@ class _Within:
     def start(self, task: str, total: int | None) -> None: ...
 
     def finish(self, task: str) -> None: ...
+
+
+def _firsts(n_batches: int) -> IntArray:
+    """The first batch of every block; the number of processes has no part in it."""
+    return np.arange(0, n_batches, max(1, min(BLOCK, n_batches // _SHARES)))
+
+
+def _blocks(batches: list[IntArray]) -> list[IntArray]:
+    """The rows of every block."""
+    ends = [*_firsts(len(batches))[1:], len(batches)]
+    return [np.concatenate(batches[first:end]) for first, end in zip(_firsts(len(batches)), ends, strict=True)]
 
 
 def _piece(key: tuple[Hashable, ...], first: int) -> str:

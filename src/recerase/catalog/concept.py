@@ -172,6 +172,7 @@ def _shared(concept: Concept, codes: IntArray) -> tuple[SharedCodes, ...]:
     levels = []
     for level in range(codes.shape[1]):
         own = np.unique(codes[inside, level])
+        own = own[own >= 0]  # shorter SIDs have none here
         prefix = np.full(len(codes), -1, np.int64)
         if coded.any():
             prefix[coded] = np.unique(codes[coded, : level + 1], axis=0, return_inverse=True)[1].reshape(-1)

@@ -138,6 +138,8 @@ def _table(table: SidTable, facts: dict[str, Any], problems: list[str]) -> None:
         "codes in use": used,
         "items sharing their SID": colliding,
     }
+    if table.ragged:
+        facts["codes an item"] = f"{table.lengths[table.present].min()} to {table.lengths.max()}"
     if without:
         problems.append(f"{without} items have no SID.")
     if colliding and table.schema.collisions == "unique":

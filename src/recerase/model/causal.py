@@ -1,7 +1,7 @@
 """The causal recommender: a Llama from transformers, trained from scratch on bos + SIDs.
 
-The history goes through the model as transformers runs it; the tree of next codes goes through the same layers here,
-because transformers has no attention in which many nodes share one history and see only their own ancestors.
+History and tree of next codes go through the layers of the transformers model here, because it has no attention in which
+many nodes share one history and see only their own ancestors, and computes what nobody asked for.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from recerase.model.recommender import ModelConfig, Recommender, State, gather_ancestors, tree_attention
+from recerase.model.recommender import ModelConfig, Recommender
+from recerase.model.tree import KeyValues, Kin, State, padding_bias, tree_attention
 from recerase.sid.schema import SidSchema
 
 
@@ -36,52 +38,62 @@ def new_causal(config: ModelConfig, schema: SidSchema) -> Causal:
 
 
 class Causal(Recommender):
-    """`module` is a LlamaForCausalLM; position of a node = length of the history + depth - 1."""
+    """`module` is a LlamaForCausalLM; position of a node = length of the history + depth - 1.
+
+    Of the last layer a history needs its keys and values, and the output at its last token alone; nothing else is computed.
+    """
 
     kind = "causal"
 
     def start(self, tokens: Tensor, lengths: Tensor, embeds: Tensor | None = None) -> State:
         model: Any = self.module.model
-        cache = DynamicCache()
-        inputs = {"inputs_embeds": embeds} if embeds is not None else {"input_ids": tokens}
-        out = model(**inputs, past_key_values=cache, use_cache=True).last_hidden_state  # [B, T, D]
-        last = (lengths - 1)[:, None, None].expand(-1, 1, out.shape[-1])
-        groups = model.config.num_attention_heads // model.config.num_key_value_heads
-        valid = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
-        bias = torch.zeros(valid.shape, dtype=out.dtype, device=out.device).masked_fill(~valid, float("-inf"))
+        hidden = self.embed(tokens) if embeds is None else embeds  # [B, T, D]
+        width = hidden.shape[1]
+        turn = model.rotary_emb(hidden, torch.arange(width, device=hidden.device)[None])
+        bias = padding_bias(lengths, width, hidden.dtype)
+        last = (lengths - 1)[:, None, None]
+        prompt = []
+        for index, layer in enumerate(model.layers):
+            normed = layer.input_layernorm(hidden)
+            keys, values = _keys_values(layer.self_attn, normed, turn)
+            prompt.append((keys, values))
+            if index + 1 < len(model.layers):
+                q = _queries(layer.self_attn, normed, turn)
+                mixed = scaled_dot_product_attention(q, keys, values, is_causal=True, scale=layer.self_attn.scaling)
+                hidden = _onwards(layer, hidden, mixed)
+                continue
+            there = tuple(x.expand(len(lengths), -1, -1).gather(1, last.expand(-1, 1, x.shape[2])) for x in turn)
+            wide = last.expand(-1, 1, hidden.shape[2])
+            q = _queries(layer.self_attn, normed.gather(1, wide), there)
+            mixed = scaled_dot_product_attention(q, keys, values, attn_mask=bias, scale=layer.self_attn.scaling)
+            hidden = _onwards(layer, hidden.gather(1, wide), mixed)
         return State(
-            hidden=out.gather(1, last).squeeze(1),
+            hidden=model.norm(hidden)[:, 0],
             head=self.module.lm_head,  # type: ignore[arg-type]
             depth=0,
-            prompt=tuple((_widen(x.keys, groups), _widen(x.values, groups)) for x in cache.layers),
-            prompt_bias=bias[:, None, None],
+            prompt=tuple(prompt),
+            prompt_bias=bias,
             lengths=lengths,
         )
 
     def advance(self, state: State, rows: Tensor, parents: Tensor | None) -> State:
         model: Any = self.module.model
-        batch = state.lengths.shape[0]
         hidden = self.embed(rows)
-        hidden = hidden.expand(batch, -1, -1) if rows.dim() == 1 else hidden  # [B, Q, D]
-        position = (state.lengths + state.depth)[:, None]  # one position for all nodes of a history
-        cos, sin = model.rotary_emb(hidden, position)  # [B, 1, d]
-        kept = []
+        hidden = hidden.expand(len(state.lengths), -1, -1) if rows.dim() == 1 else hidden  # [B, Q, D]
+        turn = model.rotary_emb(
+            hidden, (state.lengths + state.depth)[:, None]
+        )  # one position for all nodes of a history
+        to = state.descend(parents, hidden.shape[1])
+        kin: Kin | None = None
+        nodes = []
         for index, layer in enumerate(model.layers):
-            attention = layer.self_attn
-            normed = layer.input_layernorm(hidden)
-            heads = (batch, hidden.shape[1], -1, attention.head_dim)
-            q = _rotate(attention.q_proj(normed).view(heads).transpose(1, 2), cos, sin)
-            k = _rotate(attention.k_proj(normed).view(heads).transpose(1, 2), cos, sin)
-            v = attention.v_proj(normed).view(heads).transpose(1, 2)
-            k, v = (_widen(x, attention.num_key_value_groups)[:, :, :, None] for x in (k, v))  # [B, h, Q, 1, d]
-            if state.ancestors is not None:
-                past = state.ancestors[index]
-                k = torch.cat([gather_ancestors(past[0], parents), k], 3)
-                v = torch.cat([gather_ancestors(past[1], parents), v], 3)
-            kept.append((k, v))
-            mixed = tree_attention(q * attention.scaling, state.prompt[index], state.prompt_bias, (k, v), None)
-            hidden = hidden + attention.o_proj(mixed.transpose(1, 2).flatten(2))
-            hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+            attention, normed = layer.self_attn, layer.input_layernorm(hidden)
+            nodes.append(state.joined(index, *_keys_values(attention, normed, turn), to.kept))
+            if kin is None:
+                kin = Kin.of(to.lineage, nodes[0], state.prompt_bias, state.prompt[0][0].shape[2])
+            q = _queries(attention, normed, turn)
+            mixed = tree_attention(q, state.prompt[index], nodes[index], kin, attention.scaling)
+            hidden = _onwards(layer, hidden, mixed)
         return State(
             hidden=model.norm(hidden),
             head=state.head,
@@ -89,8 +101,37 @@ class Causal(Recommender):
             prompt=state.prompt,
             prompt_bias=state.prompt_bias,
             lengths=state.lengths,
-            ancestors=tuple(kept),
+            nodes=tuple(nodes),
+            lineage=to.lineage,
         )
+
+
+Turn = tuple[Tensor, Tensor]
+"""cos and sin of the rotary embedding, [B or 1, T or 1, d]."""
+
+
+def _queries(attention: Any, normed: Tensor, turn: Turn) -> Tensor:
+    """[B, n, D] -> [B, h, n, d], rotated."""
+    return _rotate(_split(attention.q_proj(normed), attention), *turn)
+
+
+def _keys_values(attention: Any, normed: Tensor, turn: Turn) -> KeyValues:
+    """Keys (rotated) and values [B, h, n, d] of [B, n, D], repeated to the number of query heads."""
+    keys = _rotate(_split(attention.k_proj(normed), attention), *turn)
+    groups = attention.num_key_value_groups
+    return _widen(keys, groups), _widen(_split(attention.v_proj(normed), attention), groups)
+
+
+def _onwards(layer: Any, hidden: Tensor, mixed: Tensor) -> Tensor:
+    """The rest of a layer after attention: [B, n, D] and [B, h, n, d] -> [B, n, D]."""
+    hidden = hidden + layer.self_attn.o_proj(mixed.transpose(1, 2).flatten(2))
+    rest: Tensor = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+    return rest
+
+
+def _split(x: Tensor, attention: Any) -> Tensor:
+    """[B, n, h * d] -> [B, h, n, d]."""
+    return x.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
 
 
 def _widen(x: Tensor, groups: int) -> Tensor:
@@ -99,7 +140,7 @@ def _widen(x: Tensor, groups: int) -> Tensor:
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of x [B, h, Q, d] at one position a history, cos and sin [B, 1, d]."""
+    """Rotary embedding of x [B, h, n, d]; cos and sin [B or 1, n or 1, d]."""
     half = x.shape[-1] // 2
     turned = torch.cat([-x[..., half:], x[..., :half]], -1)
     return x * cos[:, None] + turned * sin[:, None]

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from recerase.catalog.interactions import Histories
 from recerase.errors import UsageError
+from recerase.model.children import Children, children
 from recerase.model.recommender import Recommender
 from recerase.sid.table import SidTable
 from recerase.sid.trie import TorchTrie, Trie
@@ -39,7 +40,7 @@ class Free:
     """What the model writes when nothing constrains it: W sequences of L vocabulary rows a history, best first."""
 
     rows: IntArray
-    """int64 [B, W, L]; may be no SID at all."""
+    """int64 [B, W, L]; may be no SID at all. -1 behind the eos that ends one, where SIDs differ in length."""
     scores: FloatArray
     """float32 [B, W]."""
 
@@ -84,7 +85,7 @@ def recommend(
     if trie.n_nodes(trie.levels) == 0 or len(histories) == 0:
         return Recommendations(items, scores)
     arrays = trie.torch(model.device)
-    id_rank = _id_rank(table)
+    id_rank = table.id_rank
     rank = torch.from_numpy(id_rank).to(model.device)
     firsts = [torch.from_numpy(first).to(model.device) for first in trie.smallest(id_rank)]
     observer.start(task, len(histories))
@@ -119,22 +120,13 @@ def _search(
     parents: Tensor | None = None
     for depth in range(1, trie.levels):
         state = model.advance(state, arrays.tokens[depth][node], parents)
-        first = arrays.first_child[depth]
-        begin, count = first[node], first[node + 1] - first[node]  # [B, W]
-        step = torch.arange(trie.max_children(depth), device=node.device)
-        child = begin[..., None] + step  # [B, W, C]
-        alive = step < count[..., None]
-        child = torch.where(alive, child, 0)
-        chance = state.log_probs.gather(2, arrays.tokens[depth + 1][child])
-        total = torch.where(alive, score[..., None] + chance, float("-inf")).flatten(1)
-        nodes = child.flatten(1)
-        score, pick = _best(total, width, nodes, firsts[depth + 1])
-        parents = pick // len(step)
-        node = nodes.gather(1, pick)
+        below = children(arrays, depth, node, score, state.log_probs, trie.max_children(depth))
+        score, pick = _best(below.totals, width, below, firsts[depth + 1])
+        parents, node = pick // below.each, below.nodes(pick)
     return node, score
 
 
-def _best(scores: Tensor, width: int, nodes: Tensor, firsts: Tensor) -> tuple[Tensor, Tensor]:
+def _best(scores: Tensor, width: int, nodes: Tensor | Children, firsts: Tensor) -> tuple[Tensor, Tensor]:
     """The `width` best of scores [B, M] and where they stand, in no order; ties for the last places go by `firsts`.
 
     One candidate more than needed is looked at: the ranks of `nodes` [B, M] count only where it ties with the last one kept.
@@ -172,25 +164,22 @@ def _items_of(
     return items.gather(1, order), score.gather(1, order)
 
 
-def _id_rank(table: SidTable) -> IntArray:
-    """int64 [N] place of each item when ids are sorted as text."""
-    ids = np.array([str(i) for i in table.item_ids], dtype=str)
-    rank = np.empty(len(ids), np.int64)
-    rank[np.argsort(ids, kind="stable")] = np.arange(len(ids))
-    return rank
-
-
 def generate_free(
     model: Recommender,
     table: SidTable,
     histories: Histories,
     *,
     beam: int = 20,
+    ends: bool | None = None,
     batch: int = 256,
     observer: Observer = SILENT,
     task: str = "free decoding",
 ) -> Free:
-    """The W most likely sequences of L vocabulary rows after each history, with no trie: any row may follow any row."""
+    """The W most likely sequences of L vocabulary rows after each history, with no trie: any row may follow any row.
+
+    Where `ends` (default: where SIDs of the table differ in length), eos ends a sequence; -1 follows it.
+    """
+    ends = table.ragged if ends is None else ends
     if beam < 1:
         raise UsageError(f"beam = {beam} must be at least 1.", "Ask for at least one beam.")
     rows_out = np.zeros((len(histories), beam, table.levels), np.int64)
@@ -202,15 +191,30 @@ def generate_free(
             score, token = state.log_probs.topk(min(beam, state.log_probs.shape[1]), dim=1)
             path, parents = token[..., None], None
             for _ in range(1, table.levels):
-                state = model.advance(state, path[..., -1], parents)
-                total = (score[..., None] + state.log_probs).flatten(1)
+                state = model.advance(state, path[..., -1].clamp(min=0), parents)
+                ended = (path[..., -1] < 0) | (path[..., -1] == table.schema.eos) if ends else None
+                total = (score[..., None] + _following(state.log_probs, ended)).flatten(1)
                 score, pick = total.topk(min(beam, total.shape[1]), dim=1)
                 vocabulary = state.log_probs.shape[2]
                 parents = pick // vocabulary
                 past = path.gather(1, parents[..., None].expand(-1, -1, path.shape[2]))
-                path = torch.cat([past, (pick % vocabulary)[..., None]], 2)
+                token = pick % vocabulary
+                if ended is not None:
+                    token = token.masked_fill(ended.gather(1, parents), -1)
+                path = torch.cat([past, token[..., None]], 2)
+            if ends:  # there may be fewer sequences than beams
+                path = torch.where(torch.isfinite(score)[..., None], path, 0)
             rows_out[rows, : path.shape[1]] = path.cpu().numpy()
             scores_out[rows, : path.shape[1]] = score.cpu().numpy()
             observer.advance(task, len(rows))
     observer.finish(task)
     return Free(rows_out, scores_out)
+
+
+def _following(log_probs: Tensor, ended: Tensor | None) -> Tensor:
+    """log_probs [B, W, V], but of beams that have `ended` [B, W]: they go on in one way, which costs nothing."""
+    if ended is None:
+        return log_probs
+    nothing = torch.full_like(log_probs[0, 0], float("-inf"))
+    nothing[0] = 0.0
+    return torch.where(ended[..., None], nothing, log_probs)

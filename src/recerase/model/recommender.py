@@ -9,7 +9,7 @@ beam.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from recerase.catalog.interactions import Histories
 from recerase.errors import CheckpointError, UsageError
+from recerase.model.tree import State
 from recerase.sid.schema import SidSchema
 from recerase.sid.table import SidTable
 
@@ -39,52 +40,6 @@ class ModelConfig:
     dropout: float = 0.1
     tie: bool = False
     """Share the input embeddings with the output head."""
-
-
-@dataclass(frozen=True, eq=False)
-class State:
-    """A model standing at the root (`depth` 0) or at Q nodes of depth `depth` after each of B histories."""
-
-    hidden: Tensor
-    """[B, D] at the root, [B, Q, D] at nodes: what the output head reads."""
-    head: nn.Module = field(repr=False)
-    depth: int
-    prompt: tuple[tuple[Tensor, Tensor], ...] = field(repr=False)
-    """A layer: keys and values [B, h, T, d] of the history."""
-    prompt_bias: Tensor = field(repr=False)
-    """[B, 1, 1, T] 0 where the history has a token, -inf where it is padding."""
-    lengths: Tensor = field(repr=False)
-    """[B] tokens of the history."""
-    ancestors: tuple[tuple[Tensor, Tensor], ...] | None = field(default=None, repr=False)
-    """A layer: keys and values [B, h, Q, depth, d] of each node and its ancestors, oldest first."""
-    scale: float = 1.0
-    _cache: dict[str, Tensor] = field(default_factory=dict, repr=False)
-
-    def take(self, rows: Tensor) -> State:
-        """The state after histories `rows` [b] alone."""
-        return State(
-            hidden=self.hidden[rows],
-            head=self.head,
-            depth=self.depth,
-            prompt=tuple((k[rows], v[rows]) for k, v in self.prompt),
-            prompt_bias=self.prompt_bias[rows],
-            lengths=self.lengths[rows],
-            ancestors=None if self.ancestors is None else tuple((k[rows], v[rows]) for k, v in self.ancestors),
-            scale=self.scale,
-        )
-
-    @property
-    def log_probs(self) -> Tensor:
-        """Exact log-softmax over the whole vocabulary, float32: [B, V] at the root, [B, Q, V] at nodes."""
-        if "log_probs" not in self._cache:
-            self._cache["log_probs"] = torch.log_softmax(self.logits.float(), -1)
-        return self._cache["log_probs"]
-
-    @property
-    def logits(self) -> Tensor:
-        """What the output head says, before any softmax; same shape as `log_probs`."""
-        logits: Tensor = self.head(self.hidden * self.scale)
-        return logits
 
 
 class Recommender(ABC):
@@ -113,7 +68,7 @@ class Recommender(ABC):
     def tokens(self, histories: Histories, table: SidTable, window: int | None = None) -> tuple[Tensor, Tensor]:
         """Vocabulary rows [B, T] of the last `window` items that have a SID, right-padded, and their lengths [B].
 
-        Causal: bos, then the SIDs. Seq2seq: the SIDs, then eos.
+        Causal: bos, then the SIDs. Seq2seq: the SIDs, then eos. A SID of fewer than L codes is followed by eos at once.
         """
         window = window or self.window
         readable = histories.without(~table.present)
@@ -121,6 +76,11 @@ class Recommender(ABC):
         items = readable.padded(max(1, int(counts.max(initial=0))))  # [B, H]
         rows = np.where(items[..., None] >= 0, table.rows()[items], self.schema.pad).reshape(len(histories), -1)
         lengths = counts * table.levels + 1
+        if table.ragged:
+            gap = np.where(items[..., None] >= 0, table.rows()[items], -1).reshape(len(histories), -1) < 0
+            lengths = np.count_nonzero(~gap, axis=1) + 1
+            rows = np.where(gap, self.schema.pad, rows)
+            rows = np.take_along_axis(rows, np.argsort(gap, axis=1, kind="stable"), 1)  # gaps to the end
         out = np.full((len(histories), int(lengths.max(initial=1))), self.schema.pad, np.int64)
         width = out.shape[1] - 1
         if self.kind == "causal":
@@ -150,37 +110,6 @@ class Recommender(ABC):
     def parameters_digest(self) -> dict[str, Any]:
         """Name -> shape of every tensor, for reports."""
         return {k: list(v.shape) for k, v in self.module.state_dict().items()}
-
-
-def gather_ancestors(kv: Tensor, parents: Tensor | None) -> Tensor:
-    """Rows of kv [B, h, Q', s, d] at `parents` [Q] or [B, Q] -> [B, h, Q, s, d]; None takes them as they stand."""
-    if parents is None:
-        return kv
-    if parents.dim() == 1:
-        return kv.index_select(2, parents)
-    index = parents[:, None, :, None, None].expand(-1, kv.shape[1], -1, kv.shape[3], kv.shape[4])
-    return kv.gather(2, index)
-
-
-def tree_attention(
-    q: Tensor, prompt: tuple[Tensor, Tensor], prompt_bias: Tensor, own: tuple[Tensor, Tensor], own_bias: Tensor | None
-) -> Tensor:
-    """Attention of Q nodes over the history's T keys (shared) and the node's own s keys, one softmax over both.
-
-    Args:
-        q: [B, h, Q, d], already scaled.
-        prompt: keys and values [B, h, T, d]; prompt_bias broadcasts to [B, h, Q, T].
-        own: keys and values [B, h, Q, s, d]; own_bias broadcasts to [B, h, Q, s].
-    Returns:
-        [B, h, Q, d].
-    """
-    shared = q @ prompt[0].transpose(-1, -2) + prompt_bias
-    mine = (q[..., None, :] * own[0]).sum(-1)
-    if own_bias is not None:
-        mine = mine + own_bias
-    weights = torch.softmax(torch.cat([shared, mine], -1).float(), -1).to(q.dtype)
-    t = shared.shape[-1]
-    return weights[..., :t] @ prompt[1] + (weights[..., t:, None] * own[1]).sum(-2)
 
 
 def new_recommender(config: ModelConfig, schema: SidSchema, seed: int = 0) -> Recommender:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import T5Config, T5ForConditionalGeneration
 
-from recerase.model.recommender import ModelConfig, Recommender, State, gather_ancestors
+from recerase.model.recommender import ModelConfig, Recommender
+from recerase.model.tree import Kin, State, padding_bias, tree_attention
 from recerase.sid.schema import SidSchema
 
 
@@ -54,14 +55,14 @@ class Seq2Seq(Recommender):
         valid = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]  # [B, T]
         inputs = {"inputs_embeds": embeds} if embeds is not None else {"input_ids": tokens}
         read = module.encoder(**inputs, attention_mask=valid.long()).last_hidden_state  # [B, T, D]
-        bias = torch.zeros(valid.shape, dtype=read.dtype, device=read.device).masked_fill(~valid, float("-inf"))
+        bias = padding_bias(lengths, tokens.shape[1], read.dtype)
         crosses = [block.layer[1].EncDecAttention for block in module.decoder.block]
         prompt = tuple((_heads(c.k(read), c), _heads(c.v(read), c)) for c in crosses)
         first = tokens.new_full((1,), module.config.decoder_start_token_id)
         scale = module.config.d_model**-0.5 if module.config.scale_decoder_outputs else 1.0
-        root = State(read[:, 0], module.lm_head, -1, prompt, bias[:, None, None], lengths, scale=scale)
+        root = State(read[:, 0], module.lm_head, -1, prompt, bias, lengths, scale=scale)
         at = self.advance(root, first, None)
-        return State(at.hidden[:, 0], at.head, 0, prompt, at.prompt_bias, lengths, at.ancestors, scale)
+        return State(at.hidden[:, 0], at.head, 0, prompt, bias, lengths, at.nodes, at.lineage, scale)
 
     def advance(self, state: State, rows: Tensor, parents: Tensor | None) -> State:
         decoder: Any = self.module.decoder
@@ -71,18 +72,21 @@ class Seq2Seq(Recommender):
             parents = torch.zeros(hidden.shape[1], dtype=torch.int64, device=hidden.device)  # the root, to all
         place = decoder.block[0].layer[0].SelfAttention
         distance = place.compute_bias(1, state.depth + 2, hidden.device, state.depth + 1)  # [1, h, 1, s]
-        kept = []
+        to = state.descend(parents, hidden.shape[1])
+        kin: Kin | None = None
+        nodes = []
         for index, block in enumerate(decoder.block):
             own, cross, forward = block.layer
-            past = None if state.ancestors is None else state.ancestors[index]
-            mixed, kv = _self_attention(own.SelfAttention, own.layer_norm(hidden), past, parents, distance)
-            hidden = hidden + own.dropout(mixed)
+            q, k, v = _projected(own.SelfAttention, own.layer_norm(hidden))
+            nodes.append(state.joined(index, k, v, to.kept))
+            kin = Kin.of(to.lineage, nodes[0], own_bias=distance) if kin is None else kin
+            mixed = tree_attention(q, None, nodes[index], kin, 1.0)  # T5 does not divide by sqrt(d)
+            hidden = hidden + own.dropout(own.SelfAttention.o(mixed.transpose(1, 2).flatten(2)))
             q = _heads(cross.EncDecAttention.q(cross.layer_norm(hidden)), cross.EncDecAttention)
             keys, values = state.prompt[index]
             mixed = scaled_dot_product_attention(q, keys, values, attn_mask=state.prompt_bias, scale=1.0)
             hidden = hidden + cross.dropout(cross.EncDecAttention.o(mixed.transpose(1, 2).flatten(2)))
             hidden = forward(hidden)
-            kept.append(kv)
         return State(
             hidden=decoder.dropout(decoder.final_layer_norm(hidden)),
             head=state.head,
@@ -90,24 +94,16 @@ class Seq2Seq(Recommender):
             prompt=state.prompt,
             prompt_bias=state.prompt_bias,
             lengths=state.lengths,
-            ancestors=tuple(kept),
+            nodes=tuple(nodes),
+            lineage=to.lineage,
             scale=state.scale,
         )
 
 
-def _self_attention(
-    attention: Any, normed: Tensor, past: tuple[Tensor, Tensor] | None, parents: Tensor | None, distance: Tensor
-) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """What each node [B, Q, D] reads from its ancestors and itself, and their keys and values [B, h, Q, s, d]."""
+def _projected(attention: Any, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values [B, h, Q, d] of nodes [B, Q, D]."""
     q, k, v = (_heads(project(normed), attention) for project in (attention.q, attention.k, attention.v))
-    k, v = k[:, :, :, None], v[:, :, :, None]
-    if past is not None:
-        k = torch.cat([gather_ancestors(past[0], parents), k], 3)
-        v = torch.cat([gather_ancestors(past[1], parents), v], 3)
-    scores = (q[..., None, :] * k).sum(-1) + distance  # T5 does not divide by sqrt(d)
-    weights = torch.softmax(scores.float(), -1).to(q.dtype)
-    mixed = (weights[..., None] * v).sum(-2)
-    return attention.o(mixed.transpose(1, 2).flatten(2)), (k, v)
+    return q, k, v
 
 
 def _heads(x: Tensor, attention: Any) -> Tensor:

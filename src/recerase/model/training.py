@@ -2,7 +2,9 @@
 
 A causal model is trained on every position of a window of a sequence; a seq2seq model on (history, target) pairs.
 The state after each epoch is one piece of the run's state, and the random numbers of an epoch depend on (seed, epoch)
-alone, so that a killed run continues to the same weights as a straight one.
+alone, so that a killed run continues to the same weights as a straight one. Processes that share a training split every
+batch: batches, order and rates are those of one process, gradients and hits are summed, and dropout alone differs, for
+each process draws its own from (seed, epoch, rank).
 """
 
 from __future__ import annotations
@@ -15,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -23,9 +24,10 @@ from recerase.catalog.interactions import Histories, Split
 from recerase.errors import UsageError
 from recerase.model.decode import recommend
 from recerase.model.recommender import Recommender
+from recerase.parallel import workers
 from recerase.resume import Pieces
 from recerase.sid.table import SidTable
-from recerase.types import SILENT, IntArray, Observer
+from recerase.types import SILENT, BoolArray, IntArray, Observer
 
 IGNORED = -100
 PIECE = "training"
@@ -101,16 +103,15 @@ def train(
             "There is nothing to train on: no user has two interactions before the held-out ones.",
             "Give a data directory with longer histories.",
         )
-    accelerator = Accelerator(cpu=next(model.module.parameters()).device.type == "cpu")
     optimizer = torch.optim.AdamW(model.module.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
     progress = _load_state(state, model, optimizer) or Progress()
-    per_epoch = sum(1 for _ in _batches(model, table, sequences, config, 0))
+    per_epoch = len(_plan(model, sequences, config, 0)[1])
     total = config.epochs * per_epoch
     observer.start("train", total)
     observer.advance("train", progress.epoch * per_epoch)
     while progress.epoch < config.epochs and progress.stale < config.patience:
         began = time.monotonic()
-        loss = _epoch(model, table, sequences, config, progress, optimizer, accelerator, total, per_epoch, observer)
+        loss = _epoch(model, table, sequences, config, progress, optimizer, total, per_epoch, observer)
         progress.epoch += 1
         row = {"epoch": float(progress.epoch), "loss": loss}
         if progress.epoch % config.validate_every == 0 or progress.epoch == config.epochs:
@@ -147,14 +148,24 @@ def validate(model: Recommender, table: SidTable, held_out: Histories, users: in
         return {}
     if len(rows) > users:
         rows = np.sort(np.random.default_rng([seed, 7]).choice(rows, users, replace=False))
-    sample = held_out.take(rows)
-    training = model.module.training
-    model.module.eval()
-    lists = recommend(model, table, sample, k=10).items
-    model.module.train(training)
-    hits = lists == sample.targets[:, None]
+    hits = _hits(model, table, held_out.take(rows))
     gain = (hits / np.log2(np.arange(2, hits.shape[1] + 2))).sum(1)
     return {"recall@10": float(hits.any(1).mean()), "ndcg@10": float(gain.mean())}
+
+
+def _hits(model: Recommender, table: SidTable, sample: Histories) -> BoolArray:
+    """[B, 10] where in its list each history's target stands; each process asks for a part, and has them all."""
+    who = workers()
+    shares = [np.arange(rank, len(sample), who.size) for rank in range(who.size)]
+    training = model.module.training
+    model.module.eval()
+    mine = sample.take(shares[who.rank])
+    found = recommend(model, table, mine, k=10).items == mine.targets[:, None]
+    model.module.train(training)
+    hits: BoolArray = np.empty((len(sample), found.shape[1]), bool)
+    for share, part in zip(shares, who.gathered(found), strict=True):
+        hits[share] = part
+    return hits
 
 
 def _epoch(
@@ -164,7 +175,6 @@ def _epoch(
     config: TrainConfig,
     progress: Progress,
     optimizer: torch.optim.Optimizer,
-    accelerator: Accelerator,
     total: int,
     per_epoch: int,
     observer: Observer,
@@ -175,21 +185,47 @@ def _epoch(
     step = progress.epoch * per_epoch
     lost, codes, began = 0.0, 0, time.monotonic()
     with torch.random.fork_rng():
-        torch.manual_seed(config.seed * 100_003 + progress.epoch)
+        torch.manual_seed(config.seed * 100_003 + progress.epoch + 1_000_000_007 * workers().rank)
         for inputs in _batches(model, table, sequences, config, progress.epoch):
             rate = learning_rate(config.lr, step, total, config.warmup)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            with torch.autocast(next(module.parameters()).device.type, torch.bfloat16, enabled=config.bf16):
-                loss = sequence_loss(module, inputs)
-            accelerator.backward(loss)
+            n = 0 if inputs is None else int((inputs["labels"] != IGNORED).sum())
+            loss = torch.zeros(())
+            if inputs is not None and n:
+                with torch.autocast(model.device.type, torch.bfloat16, enabled=config.bf16):
+                    loss = sequence_loss(module, inputs)
+                loss.backward()
+            mean, n = _shared(module, float(loss.detach()), n)
             torch.nn.utils.clip_grad_norm_(module.parameters(), config.clip)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            n = int((inputs["labels"] != IGNORED).sum())
-            lost, codes, step = lost + float(loss.detach()) * n, codes + n, step + 1
+            lost, codes, step = lost + mean * n, codes + n, step + 1
             observer.advance("train", 1, loss=lost / codes, codes_per_second=codes / (time.monotonic() - began))
     return lost / max(codes, 1)
+
+
+def _shared(module: torch.nn.Module, loss: float, n: int) -> tuple[float, int]:
+    """Gradients, mean loss and number of codes of the whole batch, from those of each process's part of it.
+
+    A mean over n codes counts n times, so that the step is that of one process up to rounding. One process: as they are.
+    """
+    who = workers()
+    if who.size == 1:
+        return loss, n
+    parameters = list(module.parameters())
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    used = [float(p.grad is not None) for p in parameters]
+    figures = torch.tensor([*used, loss * n, float(n)], dtype=torch.float64, device=parameters[0].device)
+    flat = who.summed(torch.cat([g.flatten() for g in gradients]) * n)
+    *used, loss, total = who.summed(figures).tolist()
+    for parameter, part in zip(
+        parameters, (flat / max(total, 1.0)).split([p.numel() for p in parameters]), strict=True
+    ):
+        parameter.grad = part.view_as(parameter)
+    for parameter, count in zip(parameters, used, strict=True):
+        parameter.grad = parameter.grad if count else None
+    return loss / max(total, 1.0), int(total)
 
 
 def sequence_loss(module: torch.nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -274,30 +310,41 @@ def causal_inputs(model: Recommender, table: SidTable, pieces: Histories) -> dic
 
 
 def seq2seq_inputs(model: Recommender, table: SidTable, histories: Histories) -> dict[str, Tensor]:
-    """Encoder ids and mask [B, T], decoder inputs (start + all but the last code) and labels [B, L]."""
+    """Encoder ids and mask [B, T], decoder inputs (start + all but the last code) and labels [B, L].
+
+    A shorter SID is learned with the eos that ends it; nothing is asked after that.
+    """
     tokens, lengths = model.tokens(histories, table)
     target = torch.from_numpy(table.rows()[histories.targets]).to(tokens.device)
     start = torch.full_like(target[:, :1], model.schema.pad)
     return {
         "input_ids": tokens,
         "attention_mask": (torch.arange(tokens.shape[1], device=tokens.device)[None] < lengths[:, None]).long(),
-        "decoder_input_ids": torch.cat([start, target[:, :-1]], 1),
-        "labels": target,
+        "decoder_input_ids": torch.cat([start, target[:, :-1].clamp(min=0)], 1),
+        "labels": target.masked_fill(target < 0, IGNORED),
     }
+
+
+def _plan(
+    model: Recommender, sequences: Histories, config: TrainConfig, epoch: int
+) -> tuple[Histories, list[IntArray]]:
+    """The pieces of one epoch and its batches of them; they depend on the data, the configuration and (seed, epoch) only."""
+    rng = np.random.default_rng([config.seed, epoch])
+    causal = model.kind == "causal"
+    pieces = windows(sequences, model.window + 1, rng) if causal else pairs(sequences, model.window)
+    return pieces, batch_rows(pieces.lengths, config.batch, rng)
 
 
 def _batches(
     model: Recommender, table: SidTable, sequences: Histories, config: TrainConfig, epoch: int
-) -> Iterator[dict[str, Tensor]]:
-    """The batches of one epoch; they depend on the data, the configuration and (seed, epoch) only."""
-    rng = np.random.default_rng([config.seed, epoch])
-    build: Callable[..., dict[str, Tensor]]
-    if model.kind == "causal":
-        pieces, build = windows(sequences, model.window + 1, rng), causal_inputs
-    else:
-        pieces, build = pairs(sequences, model.window), seq2seq_inputs
-    for rows in batch_rows(pieces.lengths, config.batch, rng):
-        yield build(model, table, pieces.take(np.sort(rows)))
+) -> Iterator[dict[str, Tensor] | None]:
+    """This process's part of every batch of one epoch; None where the batch has fewer rows than there are processes."""
+    who = workers()
+    pieces, batches = _plan(model, sequences, config, epoch)
+    build: Callable[..., dict[str, Tensor]] = causal_inputs if model.kind == "causal" else seq2seq_inputs
+    for rows in batches:
+        mine = np.sort(rows)[who.rank :: who.size]
+        yield build(model, table, pieces.take(mine)) if len(mine) else None
 
 
 def _keep_best(progress: Progress, row: Mapping[str, float], model: Recommender) -> None:
@@ -309,7 +356,7 @@ def _keep_best(progress: Progress, row: Mapping[str, float], model: Recommender)
 
 
 def _save_state(state: Pieces | None, progress: Progress, model: Recommender, optimizer: torch.optim.Optimizer) -> None:
-    if state is None:
+    if state is None or not workers().main:
         return
     tensors: dict[str, Tensor] = {f"model.{k}": v for k, v in model.module.state_dict().items()}
     tensors |= {f"best.{k}": v for k, v in progress.best_weights.items()}
@@ -322,7 +369,7 @@ def _save_state(state: Pieces | None, progress: Progress, model: Recommender, op
 
 def _load_state(state: Pieces | None, model: Recommender, optimizer: torch.optim.Optimizer) -> Progress | None:
     """The last finished epoch, put back into model and optimiser; None when there is none."""
-    found = state.read(PIECE) if state is not None else None
+    found = workers().told(state.read(PIECE) if state is not None else None)
     if found is None:
         return None
     tensors = load(found)

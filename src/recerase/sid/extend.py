@@ -88,8 +88,9 @@ def extend(
     """The table with SIDs for new `item_ids` [M] at `points` [M, D] in rows below its own, and its quality.
 
     The first N rows are those of `table`, with `embeddings` [N, D]. New items are kept apart from all others unless the
-    schema allows that SIDs are shared. Raises UsageError when there are more items than SIDs.
+    schema allows that SIDs are shared. Raises UsageError when there are more items than SIDs, or SIDs differ in length.
     """
+    table.require_one_length("Extending a table")
     fresh = codebooks.encode(points) if len(points) else np.zeros((0, table.levels), np.int32)
     before = np.concatenate([table.codes, fresh])
     codes, resolved = before.copy(), np.concatenate([table.resolved, np.zeros(len(fresh), bool)])

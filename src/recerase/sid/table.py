@@ -1,7 +1,8 @@
 """The SID table: which codes spell which item, and which vocabulary row each code is.
 
 Items without a SID carry -1 in every level; items that have one but must not be recommended are unlisted, so that a
-history may still name them. Everything else (trie, mass, reassignment) is computed from this one value.
+history may still name them. SIDs may differ in length: one of fewer than L codes carries -1 behind its last code and is
+ended by the schema's eos. Everything else (trie, mass, reassignment) is computed from this one value.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from recerase.catalog.files import parquet_table, read_file
-from recerase.errors import TableError
+from recerase.errors import TableError, UsageError
+from recerase.sid.checks import check_table
+from recerase.sid.ids import as_text, text_rank
 from recerase.sid.schema import SCHEMA_FILE, SidSchema
 from recerase.types import BoolArray, IntArray
 
@@ -46,7 +49,7 @@ class SidTable:
     item_ids: NDArray[Any]
     """[N] object, distinct strings."""
     codes: IntArray
-    """int32 [N, L]; a row of -1 is an item without a SID."""
+    """int32 [N, L]; -1 behind the last code of a shorter SID; a row of -1 is an item without a SID."""
     listed: BoolArray
     """[N] the item may be recommended (it is in the decoding trie)."""
     schema: SidSchema
@@ -82,29 +85,8 @@ class SidTable:
         if listed.shape != ids.shape or resolved.shape != ids.shape:
             raise TableError("The flags of a SID table must be one an item.", "Check the file.")
         table = cls(ids, codes, listed, schema, resolved)
-        table._check()
+        check_table(table.item_ids, table.codes, schema)
         return table
-
-    def _check(self) -> None:
-        if len(set(self.item_ids.tolist())) != len(self.item_ids):
-            raise TableError("The SID table names an item twice.", "Keep one row an item.")
-        if self.codes.shape[1] != self.schema.levels:
-            raise TableError(
-                f"The SID table has {self.codes.shape[1]} levels, its schema {self.schema.levels}.",
-                "The table and the checkpoint do not belong together; use the table the model was trained with.",
-            )
-        absent = self.codes < 0
-        partial = absent.any(1) & ~absent.all(1)
-        over = self.codes >= np.asarray(self.schema.codes)
-        bad = np.flatnonzero(partial | over.any(1))
-        if not len(bad):
-            bad = np.flatnonzero((self.rows() < 0).any(1) & ~absent.all(1))
-        if len(bad):
-            raise TableError(
-                f"Item {self.item_ids[bad[0]]} has the SID {self.codes[bad[0]].tolist()}, which the schema "
-                f"{list(self.schema.codes)} cannot spell ({len(bad)} such items).",
-                "The table and the checkpoint do not belong together; use the table the model was trained with.",
-            )
 
     def __len__(self) -> int:
         return len(self.item_ids)
@@ -114,13 +96,41 @@ class SidTable:
         return self.schema.levels
 
     @cached_property
+    def lengths(self) -> IntArray:
+        """int64 [N] codes of each item's SID, without what ends it; 0 without a SID."""
+        return np.count_nonzero(self.codes >= 0, axis=1)
+
+    @cached_property
+    def ragged(self) -> bool:
+        """Whether some SID has fewer than L codes."""
+        return bool((self.present & (self.codes[:, -1] < 0)).any())
+
+    def require_one_length(self, what: str, remedy: str = "Make SIDs of one length with `recerase tokenize`.") -> None:
+        """Raises UsageError, saying that `what` cannot be done, and the `remedy`, when SIDs differ in length."""
+        if self.ragged:
+            lengths = self.lengths[self.present]
+            raise UsageError(
+                f"{what} needs SIDs of one length; those of this table have {lengths.min()} to {lengths.max()} codes.",
+                remedy,
+            )
+
+    @cached_property
     def _rows(self) -> IntArray:
         parts = [self.schema.rows[level][np.maximum(self.codes[:, level], 0)] for level in range(self.levels)]
-        return np.where(self.codes >= 0, np.stack(parts, 1), -1).astype(np.int64)
+        rows = np.where(self.codes >= 0, np.stack(parts, 1), -1).astype(np.int64)
+        if self.ragged:
+            short = np.flatnonzero(self.present & (self.lengths < self.levels))
+            rows[short, self.lengths[short]] = self.schema.eos
+        return rows
 
     def rows(self) -> IntArray:
-        """int64 [N, L] vocabulary rows; -1 for an item without a SID."""
+        """int64 [N, L] vocabulary rows; a shorter SID goes on with eos, then -1. All -1 for an item without a SID."""
         return self._rows
+
+    @cached_property
+    def id_rank(self) -> IntArray:
+        """int64 [N] place of each item when ids are sorted as text; sorted once."""
+        return text_rank(self.item_ids)
 
     @property
     def present(self) -> BoolArray:
@@ -157,7 +167,8 @@ class SidTable:
 
     def usage(self, level: int) -> IntArray:
         """int64 [K_l] items a code."""
-        return np.bincount(self.codes[self.present, level], minlength=self.schema.codes[level])
+        column = self.codes[:, level]
+        return np.bincount(column[column >= 0], minlength=self.schema.codes[level])
 
     def aligned(self, item_ids: Sequence[str] | NDArray[Any]) -> SidTable:
         """The same table in the order of `item_ids`.
@@ -192,12 +203,18 @@ class SidTable:
         new, resolved = self.codes.copy(), self.resolved.copy()
         new[items], resolved[items] = codes, True
         table = SidTable(self.item_ids, new, self.listed, self.schema, resolved)
-        table._check()
-        return table
+        check_table(table.item_ids, new, self.schema)
+        return table._ranked_as(self)
 
     def unlisted(self, mask: BoolArray) -> SidTable:
         """The table with the items of `mask` [N] kept for histories and taken out of the decoding trie."""
-        return replace(self, listed=self.listed & ~mask)
+        return replace(self, listed=self.listed & ~mask)._ranked_as(self)
+
+    def _ranked_as(self, other: SidTable) -> SidTable:
+        """This table, with the order of the ids known where `other`, of the same items, knows it."""
+        if "id_rank" in vars(other):
+            vars(self)["id_rank"] = other.id_rank
+        return self
 
     def moved(self, other: SidTable) -> BoolArray:
         """[N] the SID differs from that in `other`, a table of the same items."""
@@ -206,13 +223,13 @@ class SidTable:
 
 def table_to_arrow(table: SidTable) -> pa.Table:
     """The content of sids.parquet: item_id, codes list<int32> (null without SID), listed, resolved."""
-    offsets = np.arange(len(table) + 1, dtype=np.int32) * table.levels
-    values = pa.array(np.ascontiguousarray(table.codes, np.int32).reshape(-1))
-    codes = pa.ListArray.from_arrays(pa.array(offsets), values, mask=pa.array(~table.present))
+    offsets = np.concatenate([[0], np.cumsum(table.lengths)]).astype(np.int32)
+    values = np.ascontiguousarray(table.codes[table.codes >= 0], np.int32)  # nothing lies under a null
+    absent = pa.array(~table.present)
     return pa.table(
         {
-            "item_id": pa.array([str(i) for i in table.item_ids], pa.string()),
-            "codes": pa.array(codes.to_pylist(), codes.type) if codes.null_count else codes,
+            "item_id": as_text(table.item_ids),
+            "codes": pa.ListArray.from_arrays(pa.array(offsets), pa.array(values), mask=absent),
             "listed": pa.array(table.listed),
             "resolved": pa.array(table.resolved),
         }
@@ -222,8 +239,10 @@ def table_to_arrow(table: SidTable) -> pa.Table:
 def arrow_to_table(data: pa.Table, schema: SidSchema | None = None, name: str = TABLE_FILE) -> SidTable:
     """The inverse of `table_to_arrow`; `listed` and `resolved` may be absent.
 
+    L is the length of the longest SID, or the schema's levels where SIDs differ in length and none is that long.
+
     Raises:
-        TableError: a column is missing or of the wrong kind, SIDs differ in length, or `SidTable.build` refuses.
+        TableError: a column is missing or of the wrong kind, a SID is empty, or `SidTable.build` refuses.
     """
     for column in ("item_id", "codes"):
         if column not in data.column_names:
@@ -236,20 +255,27 @@ def arrow_to_table(data: pa.Table, schema: SidSchema | None = None, name: str = 
         lists = data["codes"].cast(pa.list_(pa.int32())).combine_chunks()
     except (pa.ArrowException, KeyError, ValueError) as error:
         raise TableError(f"{name}: {error!s:.120}.", "codes must be lists of integers, item_id strings.") from error
-    present = lists.is_valid().to_numpy(zero_copy_only=False)
-    lengths = np.unique(lists.value_lengths().drop_null().to_numpy())
-    if len(lengths) != 1 or lengths[0] == 0 or ids.null_count:
+    lengths = np.asarray(lists.value_lengths().fill_null(-1))
+    if lengths.max(initial=-1) < 0 or (lengths == 0).any() or ids.null_count:
         raise TableError(
-            f"{name} holds no SIDs, SIDs of different lengths, or an item without an id.",
-            "Give every SID the same levels, and every item an id.",
+            f"{name} holds no SIDs, an empty SID, or an item without an id.",
+            "Give every SID a code at least, and every item an id; an item without a SID has null codes.",
         )
     values = lists.flatten()  # leaves out what lies under a null
     if values.null_count or pc.min(values).as_py() < 0:
         raise TableError(f"{name} holds a SID with a missing or negative code.", "Give every level a code from 0 up.")
-    codes = np.full((len(ids), lengths[0]), -1, np.int32)
-    codes[present] = values.to_numpy().reshape(-1, lengths[0])
+    codes = _padded(values.to_numpy(), np.maximum(lengths, 0), 0 if schema is None else schema.levels)
     flags = {flag: _flags(data, flag, name) for flag in ("listed", "resolved") if flag in data.column_names}
     return SidTable.build(ids.to_numpy(zero_copy_only=False), codes, schema, **flags)
+
+
+def _padded(values: IntArray, lengths: IntArray, levels: int) -> IntArray:
+    """int32 [N, L] rows of `lengths` [N] of `values`, then -1. Where lengths differ, L is at least `levels`."""
+    some = lengths[lengths > 0]
+    width = int(some.max() if some.min() == some.max() else max(some.max(), levels))
+    codes = np.full((len(lengths), width), -1, np.int32)
+    codes[np.arange(width) < lengths[:, None]] = values
+    return codes
 
 
 def _flags(data: pa.Table, column: str, name: str) -> BoolArray:
@@ -304,9 +330,12 @@ def read_json_table(path: str | Path) -> SidTable:
         data = json.loads(read_file(path), object_pairs_hook=_unique)
         ids = [str(k) for k in data]
         "".join(ids).encode()  # half a surrogate pair is no text
-        codes = np.array([[_code(t, level) for level, t in enumerate(v)] for v in data.values()], np.int64)
-        if codes.ndim != 2 or not codes.size or codes.max() >= 2**24:
-            raise ValueError("SIDs differ in length, or there are none")
+        sids = [[_code(t, level) for level, t in enumerate(v)] for v in data.values()]
+        lengths = np.array([len(sid) for sid in sids], np.int64)
+        values = np.array([code for sid in sids for code in sid], np.int64)
+        if not len(sids) or not lengths.all() or values.max() >= 2**24:
+            raise ValueError("there are none, one is empty, or a code is 2 ** 24 or more")
+        codes = _padded(values, lengths, 0)
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise TableError(
             f"{path} is not a SID table in JSON: {error!s:.120}.",
