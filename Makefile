@@ -6,6 +6,7 @@ STAMP  := $(VENV)/.installed
 JOBS   ?= 2
 SHARE  ?= 1
 TESTS  ?=
+ONLY   ?=
 OUT    ?= demo-out
 # Waiting threads sleep instead of spinning: two busy neighbours on two cores otherwise cost twentyfold.
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -17,7 +18,7 @@ help:
 	@echo "make demo     the whole job on an embedded catalogue, offline (writes $(OUT)/)"
 	@echo "make test     the test suite, on $(JOBS) processes"
 	@echo "make check    ruff, format and mypy"
-	@echo "make bench    side-by-side timings against brute-force and peer implementations"
+	@echo "make bench    side-by-side timings against peers: benchmarks/BENCH.md (an hour; ONLY=bench_decode: one of them)"
 	@echo "make results  the numbers of the README, on the real data sets"
 	@echo "make soak     the reliability tests in their long form, for hours (SHARE=0.1: a tenth of the counts)"
 	@echo "make coverage the test suite again, with branch coverage and its gate"
@@ -46,10 +47,8 @@ check: $(STAMP)
 	$(BIN)/mypy
 
 bench: $(STAMP)
-	@for script in benchmarks/bench_*.py; do \
-		test -e "$$script" || { echo "no benchmarks yet"; break; }; \
-		echo "== $$script"; time $(BIN)/python $$script || exit 1; \
-	done
+	$(BIN)/python benchmarks/bench.py $(ONLY)
+	$(BIN)/python benchmarks/scale.py
 
 results: $(STAMP)
 	$(BIN)/python benchmarks/results_erasure.py

@@ -33,11 +33,13 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 LISTED = Path(__file__).with_name("mutants.toml")
 TARGET = 0.85
 """The share of faults that must be seen, of those that can be."""
+_TABLE = ["tests/sid/test_table.py", "tests/sid/test_table_lengths.py"]
 _POLICY = ["tests/audit/test_policy.py", "tests/audit/test_policy_reasons.py"]
 _STORE = ["tests/test_store.py", "tests/test_store_words.py", "tests/test_disk.py"]
 MODULES = {
     "stats": ("src/recerase/stats.py", ["tests/test_stats.py"]),
-    "table": ("src/recerase/sid/table.py", ["tests/sid/test_table.py"]),
+    "table": ("src/recerase/sid/table.py", _TABLE),
+    "checks": ("src/recerase/sid/checks.py", _TABLE),
     "policy": ("src/recerase/audit/policy.py", _POLICY),
     "policy_file": ("src/recerase/audit/policy_file.py", _POLICY),
     "store": ("src/recerase/store.py", _STORE),

@@ -16,10 +16,11 @@ SOURCE = Path(recerase.__file__).parent
 MODULES = sorted(SOURCE.rglob("*.py"))
 FLOORS = {
     **dict.fromkeys(["types", "errors", "disk", "outputs", "store", "stats", "runtime", "settings", "resume"], 0),
+    **dict.fromkeys(["parallel", "launching"], 0),
     **dict.fromkeys(["catalog", "sid", "report"], 1),
     **dict.fromkeys(["model", "layouts"], 2),
     **dict.fromkeys(["audit", "erase"], 3),
-    **dict.fromkeys(["assembly", "reporting", "erasure", "tokenizing", "api"], 4),
+    **dict.fromkeys(["assembly", "reporting", "erasure", "tokenizing", "streaming", "api"], 4),
     "demo": 5,
     "cli": 6,
     **dict.fromkeys(["__main__", "__init__"], 7),

@@ -18,6 +18,8 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 
 from recerase.errors import Interrupted, RecEraseError
+from recerase.launching import companions
+from recerase.parallel import together
 
 _COULD_NOT_FINISH = 3
 _USAGE = 2
@@ -46,7 +48,9 @@ def run(argv: Sequence[str]) -> int:
     """Run one command line and return its exit code (DESIGN: 0, 1, 2, 3, 4, 5, 130, 143)."""
     try:
         with _stopped_by_signals():
-            return _dispatch(argv)
+            command = next((word for word in argv if not word.startswith("-")), "")
+            with companions(command, argv):
+                return together(command, lambda: _dispatch(argv))
     except RecEraseError as error:
         _complain(f"recerase: {error}", error)
         return error.exit_code

@@ -32,7 +32,8 @@ from recerase.assembly import (
 )
 from recerase.catalog import Catalogue, Concept, Preview, load_catalogue, preview
 from recerase.erasure import Plan, erase, plan_erase
-from recerase.errors import UsageError
+from recerase.errors import CheckpointError, UsageError
+from recerase.parallel import workers
 from recerase.reporting import (
     bless_report,
     check_baseline,
@@ -44,7 +45,7 @@ from recerase.reporting import (
     write_reports,
 )
 from recerase.resume import RunState
-from recerase.runtime import RunConfig, choose_device, environment, pinned
+from recerase.runtime import RunConfig, choose_device, choose_dtype, environment, only_as_stored, pinned
 from recerase.store import check_file_output, parquet_bytes, publish, write_bytes
 from recerase.tokenizing import Tokenized, tokenize
 from recerase.types import SILENT, FailOn, Observer, Policy, Report, Scope
@@ -121,6 +122,7 @@ def train(
     from recerase.model.training import TrainConfig
     from recerase.model.training import train as fit
 
+    only_as_stored(run, "train")
     out = Path(out)
     model_config, train_config = model_config or ModelConfig(), train_config or TrainConfig(seed=run.seed)
     with (
@@ -140,6 +142,7 @@ def train(
             "table": table.digest,
             "settings": {name: value for name, value in asdict(train_config).items() if name != "seed"},
             "concept": forgotten.digest if forgotten is not None else None,
+            "processes": workers().size,
         }
         state.open(run_key(run, train_config.seed, data_digest(catalogue), **entries), resume, observer)
         with pinned(run.threads, train_config.seed) as threads:
@@ -184,23 +187,41 @@ def recommend(
     *,
     top: int = 20,
     beam: int | None = None,
+    exact: bool = False,
     batch: int = 256,
     force: bool = False,
     run: RunConfig = RUN,
     observer: Observer = SILENT,
 ) -> Recommended:
-    """Write the `top` recommendations of every user with a history: user_id, rank (from 1), item_id, score (log p)."""
+    """Write the `top` recommendations of every user with a history: user_id, rank (from 1), item_id, score (log p).
+
+    By beam search, or with `exact` from the scores of all listed items, of which there may be 50,000.
+    """
     import pyarrow as pa
 
     from recerase.model.decode import recommend as decode
+    from recerase.model.exact import recommend_exact
 
+    if exact and beam is not None:
+        raise UsageError("--exact uses no beam.", "Leave --beam out.")
+    choose_dtype(run.dtype)  # a name that is none is refused before anything is read
     out = Path(out)
     check_file_output(out, inputs=given_paths(checkpoint, data), force=force)
     catalogue = load_catalogue(data)
     histories = whole_histories(catalogue)
     with pinned(run.threads, run.seed):
         opened = open_checkpoint_for(checkpoint, catalogue, run)
-        lists = decode(opened.recommender, opened.table, histories, k=top, beam=beam, batch=batch, observer=observer)
+        asked = (opened.recommender, opened.table, histories)
+        if exact:
+            lists = recommend_exact(*asked, k=top, batch=batch, observer=observer)
+        else:
+            lists = decode(*asked, k=top, beam=beam, batch=batch, observer=observer)
+    without = int((lists.items[:, 0] < 0).sum()) if bool((opened.table.listed & opened.table.present).any()) else 0
+    if without:
+        raise CheckpointError(
+            f"{checkpoint} gives no finite probability after {without} of {len(histories)} histories.",
+            "Check its weights; where --dtype was given, leave it out.",
+        )
     row, rank = np.nonzero(lists.items >= 0)
     table = pa.table(
         {
@@ -238,6 +259,7 @@ def audit(
     interrupted audit had read is kept beside the first of `outputs`; `resume` as in `RunState.open`.
     """
     check_outputs(outputs, given_paths(checkpoint, data, original, reference, policy, baseline, concept))
+    choose_dtype(run.dtype)
     rules = read_policy(policy)
     accepted = read_baseline(baseline, fail_on, concept)
     catalogue = load_catalogue(data)

@@ -17,7 +17,7 @@ import numpy as np
 from recerase.catalog import Catalogue, Concept, Histories, Items, parse_concept
 from recerase.errors import DataError
 from recerase.resume import Pieces
-from recerase.runtime import RunConfig, available_threads, choose_device, code_digest, environment
+from recerase.runtime import RunConfig, available_threads, choose_device, choose_dtype, code_digest, environment
 from recerase.store import canonical_json, sha256_bytes
 from recerase.types import FloatArray, Move, Observer, Policy, Report, Scope
 
@@ -56,13 +56,15 @@ class AuditInputs:
 
 
 def open_checkpoint_for(path: str | Path, catalogue: Catalogue, run: RunConfig) -> Checkpoint:
-    """Load a checkpoint of any known layout, its table in the catalogue's order, on the device of `run`."""
+    """Load a checkpoint of any known layout, its table in the catalogue's order, on the device and in the dtype of `run`."""
     from recerase.layouts.registry import open_checkpoint
 
+    device = choose_device(run.device)
     return open_checkpoint(
         path,
         item_ids=catalogue.items.item_ids,
-        device=choose_device(run.device),
+        device=device,
+        dtype=choose_dtype(run.dtype, device),
         trust_pickle=run.trust_pickle,
     )
 
@@ -85,11 +87,11 @@ def read_policy(policy: str | Path | Policy | None) -> Policy:
 
 def open_sids(
     path: str | Path, items: Items, embeddings: str | Path | None, observer: Observer
-) -> tuple[SidTable, Codebooks, FloatArray]:
+) -> tuple[SidTable, Codebooks | None, FloatArray]:
     """Table, codebooks and item embeddings of a directory made by `tokenize`, or of a table made elsewhere.
 
     A table alone (sids.parquet, or JSON as published by others) gets codebooks fitted to it, from `embeddings` or else from the
-    items' own words; how far they reproduce it is told to the observer and kept with them.
+    items' own words; how far they reproduce it is told to the observer and kept with them. SIDs that differ in length get none.
     """
     from recerase.catalog.embed import load_embeddings, text_embeddings
     from recerase.layouts.native import load_sids
@@ -104,7 +106,9 @@ def open_sids(
         points, codebooks = load_embeddings(embeddings, items), None
     if points is None:
         points = text_embeddings(items)
-    if codebooks is None:
+    if codebooks is None and table.ragged:
+        observer.note(f"the SIDs of {path} differ in length, so no codebooks are fitted to them")
+    elif codebooks is None:
         codebooks = fit_codebooks(points, table)
         shares = ", ".join(f"{share:.0%}" for share in codebooks.agreement)
         observer.note(f"codebooks fitted to {path}: they give {shares} of its codes, level by level")
@@ -157,6 +161,7 @@ def run_key(run: RunConfig, seed: int, data: str, **entries: object) -> dict[str
         "seed": str(seed),
         "threads": str(run.threads or available_threads()),
         "device": choose_device(run.device),
+        "dtype": run.dtype or "as stored",
         "versions": sha256_bytes(canonical_json([made[name] for name in ("python", "torch", "platform", "packages")])),
         "code": code_digest(),
     }
@@ -216,9 +221,14 @@ def audited(
     volatile = {
         "started": started,
         "seconds": round(time.monotonic() - began, 3),
-        "environment": asdict(environment(run.seed, run.threads, device)),
+        "environment": asdict(environment(run.seed, run.threads, device, _dtype(inputs.subject))),
     }
     return _report(result, inputs, config, volatile)
+
+
+def _dtype(checkpoint: Checkpoint) -> str:
+    """What its weights are computed in, as torch calls it."""
+    return str(next(checkpoint.recommender.module.parameters()).dtype).removeprefix("torch.")
 
 
 def _model(role: Role, checkpoint: Checkpoint, old_table: SidTable) -> AuditModel:

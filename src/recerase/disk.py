@@ -16,7 +16,7 @@ import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from recerase.errors import ArtefactError, WriteError
@@ -97,6 +97,63 @@ def write_synced(path: Path, data: bytes) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def write_synced_parts(path: Path, parts: Iterable[bytes]) -> str:
+    """`write_synced` for content that comes in parts and is never held whole; returns its sha256."""
+    digest = hashlib.sha256()
+    with os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666), "wb") as file:
+        for part in parts:
+            digest.update(part)
+            file.write(part)
+        file.flush()
+        os.fsync(file.fileno())
+    return digest.hexdigest()
+
+
+class Scratch:
+    """Files that only this run reads, appended to in any order and never synced; whoever made their directory removes it."""
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self._paths, self._open = tuple(paths), list[int]()
+
+    def __enter__(self) -> Scratch:
+        try:
+            for path in self._paths:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._open.append(os.open(path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600))
+        except OSError as error:
+            self.__exit__()
+            raise write_error(path, error) from error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for descriptor in self._open:
+            os.close(descriptor)
+        self._open.clear()
+
+    def append(self, place: int, data: memoryview | bytes) -> None:
+        """Add `data` to a file. Raises WriteError."""
+        rest = memoryview(data).cast("B")
+        try:
+            while rest:
+                rest = rest[os.write(self._open[place], rest) :]
+        except OSError as error:
+            raise write_error(self._paths[place], error) from error
+
+
+@contextlib.contextmanager
+def scratch_directory(parent: Path) -> Iterator[Path]:
+    """A directory for scratch files below one that this run alone writes to, gone at the end of the block."""
+    home = parent / ".scratch"
+    try:
+        home.mkdir()
+    except OSError as error:
+        raise write_error(home, error) from error
+    try:
+        yield home
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
 
 
 def put(staging: Path, target: Path, *, replace: bool) -> None:

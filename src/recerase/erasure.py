@@ -2,11 +2,13 @@
 
 The one decision: what is audited is what was written. The method's values are saved into the staging directory,
 loaded again like any checkpoint, and only then judged, so that a report never speaks of weights nobody can have. What
-an interrupted run keeps of the method's work is these same files, so a continued run publishes the same bytes.
+an interrupted run keeps of the method's work is these same files, so a continued run publishes the same bytes. Of several
+processes the main one writes and reads back, and the others audit what it read.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import time
@@ -30,17 +32,19 @@ from recerase.assembly import (
     read_policy,
     run_key,
 )
-from recerase.catalog import Preview, load_catalogue, preview
+from recerase.catalog import Catalogue, Preview, load_catalogue, preview
 from recerase.errors import UsageError, WriteError
+from recerase.parallel import workers
 from recerase.reporting import check_outputs, render_reports, write_rendered
 from recerase.resume import RunState
-from recerase.runtime import RunConfig, choose_device, environment, pinned
-from recerase.store import canonical_json, publish, read_bytes, write_bytes, write_manifest
+from recerase.runtime import RunConfig, choose_device, environment, only_as_stored, pinned
+from recerase.store import canonical_json, publish, read_bytes, sha256_bytes, write_bytes, write_manifest
 from recerase.types import SILENT, Observer, Policy, Report, Scope, Verdict
 
 if TYPE_CHECKING:
     from recerase.erase.methods import EraseRequest, Method
     from recerase.layouts.native import Checkpoint
+    from recerase.model.recommender import Recommender
 
 
 def erase(
@@ -70,6 +74,7 @@ def erase(
     """
     from recerase.erase.methods import get_method, make_config
 
+    only_as_stored(run, "erase")
     inputs = given_paths(checkpoint, data, reference, policy, concept)
     check_outputs(outputs, inputs)
     _check_apart(outputs, Path(out))
@@ -88,7 +93,7 @@ def erase(
         given = AuditInputs(before, before, gold, catalogue, chosen, rules, scope)
         request = _request(given, run, state, observer)
         entries = {"method": method, "settings": [asdict(settings), scope, max_users], "recipe": request.training}
-        state.open(_key(given, run, entries), resume, observer)
+        state.open(_key(given, run, {**entries, "processes": workers().size}), resume, observer)
         summary, seconds = _written(result.directory, state, eraser, request, settings, before)
         facts = {"name": method, "config": asdict(settings), "scope": scope, "summary": summary}
         result.provenance = {
@@ -101,7 +106,7 @@ def erase(
             **{key: value for key, value in request.training.items() if key in ("model", "training")},
         }
         write_manifest(result.directory, result.provenance)
-        judged = replace(given, subject=open_checkpoint_for(result.directory, catalogue, run))
+        judged = replace(given, subject=_read_back(result.directory, catalogue, run))
         report = audited(judged, run, observer, max_users=max_users, state=state)
         done = {**facts, "changes": changes(before, judged.subject)}
         report = replace(report, method=done, run={**report.run, "erase_seconds": seconds})
@@ -180,26 +185,57 @@ def _written(
     """Put what the method makes into `directory`, or what an earlier run made with it; its summary, and its seconds."""
     from recerase.layouts.native import save_checkpoint
 
+    who = workers()
     told = state.read("erased")
     kept = {name: state.read(name) for name in json.loads(told)["files"]} if told is not None else {}
     files = {name: content for name, content in kept.items() if content is not None}
-    if told is not None and len(files) == len(kept):
+    if who.told(told is not None and len(files) == len(kept)):
+        made = who.told(json.loads(told) if told is not None else None)
         request.observer.note("the method had finished: its result is taken from the interrupted run")
         for name, content in files.items():
             write_bytes(directory / name, content)
-        made = json.loads(told)
         return made["summary"], made["seconds"]
     began = time.monotonic()
     erased = eraser.run(request, settings)
-    seconds = round(time.monotonic() - began, 3)
+    if who.size > 1 and len(set(who.gathered(_digest(erased.model)))) > 1:
+        request.observer.note(
+            "the processes came to other weights each; those of the main one are audited and published"
+        )
+    summary = {name: value for name, value in erased.summary.items() if name != "seconds"}
+    summary, seconds = who.told((summary, round(time.monotonic() - began, 3)))
+    if not who.main:
+        return summary, seconds
     save_checkpoint(directory, erased.model, erased.table, before.codebooks, before.embeddings)
     names = sorted(path.name for path in directory.iterdir())
-    summary = {name: value for name, value in erased.summary.items() if name != "seconds"}
     for name in names:
         state.write(name, read_bytes(directory / name))
     made = {"files": names, "summary": summary, "seconds": seconds}
     state.write("erased", canonical_json(made))  # last: it says that the files above are there
     return summary, seconds
+
+
+def _read_back(directory: Path, catalogue: Catalogue, run: RunConfig) -> Checkpoint:
+    """What was written, as it is read from the disk; processes but the main one, which cannot see it, get it from there."""
+    from recerase.model.recommender import wrap
+
+    if workers().size == 1:
+        return open_checkpoint_for(directory, catalogue, run)
+    read = open_checkpoint_for(directory, catalogue, run) if workers().main else None
+    portable = None
+    if read is not None:
+        model = read.recommender
+        portable = replace(read, recommender=wrap(copy.deepcopy(model.module).cpu(), model.schema, model.window))
+    told: Checkpoint = workers().told(portable)
+    if read is not None:
+        return read
+    told.recommender.module.to(choose_device(run.device))
+    return told
+
+
+def _digest(model: Recommender) -> str:
+    """sha256 over all weights."""
+    tensors = model.module.state_dict().values()
+    return sha256_bytes(b"".join(tensor.detach().cpu().float().numpy().tobytes() for tensor in tensors))
 
 
 @dataclass(frozen=True)

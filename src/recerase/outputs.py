@@ -12,6 +12,7 @@ from pathlib import Path
 
 from recerase.disk import listing, resolved, sha256_file
 from recerase.errors import OutputError
+from recerase.parallel import workers
 
 MANIFEST = "recerase.json"
 _NAME_ANOTHER = "Inputs are never written to; name another."
@@ -25,6 +26,8 @@ def check_output(
 
     `out` is an input by path (through symlinks), when it shares a file with one (hard links), or holds the same files.
     """
+    if not workers().main:  # what is there is looked at by the one that writes
+        return
     place = resolved(Path(out))
     target = Path(os.path.realpath(place))
     there = _inodes(place, follow=False)
@@ -53,6 +56,8 @@ def check_file_output(
 
     `path` is an input by path (through symlinks), as a hard link of one or of a file in one, or with the bytes of one.
     """
+    if not workers().main:
+        return
     place = resolved(Path(path))
     target = Path(os.path.realpath(place))
     there = _inodes(target, follow=False) if target.is_file() else set()

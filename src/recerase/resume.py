@@ -19,7 +19,8 @@ from types import TracebackType
 from typing import Protocol
 
 from recerase.disk import hidden_name, locked, resolved
-from recerase.errors import ArtefactError, Interrupted, RecEraseError, UsageError, WriteError
+from recerase.errors import ArtefactError, DataError, Interrupted, RecEraseError, UsageError, WriteError
+from recerase.parallel import workers
 from recerase.store import canonical_json, read_sealed, write_sealed
 from recerase.types import SILENT, Observer
 
@@ -48,7 +49,8 @@ class RunState:
 
     Leaving the `with` block removes the state when all went well, and keeps it when anything went wrong and a piece
     is there: the exception then carries a note that says where, and how to go on. Raises UsageError on `open` when
-    another process works on the same target.
+    another process works on the same target. Of several processes that share a command the main one keeps the state: in
+    the others nothing is found and nothing is kept, and whoever reads a piece tells the others what it holds.
 
         with RunState(out) as state:
             state.open({"model": digest, "seed": "0"}, resume=None)
@@ -68,8 +70,12 @@ class RunState:
         """Take what an interrupted run with the same key left, or start from nothing.
 
         `resume` True refuses to start over, False (`--fresh`) always does; None continues when the key is equal, and
-        tells the observer which entries differ when it is not.
+        tells the observer which entries differ when it is not. Raises DataError when the processes that share the
+        command do not agree on the key: then they would not do the same work.
         """
+        _agree(key)
+        if not workers().main:
+            return
         if self.directory is None:
             if resume:
                 raise UsageError(
@@ -190,6 +196,17 @@ class RunState:
                 raise _cannot_keep(path, error) from error
 
 
+def _agree(key: Mapping[str, str]) -> None:
+    keys = workers().gathered(dict(key))
+    for rank, other in enumerate(keys):
+        differs = sorted(name for name in {*other, *keys[0]} if other.get(name) != keys[0].get(name))
+        if differs:
+            raise DataError(
+                f"Process {rank} of this run does not work on what the main one does: {_of_another(differs)}.",
+                "Give every machine the same inputs, versions and --threads.",
+            )
+
+
 def _identity(path: Path | None) -> tuple[int, int] | None:
     """Which file or directory stands there, if one does; another one has another number."""
     try:
@@ -225,6 +242,10 @@ def _may_go_on(error: BaseException) -> bool:
 def _have_changed(names: list[str]) -> str:
     *others, last = names
     return f"{', '.join(others)} and {last} have changed" if others else f"{last} has changed"
+
+
+def _of_another(names: list[str]) -> str:
+    return f"its {', '.join(names)} differ{'s' if len(names) == 1 else ''}"
 
 
 def _nothing_to_continue(directory: Path) -> UsageError:

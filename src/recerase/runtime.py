@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recerase.errors import UsageError
+from recerase.parallel import local_processes, workers
 from recerase.store import sha256_bytes
 from recerase.types import Environment
 
@@ -34,19 +35,21 @@ class RunConfig:
     """torch threads; None: all this process may use."""
     device: str = "auto"
     trust_pickle: bool = False
+    dtype: str | None = None
+    """float32, bfloat16 or float16, for models that are only read; None: as each is stored."""
 
 
 def available_threads() -> int:
-    """Cores this process may use (its CPU affinity, not the machine's size)."""
-    if hasattr(os, "sched_getaffinity"):
-        return max(1, len(os.sched_getaffinity(0)))
-    return os.cpu_count() or 1
+    """Cores this process may use: its CPU affinity, not the machine's size, divided among the processes of this run here."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // local_processes())
 
 
 def choose_device(name: str = "auto") -> str:
     """`auto` -> cuda when there is one, else cpu; any other name is checked. Raises UsageError for what torch lacks."""
     import torch
 
+    workers().meet()  # each process takes its own of the devices here
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     remedy = "Pass --device cpu, cuda or auto."
@@ -62,16 +65,30 @@ def choose_device(name: str = "auto") -> str:
     return name
 
 
-def choose_dtype(name: str | None) -> torch.dtype | None:
-    """`float32`, `bfloat16` or `float16` as a torch dtype; None stays None. Raises UsageError for another name."""
+def choose_dtype(name: str | None, device: str = "cpu") -> torch.dtype | None:
+    """`float32`, `bfloat16` or `float16` as a torch dtype; None stays None.
+
+    Raises UsageError for another name, and for a dtype that the device does not compute in.
+    """
     import torch
 
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if name is None:
         return None
     if name not in known:
-        raise UsageError(f"Unknown dtype {name!r}.", f"Choose one of {', '.join(known)}.")
+        raise UsageError(f"Unknown dtype {name!r:.40}.", f"Choose one of {', '.join(known)}.")
+    try:
+        some = torch.ones(2, 2, dtype=known[name], device=device)
+        torch.softmax(some @ some, -1)
+    except (RuntimeError, TypeError) as error:
+        raise UsageError(f"Device {device!r} does not compute in {name}.", "Leave --dtype out.") from error
     return known[name]
+
+
+def only_as_stored(run: RunConfig, command: str) -> None:
+    """Raise UsageError for a dtype that a command which changes weights was given: what it publishes keeps the stored one."""
+    if run.dtype is not None:
+        raise UsageError(f"{command} works in the dtype of the weights.", "Leave dtype out; audit the result with it.")
 
 
 def environment(
@@ -86,6 +103,7 @@ def environment(
         device=device,
         dtype=dtype,
         threads=threads or available_threads(),
+        processes=workers().size,
         seed=seed,
         deterministic=deterministic,
         packages={name: _version(name) for name in _PACKAGES},

@@ -2,6 +2,7 @@
 
 Files are written beside their target and renamed onto it after an fsync; directories are assembled in a staging directory
 beside their target and renamed once every file in them is on disk and named, with its digest, in the manifest `recerase.json`.
+Of several processes that share a command only the main one writes; in the others every function here that writes does nothing.
 Something that is replaced changes places with the new one in a single step. What a killed run leaves goes with the next run to
 the same target. `disk` has the system calls, `outputs` the places that are refused.
 """
@@ -29,9 +30,11 @@ from recerase.disk import (
     staging_place,
     write_error,
     write_synced,
+    write_synced_parts,
 )
 from recerase.errors import ArtefactError, OutputError, WriteError
 from recerase.outputs import MANIFEST, check_file_output, check_output
+from recerase.parallel import workers
 
 __all__ = [
     "MANIFEST",
@@ -50,6 +53,7 @@ __all__ = [
     "verify_manifest",
     "write_bytes",
     "write_manifest",
+    "write_parts",
     "write_sealed",
 ]
 
@@ -96,12 +100,33 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> str:
     when any step fails.
     """
     path, digest = Path(path), sha256_bytes(data)
+    if not workers().main:
+        return digest
     target = resolved(path)
     try:
         with staging_place(target, wait=True) as staging:
             if target.is_dir() and not target.is_symlink():
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
             write_synced(staging, data)
+            if digest_of(staging) != digest:
+                raise WriteError(
+                    f"{path} did not read back as it was written.", "Check the disk; nothing was replaced."
+                )
+            put(staging, target, replace=True)
+    except OSError as error:
+        raise write_error(path, error) from error
+    return digest
+
+
+def write_parts(path: str | os.PathLike[str], parts: Iterable[bytes]) -> str:
+    """`write_bytes` for content that comes in parts and is never held whole. Nothing is asked of `parts` where nothing is written."""
+    path = Path(path)
+    if not workers().main:
+        return ""
+    target = resolved(path)
+    try:
+        with staging_place(target, wait=True) as staging:
+            digest = write_synced_parts(staging, parts)
             if digest_of(staging) != digest:
                 raise WriteError(
                     f"{path} did not read back as it was written.", "Check the disk; nothing was replaced."
@@ -144,6 +169,8 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
 
 def append_text(path: str | os.PathLike[str], text: str) -> None:
     """Add `text` at the end of a file that others append to as well (a CI step summary). Raises WriteError."""
+    if not workers().main:
+        return
     try:
         with open(path, "a", encoding="utf-8") as file:
             file.write(text)
@@ -181,6 +208,8 @@ class publish:
         self._kept = False
 
     def __enter__(self) -> publish:
+        if not workers().main:  # `directory` is the main process's business: nothing is read or written there
+            return self
         self._check()
         self._target = resolved(self.out)
         try:
@@ -204,7 +233,7 @@ class publish:
         with self._cleanup:
             if isinstance(error, WriteError):
                 error.message = self._public(error.message)
-            if kind is None and self._kept:
+            if kind is None and self._kept and workers().main:
                 self._finish()
 
     def _finish(self) -> None:
@@ -234,6 +263,8 @@ class publish:
 def write_manifest(directory: str | os.PathLike[str], provenance: Mapping[str, Any]) -> dict[str, Any]:
     """Name every file under `directory` with its size and sha256 in recerase.json; returns what was written."""
     directory = Path(directory)
+    if not workers().main:
+        return {}
     files = {
         name: {"bytes": size, "sha256": sha256_file(directory / name)}
         for name, size in listing(directory)

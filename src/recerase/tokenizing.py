@@ -20,6 +20,7 @@ from recerase.assembly import given_paths
 from recerase.catalog import Items, load_embeddings, load_items
 from recerase.catalog.files import read_verified
 from recerase.errors import ArtefactError, UsageError
+from recerase.parallel import workers
 from recerase.runtime import environment
 from recerase.store import publish, read_manifest, sha256_bytes, write_bytes
 from recerase.types import SILENT, FloatArray, IntArray, Observer
@@ -60,6 +61,8 @@ def tokenize(
     sentence_model: str | Path | None = None,
     dims: int | None = None,
     extend: str | Path | None = None,
+    stream: bool = False,
+    keep_embeddings: bool = False,
     force: bool = False,
     observer: Observer = SILENT,
 ) -> Tokenized:
@@ -69,7 +72,54 @@ def tokenize(
     model, or (by default) from the items' own words, `dims` wide (128). RQ-KMeans quantises them as they are; with `vae`
     RQ-VAE learns an encoder first, and the embeddings published are its latents. `extend` names SIDs made before: their items keep
     SIDs, flags, embeddings and codebooks as they are, and only the catalogue's other items get new ones.
+
+    With `stream`, or when `items` or `embeddings` is a directory of parquet files, nothing is held whole: see
+    `streaming.tokenize_stream`. Embeddings are then stored only with `keep_embeddings`. Of several processes that share the
+    command all work on a stream, and the main one alone on anything else.
     """
+    from recerase.streaming import is_streamed, tokenize_stream
+
+    if stream or is_streamed(items, embeddings):
+        if extend is not None or vae is not None or sentence_model is not None:
+            given = {"extend": extend, "method rq-vae": vae, "sentence-model": sentence_model}
+            first = next(name for name, value in given.items() if value is not None)
+            raise UsageError(
+                f"--{first} holds every item in memory, and cannot be used in a stream.",
+                "Leave it out, or give one items.parquet without --stream.",
+            )
+        return tokenize_stream(
+            items,
+            out,
+            config,
+            embeddings=embeddings,
+            dims=dims,
+            keep_embeddings=keep_embeddings,
+            force=force,
+            observer=observer,
+        )
+    if keep_embeddings:
+        raise UsageError("--keep-embeddings is of a stream; otherwise embeddings are always kept.", "Leave it out.")
+    crew = workers()
+    made: Tokenized | None = None
+    if crew.main:
+        made = _in_memory(items, out, config, vae, embeddings, sentence_model, dims, extend, force, observer)
+    told: Tokenized = crew.told(made)
+    return told
+
+
+def _in_memory(
+    items: str | Path,
+    out: str | Path,
+    config: TokenizeConfig | None,
+    vae: RqVaeConfig | None,
+    embeddings: str | Path | None,
+    sentence_model: str | Path | None,
+    dims: int | None,
+    extend: str | Path | None,
+    force: bool,
+    observer: Observer,
+) -> Tokenized:
+    """`tokenize` with every item in memory."""
     from recerase.sid.quantize import TokenizeConfig
 
     if embeddings is not None and sentence_model is not None:

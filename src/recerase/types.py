@@ -230,9 +230,12 @@ class Environment:
     device: str
     dtype: str
     threads: int
+    """A process."""
     seed: int
     deterministic: bool
     packages: Mapping[str, str] = field(default_factory=dict)
+    processes: int = 1
+    """Processes that shared the work."""
 
 
 @dataclass(frozen=True)

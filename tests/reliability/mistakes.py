@@ -280,9 +280,9 @@ MISTAKES: dict[str, Mistake] = {
         TRAIN.replace("--sids sids", "--sids t.json"), 4, "t.json is not a SID table", "Expected",
         write("t.json", '{"D00000": ["one", "two"]}'),
     ),
-    "a JSON table of uneven SIDs": Mistake(
+    "a JSON table with an empty SID": Mistake(
         TRAIN.replace("--sids sids", "--sids t.json"), 4, "t.json is not a SID table", "Expected",
-        write("t.json", '{"D00000": [1, 2], "D00001": [1]}'),
+        write("t.json", '{"D00000": [1, 2], "D00001": []}'),
     ),
     "a JSON table that lacks items": Mistake(
         TRAIN.replace("--sids sids", "--sids t.json"), 4, "lacks 259 items", "Use the catalogue",

@@ -106,7 +106,7 @@ def test_a_large_catalogue_is_coded_in_blocks_by_codewords_of_a_sample(monkeypat
         assert same.tobytes() == whole.tobytes()
         assert all(a.tobytes() == b.tobytes() for a, b in zip(books.vectors, all_books.vectors, strict=True))
     monkeypatch.setattr(quantize, "_SAMPLE", 1000)
-    monkeypatch.setattr(quantize, "_BLOCK", 700)
+    monkeypatch.setattr(quantize, "UNIT", 700)
     codes, books = rq_kmeans(x, config)
     assert codes.shape == (3000, 3)
     np.testing.assert_array_equal(codes, books.encode(x))

@@ -11,6 +11,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,36 +48,62 @@ def text_embeddings(items: Items, dims: int = 128, seed: int = 0, fit_to: IntArr
     whitening are those of these items alone: they get the embeddings they had, and the others join them where they are.
     Raises DataError when no item has text.
     """
-    from sklearn.decomposition import TruncatedSVD
-    from sklearn.feature_extraction.text import TfidfVectorizer
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     texts = documents(items)
     joining = np.setdiff1d(np.arange(len(items)), fit_to) if fit_to is not None else np.zeros(0, np.int64)
     rows = np.arange(len(items)) if fit_to is None else np.asarray(fit_to, np.int64)
-    joiners, texts = [texts[row] for row in joining], [texts[row] for row in rows]
-    if not any(text.strip() for text in texts):
-        raise DataError("No item has a title, category, brand or description.", "Give embeddings of your own.")
-    rare = 2 if len(texts) >= 200 else 1
-    vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=rare, sublinear_tf=True, token_pattern=_TOKEN)
-    try:
-        weights = vectorizer.fit_transform(texts)
-    except ValueError as error:
-        raise DataError(
-            "The items' texts hold no words that could be embedded.", "Give embeddings of your own."
-        ) from error
-    rank = max(1, min(dims, weights.shape[1] - 1, weights.shape[0] - 1))
+    out = np.zeros((len(items), dims), np.float32)
     with threadpool_limits(1):
-        svd = TruncatedSVD(rank, n_iter=5, random_state=seed)
-        points = svd.fit_transform(weights).astype(np.float64)
-        out = np.zeros((len(items), dims), np.float32)
-        out[rows, : points.shape[1]] = _whiten(points)
-        out[rows[np.asarray(weights.getnnz(axis=1) == 0)]] = 0
+        space, out[rows] = TextSpace.fit([texts[row] for row in rows], dims, seed)
         if len(joining):
-            later = vectorizer.transform(joiners)
-            out[joining, : points.shape[1]] = _whiten(svd.transform(later).astype(np.float64), points)
-            out[joining[np.asarray(later.getnnz(axis=1) == 0)]] = 0
+            out[joining] = space.embed([texts[row] for row in joining])
     return out
+
+
+@dataclass(frozen=True)
+class TextSpace:
+    """Words, directions and whitening, fitted to some texts; any other text is embedded among them."""
+
+    vectorizer: Any
+    svd: Any
+    centre: FloatArray
+    """float64 [R] mean of the fitted texts before whitening; likewise `scale`, their deviation."""
+    scale: FloatArray
+    dims: int
+
+    @classmethod
+    def fit(cls, texts: list[str], dims: int, seed: int) -> tuple[TextSpace, FloatArray]:
+        """The space of S texts, and their float32 [S, D] embeddings. Raises DataError when they hold no words."""
+        from sklearn.decomposition import TruncatedSVD
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        if not any(text.strip() for text in texts):
+            raise DataError("No item has a title, category, brand or description.", "Give embeddings of your own.")
+        rare = 2 if len(texts) >= 200 else 1
+        vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=rare, sublinear_tf=True, token_pattern=_TOKEN)
+        try:
+            weights = vectorizer.fit_transform(texts)
+        except ValueError as error:
+            raise DataError(
+                "The items' texts hold no words that could be embedded.", "Give embeddings of your own."
+            ) from error
+        svd = TruncatedSVD(max(1, min(dims, weights.shape[1] - 1, weights.shape[0] - 1)), n_iter=5, random_state=seed)
+        points = svd.fit_transform(weights).astype(np.float64)
+        centre = points.mean(axis=0)
+        space = cls(vectorizer, svd, centre, (points - centre).std(axis=0), dims)
+        return space, space._placed(points, weights)
+
+    def embed(self, texts: list[str]) -> FloatArray:
+        """float32 [N, D] of texts that need not be the fitted ones; each on its own, whatever is beside it."""
+        weights = self.vectorizer.transform(texts)
+        return self._placed(self.svd.transform(weights).astype(np.float64), weights)
+
+    def _placed(self, points: FloatArray, weights: Any) -> FloatArray:
+        out = np.zeros((len(points), self.dims), np.float32)
+        out[:, : points.shape[1]] = _whiten(points, self.centre, self.scale)
+        out[np.asarray(weights.getnnz(axis=1) == 0)] = 0
+        return out
 
 
 def sentence_embeddings(items: Items, model_dir: str | os.PathLike[str]) -> FloatArray:
@@ -127,11 +154,8 @@ def load_embeddings(path: str | os.PathLike[str], items: Items) -> FloatArray:
     return _checked(array, path.name, len(items))
 
 
-def _whiten(points: FloatArray, among: FloatArray | None = None) -> FloatArray:
-    """[N, D] mean 0 and variance 1 a dimension (0 where it is constant), then length 1; as measured `among` others."""
-    among = points if among is None else among
-    centre = among.mean(axis=0)
-    scale = (among - centre).std(axis=0)
+def _whiten(points: FloatArray, centre: FloatArray, scale: FloatArray) -> FloatArray:
+    """[N, D] less `centre`, over `scale` (0 where a dimension is constant), then of length 1."""
     points = points - centre
     live = scale > 1e-9 * max(scale.max(), 1e-300)
     points = np.where(live, points / np.where(live, scale, 1), 0)

@@ -1,13 +1,17 @@
 """Bytes that are checked before they are parsed, and parquet that cannot be larger than it has any right to be.
 
-A file is read once: what was compared with the manifest is what is parsed, so nothing can change in between. Parquet can
-say a billion rows, or one long text a million times, in a kilobyte; both are counted before they are unfolded.
+What was compared with the manifest is what is parsed, so nothing can change in between: small files are read whole, tensors are
+hashed in the memory that is then used (`reading_verified`). Parquet can say a billion rows, or one long text a million times, in
+a kilobyte; both are counted before they are unfolded.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +26,79 @@ _FREE_ROWS, _ROWS_A_BYTE = 4_000_000, 16
 """Rows a parquet file may hold whatever its size, and further ones a byte of it: real tables need bytes for a row."""
 _FREE_TEXT, _TEXT_A_BYTE = 64 << 20, 64
 """Likewise, bytes of text once repetitions are written out."""
+_BLOCK = 1 << 20
+"""Bytes read and hashed at once."""
 _UNREADABLE = (pa.ArrowException, OSError, ValueError, KeyError, OverflowError, MemoryError)
 
 
 def read_verified(directory: Path, names: Iterable[str], manifest: Mapping[str, Any] | None = None) -> dict[str, bytes]:
-    """The content of `names` in a directory with a manifest, each as the manifest (as already read, or read here) says.
+    """The content of `names` in a directory with a manifest, each as the manifest says.
 
-    Raises ArtefactError: there is no manifest, it does not name one of them, or any file it names has changed.
+    `manifest` is what it says to one who has called `verify_manifest` already. Raises ArtefactError: there is none, it does not
+    name one of them, or any file it names has changed.
     """
     names = list(names)
-    verify_manifest(directory, needed=names)
-    files = (manifest or read_manifest(directory))["files"]
-    return {name: _checked(directory / name, files.get(name)) for name in names}
+    if manifest is None:
+        verify_manifest(directory, needed=names)
+        manifest = read_manifest(directory)
+    return {name: _checked(directory / name, manifest["files"].get(name)) for name in names}
+
+
+class Verified:
+    """A file that is read once, front to back, and hashed on the way: made and judged by `reading_verified`."""
+
+    def __init__(self, path: Path, file: io.FileIO) -> None:
+        self.path = path
+        self.size = os.fstat(file.fileno()).st_size
+        self._file, self._sha256 = file, hashlib.sha256()
+
+    def read(self, count: int) -> bytes:
+        """The next `count` bytes."""
+        held = bytearray(count)
+        self.fill(memoryview(held))
+        return bytes(held)
+
+    def fill(self, memory: memoryview) -> None:
+        """The next `len(memory)` bytes, put there and hashed from there. Raises ArtefactError when there are fewer."""
+        for begin in range(0, len(memory), _BLOCK):
+            block = memory[begin : begin + _BLOCK]
+            done = 0
+            while done < len(block):
+                got = self._file.readinto(block[done:])
+                if not got:
+                    raise ArtefactError(
+                        f"{self.path} became shorter while it was read.", "Restore it, or make it again."
+                    )
+                done += got
+            self._sha256.update(block)
+
+    def sha256(self) -> str:
+        """The digest of the whole file, what nobody has read yet included."""
+        for rest in iter(lambda: self._file.read(_BLOCK), b""):
+            self._sha256.update(rest)
+        return self._sha256.hexdigest()
+
+
+@contextmanager
+def reading_verified(directory: Path, name: str, manifest: Mapping[str, Any]) -> Iterator[Verified]:
+    """A file to be read in the block straight into the memory that will be used, so that nothing holds it twice.
+
+    Call `verify_manifest` before, and believe nothing of it until the block has ended: only then is it known to be what the
+    manifest says. Raises ArtefactError when it is not; that goes before a ValueError of the block.
+    """
+    path = directory / name
+    try:
+        file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed below; only its opening may fail here
+    except OSError as error:
+        raise ArtefactError(f"Cannot read {path}: {error.strerror}.", "Check the path and its permissions.") from error
+    with file:
+        reader = Verified(path, file)
+        try:
+            yield reader
+        except ValueError:
+            _check(path, manifest["files"].get(name), reader.sha256())
+            raise
+        _check(path, manifest["files"].get(name), reader.sha256())
 
 
 def read_file(path: Path) -> bytes:
@@ -90,9 +155,13 @@ def _reason(error: BaseException) -> ValueError:
 
 def _checked(path: Path, entry: Any) -> bytes:
     data = read_bytes(path)
-    if not isinstance(entry, dict) or sha256_bytes(data) != entry.get("sha256"):
-        raise ArtefactError(f"{path} is not what {MANIFEST} says: its sha256 differs.", "Restore it, or make it again.")
+    _check(path, entry, sha256_bytes(data))
     return data
+
+
+def _check(path: Path, entry: Any, digest: str) -> None:
+    if not isinstance(entry, dict) or digest != entry.get("sha256"):
+        raise ArtefactError(f"{path} is not what {MANIFEST} says: its sha256 differs.", "Restore it, or make it again.")
 
 
 def _refuse_too_many(metadata: pq.FileMetaData, size: int) -> None:

@@ -24,6 +24,7 @@ from recerase.cli import (
     tokenize,
     train,
 )
+from recerase.cli.help import HelpCommand, HelpGroup
 
 EPILOG = """
 Exit codes: 0 pass or published · 1 a policy rule is violated · 2 usage, policy or concept spec · 3 could not finish ·
@@ -75,3 +76,8 @@ app.command("erase", rich_help_panel=CHECKPOINT)(erase.erase)
 app.add_typer(report.app, name="report", rich_help_panel=PAPERS)
 app.add_typer(policy.app, name="policy", rich_help_panel=PAPERS)
 app.command("list", rich_help_panel=PAPERS)(listing.list_parts)
+
+for group in (app, report.app, policy.app):
+    group.info.cls = HelpGroup
+    for command in group.registered_commands:
+        command.cls = HelpCommand

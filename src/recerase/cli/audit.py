@@ -12,6 +12,7 @@ from recerase.cli.options import (
     ConceptOption,
     DataOption,
     DeviceOption,
+    DtypeOption,
     FailOnName,
     FailOnOption,
     MaxUsersOption,
@@ -58,6 +59,7 @@ def audit(
     seed: SeedOption = 0,
     threads: ThreadsOption = None,
     device: DeviceOption = "auto",
+    dtype: DtypeOption = None,
     trust_pickle: TrustOption = False,
     settings: SettingsOption = None,
     quiet: QuietOption = False,
@@ -93,7 +95,7 @@ def audit(
             fail_on=fail_on.value,
             outputs=output or (),
             resume=resume,
-            run=RunConfig(seed=seed, threads=threads, device=device, trust_pickle=trust_pickle),
+            run=RunConfig(seed=seed, threads=threads, device=device, dtype=dtype, trust_pickle=trust_pickle),
             observer=observer,
         )
     return tell(report, output or (), as_json=as_json, quiet=quiet)

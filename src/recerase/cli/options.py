@@ -60,6 +60,14 @@ ThreadsOption = Annotated[
     typer.Option("--threads", min=1, help="torch threads; recorded, for results depend on it. Default: all cores."),
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:1.")]
+DtypeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype",
+        metavar="NAME",
+        help="Compute in float32, bfloat16 or float16; recorded, for results depend on it. Default: as stored.",
+    ),
+]
 QuietOption = Annotated[
     bool, typer.Option("--quiet", "-q", help="No progress and no summary on stderr.", show_default=False)
 ]

@@ -66,7 +66,15 @@ def say(text: str, quiet: bool = False) -> None:
 
 @contextmanager
 def observing(quiet: bool = False) -> Iterator[Observer]:
-    """An observer that suits where stderr goes: bars, plain lines, or nothing."""
+    """An observer that suits where stderr goes: bars, plain lines, or nothing; of several processes the main one tells."""
+    from recerase.parallel import Attentive, workers
+
+    with _observing(quiet or not workers().main) as observer:
+        yield observer if workers().size == 1 else Attentive(observer)
+
+
+@contextmanager
+def _observing(quiet: bool) -> Iterator[Observer]:
     from recerase.types import SILENT
 
     if quiet:

@@ -11,6 +11,7 @@ from recerase.cli.options import (
     CheckpointArgument,
     DataOption,
     DeviceOption,
+    DtypeOption,
     ForceOption,
     QuietOption,
     SettingsOption,
@@ -32,9 +33,16 @@ def recommend(
     beam: Annotated[
         int | None, typer.Option("--beam", min=1, help="Beam width. Default: twice --top, at least 20.")
     ] = None,
+    exact: Annotated[
+        bool,
+        typer.Option(
+            "--exact", help="Score every listed item (at most 50,000) instead of a beam search.", show_default=False
+        ),
+    ] = False,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Users a step.")] = 256,
     threads: ThreadsOption = None,
     device: DeviceOption = "auto",
+    dtype: DtypeOption = None,
     trust_pickle: TrustOption = False,
     force: ForceOption = False,
     settings: SettingsOption = None,
@@ -59,9 +67,10 @@ def recommend(
             out,
             top=top,
             beam=beam,
+            exact=exact,
             batch=batch,
             force=force,
-            run=RunConfig(threads=threads, device=device, trust_pickle=trust_pickle),
+            run=RunConfig(threads=threads, device=device, dtype=dtype, trust_pickle=trust_pickle),
             observer=observer,
         )
     say(f"{made.rows} recommendations for {made.users} users", quiet)

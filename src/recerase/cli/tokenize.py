@@ -26,13 +26,18 @@ class MethodName(str, Enum):
 def tokenize(
     context: typer.Context,
     items: Annotated[
-        Path | None, typer.Argument(metavar="ITEMS", help="items.parquet, or a data directory that holds it.")
+        Path | None,
+        typer.Argument(
+            metavar="ITEMS", help="items.parquet, a data directory that holds it, or a directory of parquet files."
+        ),
     ] = None,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where to publish the SIDs.")] = Path("sids"),
     embeddings: Annotated[
         Path | None,
         typer.Option(
-            "--embeddings", metavar="FILE", help="Item embeddings of your own: .npy, .npz, .parquet or .safetensors."
+            "--embeddings",
+            metavar="FILE",
+            help="Item embeddings of your own: .npy, .npz, .parquet or .safetensors, or a directory of parquet files.",
         ),
     ] = None,
     sentence_model: Annotated[
@@ -45,6 +50,18 @@ def tokenize(
             "--extend", metavar="SIDS", help="SIDs made before: only items they lack get new ones, and no SID moves."
         ),
     ] = None,
+    stream: Annotated[
+        bool,
+        typer.Option(
+            "--stream", help="Read items a block at a time; always so for a directory of parquet files (see above)."
+        ),
+    ] = False,
+    keep_embeddings: Annotated[
+        bool,
+        typer.Option(
+            "--keep-embeddings", help="Of a stream: store the embeddings too, which erasing and auditing use."
+        ),
+    ] = False,
     method: Annotated[
         MethodName,
         typer.Option(
@@ -69,6 +86,11 @@ def tokenize(
 
     Publishes sids.parquet, sid_schema.json, codebooks.safetensors and a quality report.
 
+    A directory of parquet files (without an items.parquet) is a stream of any size: columns item_id and vector, or those of
+    items.parquet, embedded from their words as a sample of them says. It is read a block at a time; vectors get the SIDs that
+    they get in memory. Free disk at --out for all vectors is needed meanwhile; they are not kept unless asked for. Several
+    processes (torchrun, accelerate launch) share the work.
+
     **Examples**
 
         recerase tokenize data --out sids
@@ -78,6 +100,8 @@ def tokenize(
         recerase tokenize data --method rq-vae --out sids
 
         recerase tokenize data --extend sids --out sids2
+
+        recerase tokenize vectors/ --levels 4 --threads 2 --out sids
     """
     from recerase import api
     from recerase.sid.quantize import TokenizeConfig
@@ -105,8 +129,10 @@ def tokenize(
             vae=vae,
             embeddings=embeddings,
             sentence_model=sentence_model,
-            dims=dims if extend is None else None,
+            dims=dims if _was_given(context, "dims") else None,
             extend=extend,
+            stream=stream,
+            keep_embeddings=keep_embeddings,
             force=force,
             observer=observer,
         )

@@ -39,8 +39,10 @@ def erase(request: EraseRequest, config: NpoConfig) -> Erased:
 
     Raises:
         ConceptError: no training interaction leads to the concept, so there is nothing to push on.
+        UsageError: SIDs differ in length.
     """
     began = time.monotonic()
+    request.table.require_one_length("This method", "Use --method retrain or filter.")
     model = wrap(copy.deepcopy(request.model.module), request.model.schema, request.model.window)
     rng = np.random.default_rng([request.seed, 13])
     found = examples(request.interactions, request.table, request.concept, model.window)

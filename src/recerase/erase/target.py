@@ -27,6 +27,7 @@ from recerase.erase.frontier import Frontier, Walk, frontier, walk
 from recerase.erase.paths import item_rows, node_log_probs, sid_log_probs, start
 from recerase.model.recommender import Recommender, State
 from recerase.model.training import causal_inputs
+from recerase.parallel import workers
 from recerase.sid.table import SidTable
 from recerase.types import BoolArray, FloatArray, IntArray, Scope
 
@@ -68,15 +69,23 @@ class Teacher:
         return start(self.model, self.table, seen)
 
     def target(self, histories: Histories, paths: IntArray) -> Target:
-        """The target after each history; `paths` int [B] are items outside the concept, -1 draws a SID from p*."""
+        """The target after each history; `paths` int [B] are items outside the concept, -1 draws a SID from p*.
+
+        Processes that share an erasure read a part of the histories each, and have the targets of all of them.
+        """
+        mine = _mine(len(histories))
+        own, drawn = histories.take(mine), bool((paths < 0).any())
         with torch.no_grad():
-            state = self.read(histories)
+            state = self.read(own)
             seen = walk(self.model, state, self.frontier)
             mass = seen.closed(self.frontier).exp().sum(1).clamp(max=1 - 1e-4)
             shares = self._shares(seen)
-            path = self._path(state, shares, paths)
+            path = self._path(state, shares, paths[mine], len(histories)) if drawn else self._given(paths[mine])
             log_probs = self._renormalised(node_log_probs(self.model, state, path), path, shares)
-            closed = self._unknown(histories)
+            if self._continued is None:
+                self._continued = self._continuations(histories.without(self.members))
+            closed = self._unknown(own)
+        path, log_probs, closed, mass = (_everyones(t, len(histories)) for t in (path, log_probs, closed, mass))
         return Target(histories, path, log_probs, closed, mass)
 
     def sequences(self, pieces: Histories) -> tuple[dict[str, Tensor], Tensor]:
@@ -118,8 +127,7 @@ class Teacher:
         clean = histories.without(self.members)
         seen = walk(self.model, start(self.model, self.table, clean), self.frontier, virgin=True)
         mass = seen.closed(self.frontier).exp().sum(1).clamp(max=1 - 1e-4)
-        if self._continued is None:
-            self._continued = self._continuations(clean)
+        assert self._continued is not None
         return torch.cat(seen.virgin, 1) + self._continued - torch.log1p(-mass)[:, None]
 
     def with_moved(self, target: Target, table: SidTable, items: IntArray) -> Target:
@@ -162,12 +170,18 @@ class Teacher:
         assert flow is not None
         return [flow.clamp(max=1 - 1e-4), *found]
 
-    def _path(self, state: State, shares: list[Tensor], paths: IntArray) -> Tensor:
-        """[B, L] the SIDs of `paths`, and SIDs drawn level by level from p* where it is -1."""
-        given = item_rows(self.model, self.table, np.maximum(paths, 0))
+    def _given(self, paths: IntArray) -> Tensor:
+        """[B, L] the SIDs of the items `paths`, those of item 0 where it is -1."""
+        return item_rows(self.model, self.table, np.maximum(paths, 0))
+
+    def _path(self, state: State, shares: list[Tensor], paths: IntArray, whole: int) -> Tensor:
+        """[B, L] the SIDs of `paths`, and SIDs drawn level by level from p* where it is -1.
+
+        Draws are made for the `whole` batch, of which these are this process's histories: its size decides what is drawn.
+        """
+        given = self._given(paths)
         free = torch.from_numpy(paths < 0).to(given.device)
-        if not bool(free.any()):
-            return given
+        mine = torch.from_numpy(_mine(whole)).to(given.device)
         generator = torch.Generator(given.device).manual_seed(int(self._rng.integers(2**62)))
         drawn = torch.zeros_like(given)
         zero = torch.zeros(1, dtype=torch.int64, device=given.device)
@@ -175,7 +189,7 @@ class Teacher:
         for level in range(given.shape[1]):
             here = current.log_probs[:, 0] if level else current.log_probs
             log_p, children = self._delete(here, node, level, shares)
-            code = torch.multinomial(log_p.exp(), 1, generator=generator)
+            code = torch.multinomial(_everyones(log_p, whole).exp(), 1, generator=generator)[mine]
             drawn[:, level : level + 1] = code
             node = children.gather(1, code)[:, 0]
             if level + 1 < given.shape[1]:
@@ -236,3 +250,19 @@ class Teacher:
             total = torch.zeros(len(rank.below), device=device).index_add(0, owner.to(device), rest.exp())
             parts.append(total.clamp(min=NOTHING).log())
         return torch.cat(parts)
+
+
+def _mine(n: int) -> IntArray:
+    """Which of n histories this process reads; all of them where there are fewer than processes."""
+    return workers().mine(n) if n >= workers().size else np.arange(n)
+
+
+def _everyones(found: Tensor, n: int) -> Tensor:
+    """[n, ...] what all processes found, from what this one found for `_mine(n)`."""
+    who = workers()
+    if who.size == 1 or n < who.size:
+        return found
+    whole = found.new_empty((n, *found.shape[1:]))
+    for rank, part in enumerate(who.gathered(found.cpu())):
+        whole[rank :: who.size] = part.to(found.device)
+    return whole

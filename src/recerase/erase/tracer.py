@@ -122,10 +122,11 @@ def erase(request: EraseRequest, config: TracerConfig) -> Erased:
     """Reassign, commit, settle; the request's model is copied, never changed.
 
     Raises:
-        UsageError: reassigning needs codebooks and item embeddings, and there are none.
+        UsageError: reassigning needs codebooks and item embeddings, and there are none; or SIDs differ in length.
         EraseError: fewer items moved than `min_moved`, or the concept has no SID of its own.
     """
     began = time.monotonic()
+    request.table.require_one_length("This method", "Use --method retrain or filter.")
     if config.reassign_steps and (request.codebooks is None or request.embeddings is None):
         raise UsageError(
             "TRACER needs the codebooks and item embeddings behind the SIDs, and this checkpoint has none.",

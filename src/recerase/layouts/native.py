@@ -7,8 +7,8 @@
     codebooks.safetensors   codewords, their recipe, and the item embeddings they quantise
     recerase.json           digests of all of these, provenance (written by store.publish)
 
-The deciding choice is that bytes are read once, compared with the manifest, and those bytes are parsed; what the manifest
-does not name is refused. How weights become a model is in weights.py.
+The deciding choice is that the bytes that are used are the bytes that were compared with the manifest; what the manifest does not
+name is refused. How tensors are read is in tensors.py, how they become a model in weights.py.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recerase.catalog.files import read_verified
+from recerase.catalog.files import read_verified, reading_verified
 from recerase.errors import ArtefactError, CheckpointError, PickleError, TableError
+from recerase.layouts.tensors import numpy_memory, read_safetensors
 from recerase.layouts.weights import CONFIG, load_module, read_tensors, weight_bytes
 from recerase.sid.codebooks import Codebooks
 from recerase.sid.table import SidTable, schema_of, table_of, table_to_arrow
@@ -35,6 +36,7 @@ from recerase.store import (
     read_manifest,
     sha256_bytes,
     sha256_file,
+    verify_manifest,
     write_bytes,
 )
 from recerase.types import FloatArray
@@ -83,7 +85,8 @@ def load_checkpoint(
 ) -> Checkpoint:
     """Read a native checkpoint; `item_ids` puts table and embeddings in the catalogue's order.
 
-    `dtype` None keeps the stored one. Raises ArtefactError when a file is not what the manifest says, PickleError
+    `dtype` None keeps the stored one. No tensor is held twice on the way, but one at a time while it changes its dtype or its
+    device. Raises ArtefactError when a file is not what the manifest says, PickleError
     when the weights are a pickle (unless trusted), CheckpointError when they cannot be read, TableError when the
     table does not belong to the model or to `item_ids`.
     """
@@ -96,18 +99,21 @@ def load_checkpoint(
         raise CheckpointError(f"{path} has no {CONFIG}.", "Give a directory made by recerase train or erase.")
     weights = [file.name for file in _weight_files(path, trust_pickle)]
     manifest = read_manifest(path)
-    content = read_verified(path, [CONFIG, *weights, *_sid_files(path)], manifest)
-    digest = _digest_of({name: manifest["files"][name]["sha256"] for name in content})
-    tensors = read_tensors(path, {name: content.pop(name) for name in weights})
-    table, codebooks, embeddings = _sids(path, content, item_ids)
+    names = [CONFIG, *weights, *_sid_files(path)]
+    verify_manifest(path, needed=names)
+    content = read_verified(path, [CONFIG, SIDS, SCHEMA], manifest)
+    digest = _digest_of({name: manifest["files"][name]["sha256"] for name in names})
+    tensors = read_tensors(path, weights, manifest, dtype)
+    table, codebooks, embeddings = _sids(path, content, manifest, item_ids)
     module, window = load_module(path, content[CONFIG], tensors)
+    del tensors
     rows = int(module.get_input_embeddings().weight.shape[0])
     if table.schema.vocabulary > rows:
         raise TableError(
             f"{path / SCHEMA} speaks of {table.schema.vocabulary} vocabulary rows, the model has {rows}.",
             "Table and model are of different runs: give the directory they were published in.",
         )
-    module.eval().to(device=device, dtype=dtype)
+    module.eval().to(device=device)
     return Checkpoint(
         path=path,
         recommender=wrap(module, table.schema, window),
@@ -163,7 +169,9 @@ def load_sids(
     directory = Path(directory)
     if not (directory / SIDS).is_file():
         raise TableError(f"{directory} has no {SIDS}.", "Give a directory made by recerase tokenize.")
-    return _sids(directory, read_verified(directory, _sid_files(directory)), item_ids)
+    manifest = read_manifest(directory)
+    verify_manifest(directory, needed=_sid_files(directory))
+    return _sids(directory, read_verified(directory, [SIDS, SCHEMA], manifest), manifest, item_ids)
 
 
 def _sid_files(directory: Path) -> list[str]:
@@ -172,15 +180,15 @@ def _sid_files(directory: Path) -> list[str]:
 
 
 def _sids(
-    directory: Path, content: Mapping[str, bytes], item_ids: ItemIds | None
+    directory: Path, content: Mapping[str, bytes], manifest: Mapping[str, Any], item_ids: ItemIds | None
 ) -> tuple[SidTable, Codebooks | None, FloatArray | None]:
     table = table_of(content[SIDS], schema_of(content[SCHEMA], directory / SCHEMA), directory / SIDS)
     codebooks, embeddings = None, None
-    if CODEBOOKS in content:
-        codebooks, embeddings = _load_codebooks(content[CODEBOOKS], directory / CODEBOOKS, len(table.item_ids))
+    if os.path.lexists(directory / CODEBOOKS):
+        codebooks, embeddings = _load_codebooks(directory, manifest, len(table.item_ids))
     if item_ids is not None:
         aligned = table.aligned(item_ids)
-        if embeddings is not None:
+        if embeddings is not None and not np.array_equal(aligned.item_ids, table.item_ids):
             place = {item: row for row, item in enumerate(table.item_ids)}
             embeddings = embeddings[np.fromiter((place[item] for item in aligned.item_ids), np.int64, len(place))]
         table = aligned
@@ -204,15 +212,15 @@ def save_sids(staging: Path, table: SidTable, codebooks: Codebooks | None, embed
         write_bytes(staging / CODEBOOKS, save(tensors, metadata=metadata))
 
 
-def _load_codebooks(data: bytes, path: Path, n_items: int) -> tuple[Codebooks | None, FloatArray | None]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
+def _load_codebooks(
+    directory: Path, manifest: Mapping[str, Any], n_items: int
+) -> tuple[Codebooks | None, FloatArray | None]:
+    path = directory / CODEBOOKS
     try:
-        tensors = load(data)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        metadata = json.loads(header.get("__metadata__", {}).get("recerase", "{}"))
-    except (SafetensorError, ValueError, KeyError, AssertionError, RecursionError, MemoryError) as error:
+        with reading_verified(directory, CODEBOOKS, manifest) as file:
+            tensors, header = read_safetensors(file, numpy_memory)
+        metadata = json.loads(header.get("recerase", "{}"))
+    except (ValueError, RecursionError, MemoryError) as error:
         raise ArtefactError(f"{path} cannot be read: {error}.", "Restore it, or tokenize again.") from error
     if not tensors:
         raise ArtefactError(f"{path} holds nothing.", "Restore it, or tokenize again.")

@@ -1,18 +1,22 @@
 """Weights and config of a native checkpoint as a model, and back, without running or believing any of it.
 
-The deciding choice is how weights are read: tensor by tensor, and compared bit for bit afterwards. transformers ties
-T5 whatever the config says, and a load that ties would replace one of two different matrices in silence.
+The deciding choice is how a model gets its weights: it is built without memory, takes over the memory of the tensors that were
+read, and is compared with them afterwards. transformers ties T5 whatever the config says, and a load that ties would replace
+one of two different matrices in silence.
 """
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recerase.errors import CheckpointError
+from recerase.catalog.files import reading_verified
+from recerase.errors import CheckpointError, RecEraseError
+from recerase.layouts.tensors import read_safetensors, torch_memory
 
 if TYPE_CHECKING:
     import torch
@@ -24,31 +28,73 @@ _FOREIGN_CODE = ("auto_map", "quantization_config", "attn_implementation", "_att
 _DEFAULT_WINDOW = 20
 
 
-def read_tensors(path: Path, files: dict[str, bytes]) -> dict[str, torch.Tensor]:
-    """Every tensor of the weight files, whose bytes are let go one after the other; a name may be there once."""
-    import torch
-    from safetensors.torch import load
+def read_tensors(
+    path: Path, names: Sequence[str], manifest: Mapping[str, Any], dtype: torch.dtype | None = None
+) -> dict[str, torch.Tensor]:
+    """Every tensor of the weight files `names`, as stored or as `dtype`; a name may be there once.
 
+    Once they are returned, the files have been what `manifest` says, byte for byte as these tensors were made from them.
+    """
     tensors: dict[str, torch.Tensor] = {}
-    for name in list(files):
-        data = files.pop(name)
+    for name in names:
         try:
-            safe = name.endswith(".safetensors")
-            found = load(data) if safe else torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            found = _safetensors(path, name, manifest, dtype) if name.endswith(".safetensors") else None
+            found = _pickle(path, name, manifest, dtype) if found is None else found
+        except RecEraseError:
+            raise
         except Exception as error:  # what a hostile file makes a parser raise has no common class
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(
                 f"{path / name} cannot be read: {reason}.", "Restore it from where it was made."
             ) from error
-        whole = isinstance(found, dict) and all(
-            isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in found.items()
-        )
-        if not whole or not found or tensors.keys() & found.keys():
+        if not found or tensors.keys() & found.keys():
             raise CheckpointError(
                 f"{path / name} holds something else than tensors of its own.", "Keep one set of weights."
             )
         tensors |= found
     return tensors
+
+
+def _safetensors(
+    path: Path, name: str, manifest: Mapping[str, Any], dtype: torch.dtype | None
+) -> dict[str, torch.Tensor]:
+    with reading_verified(path, name, manifest) as file:
+        found, _ = read_safetensors(file, torch_memory, lambda tensor: _as(tensor, dtype))
+    return found
+
+
+def _pickle(path: Path, name: str, manifest: Mapping[str, Any], dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
+    """A trusted pickle's tensors, or nothing; for a moment it takes twice its size: torch reads it from memory."""
+    import torch
+
+    with reading_verified(path, name, manifest) as file:
+        data = io.BytesIO(file.read(file.size))
+    found = torch.load(data, map_location="cpu", weights_only=True)
+    whole = isinstance(found, dict) and all(
+        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in found.items()
+    )
+    return {name: _as(tensor, dtype) for name, tensor in _apart(found).items()} if whole else {}
+
+
+def _apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors of a pickle, each alone in its memory: there, several may look at one."""
+    import torch
+
+    seen: set[int] = set()
+    found = {}
+    for name, tensor in tensors.items():
+        place = tensor.untyped_storage()
+        alone = tensor.is_contiguous() and place.nbytes() == tensor.nbytes and place.data_ptr() not in seen
+        found[name] = tensor.detach() if alone else tensor.detach().clone(memory_format=torch.contiguous_format)
+        seen.add(place.data_ptr())
+    return found
+
+
+def _as(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    """A tensor as `dtype`, or as it is stored. Raises ValueError for one that holds no real numbers."""
+    if not tensor.is_floating_point():
+        raise ValueError(f"it holds {tensor.dtype}".replace("torch.", ""))
+    return tensor if dtype is None else tensor.to(dtype)
 
 
 def _read_config(data: bytes, path: Path, tensors: Mapping[str, torch.Tensor]) -> tuple[Any, int]:
@@ -79,9 +125,9 @@ def _read_config(data: bytes, path: Path, tensors: Mapping[str, torch.Tensor]) -
 
 
 def load_module(path: Path, data: bytes, tensors: Mapping[str, torch.Tensor]) -> tuple[Any, int]:
-    """Build the module that the config describes and fill it with exactly `tensors`.
+    """Build the module that the config describes around exactly `tensors`, without a copy of them.
 
-    It is built without memory first: a config may claim sizes that nothing holds.
+    It is built without memory, and stays so but for what no file holds: a config may claim sizes that nothing has.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
@@ -91,43 +137,77 @@ def load_module(path: Path, data: bytes, tensors: Mapping[str, torch.Tensor]) ->
     try:
         with torch.random.fork_rng():
             with torch.device("meta"):
-                claimed = family.from_config(config, trust_remote_code=False).num_parameters()
-            held = sum(tensor.numel() for tensor in tensors.values())
+                module = family.from_config(config, trust_remote_code=False)
+            claimed, held = module.num_parameters(), sum(tensor.numel() for tensor in tensors.values())
             if claimed > 4 * held:  # tied tensors, up to four in T5, are stored once
                 raise ValueError(f"it claims {claimed:,} parameters, the weights have {held:,}")
-            module = family.from_config(config, trust_remote_code=False)
+            _compute_buffers(module)
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise CheckpointError(f"{path / CONFIG} cannot be used: {reason}.", "Restore the config.") from error
     for target in _stored_apart(module, tensors):
         _untie(module, target)
-    module.to(dtype=next(iter(tensors.values())).dtype)
     fill_exactly(module, tensors, path)
     return module, window
 
 
-def fill_exactly(module: Any, tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Copy `tensors` into `module` and prove it: every name used, every parameter filled, every bit as stored.
+def _compute_buffers(module: Any) -> None:
+    """Make for real what no file holds: the angles of rotary embeddings, in float32 whatever the weights are."""
+    stored = module.state_dict().keys()
+    owners = {name.rpartition(".")[0] for name, _ in module.named_buffers() if name not in stored}
+    for owner in sorted(owners):
+        old = module.get_submodule(owner)
+        parent, _, leaf = owner.rpartition(".")
+        setattr(module.get_submodule(parent), leaf, type(old)(config=module.config))
 
-    Raises CheckpointError naming the tensors that are missing, left over, of another shape, or changed.
+
+def fill_exactly(module: Any, tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Give `module` the memory of `tensors` and prove it: every name used, every parameter filled, every bit as stored.
+
+    All get the widest dtype among them; ties stay ties. Raises CheckpointError naming the tensors that are missing, left over, of
+    another shape, NaN, or changed.
     """
     import torch
 
-    try:
-        missing, unexpected = module.load_state_dict(dict(tensors), strict=False)
-    except RuntimeError as error:
-        raise CheckpointError(f"{path}: {error}".replace("\n", " "), "Weights and config do not match.") from error
-    tied = _aliases(module)
-    missing = [name for name in missing if tied.get(name) not in tensors]
+    state, stored = module.state_dict(), _aliases(module)
+    missing = [name for name in state if name not in tensors and stored.get(name, name) not in tensors]
+    unexpected = [name for name in tensors if name not in state]
     if missing or unexpected:
         raise CheckpointError(
             f"{path}: weights missing {sorted(missing)[:3]}, left over {sorted(unexpected)[:3]}.",
             "Weights and config do not match: restore the directory.",
         )
+    dtype = reduce(torch.promote_types, {tensor.dtype for tensor in tensors.values()})
+    known = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+    for name, tensor in tensors.items():
+        if state[name].shape != tensor.shape or tensor.dtype not in known:
+            raise CheckpointError(
+                f"{path}: {name} is {list(tensor.shape)} of {tensor.dtype}, the config wants {list(state[name].shape)}.",
+                "Weights and config do not match: restore the directory.",
+            )
+        if tensor.numel() and bool(tensor.min().isnan()):
+            raise CheckpointError(f"{path}: {name} holds NaN.", "Restore the weights, or train again.")
+    trained = {name: p.requires_grad for name, p in module.named_parameters(remove_duplicate=False)}
+    made: dict[str, torch.Tensor] = {}
+    for name in state:
+        source = stored.get(name, name)
+        if source not in made:
+            held = tensors[source].to(dtype)
+            made[source] = torch.nn.Parameter(held, trained[name]) if name in trained else held
+        parent, _, leaf = name.rpartition(".")
+        setattr(module.get_submodule(parent), leaf, made[source])
     state = module.state_dict()
-    changed = [name for name, tensor in tensors.items() if not torch.equal(state[name], tensor)]
+    changed = [name for name, tensor in tensors.items() if not _same(state[name], tensor)]
     if changed:
         raise CheckpointError(f"{path}: {changed[0]} did not load as it is stored.", "Report this: it is a bug.")
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors are one memory, or hold the same numbers."""
+    import torch
+
+    shared = one.data_ptr() == other.data_ptr() and one.dtype == other.dtype and one.stride() == other.stride()
+    return shared or torch.equal(one, other)
 
 
 def _aliases(module: Any) -> dict[str, str]:

@@ -2,7 +2,8 @@
 
 A codebook without its recipe is worthless: leaving out one normalisation changes between a sixth and two thirds of the
 codes. So the recipe is stored with the vectors and never guessed, embeddings are read at the float32 precision they
-are stored in, and every comparison that decides a code is made in float64 (float32 flips about 1 % of them).
+are stored in, and every comparison that decides a code is made in float64 (float32 flips about 1 % of them). Where
+float32 leaves one candidate by more than it can be wrong, there is nothing to decide, which is so for nearly every item.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ _VANISHED = 1e-6
 """A residual shorter than this is rounding of the float32 codewords; it becomes 0, not a random direction."""
 _TIE = 1e-12
 """Squared distances closer than this are equal: far above float64 rounding, far below any real gap."""
-_BLOCK = 1 << 23
-"""Numbers in one block of a distance matrix."""
+_BLOCK = 1 << 18
+"""Numbers in one block of embeddings or distances: what a processor's cache holds."""
+_ROUND32, _ROUND64 = 2.0**-23, 2.0**-52
+"""Twice the relative rounding of one operation in float32 and in float64."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,8 +79,9 @@ class Codebooks:
 
         A code of -1 (no SID) subtracts nothing.
         """
-        words = np.asarray(self.vectors[level], np.float64)[np.maximum(codes, 0)]
-        rest = residual - np.where((codes >= 0)[:, None], words, 0.0)
+        rest = residual - np.asarray(self.vectors[level])[np.maximum(codes, 0)].astype(np.float64)
+        absent = codes < 0
+        rest[absent] = residual[absent]
         return unit(rest) if self.recipe.normalise_residuals else rest
 
     def residuals(self, embeddings: FloatArray, codes: IntArray) -> FloatArray:
@@ -104,7 +108,9 @@ class Codebooks:
 
     def encode(self, embeddings: FloatArray) -> IntArray:
         """int32 [N, L] the nearest code at each level in turn; ties go to the lowest code."""
-        return self.complete(self.enter(embeddings), 0)
+        step = max(1, _BLOCK // max(1, len(self.recipe.centre)))
+        starts = range(0, max(1, len(embeddings)), step)
+        return np.concatenate([self.complete(self.enter(embeddings[at : at + step]), 0) for at in starts])
 
     def complete(self, residual: FloatArray, level: int) -> IntArray:
         """int32 [N, L - level] the nearest codes from `level` on, for residuals [N, D] entering it."""
@@ -190,7 +196,9 @@ class Codebooks:
 def unit(x: FloatArray) -> FloatArray:
     """float64 [N, D] rows of length 1; a row that is only rounding becomes 0."""
     norms = np.linalg.norm(x, axis=1, keepdims=True)
-    return np.where(norms > _VANISHED, x / np.maximum(norms, _VANISHED), 0.0)
+    out: FloatArray = x / np.maximum(norms, _VANISHED)
+    out[~(norms[:, 0] > _VANISHED)] = 0.0
+    return out
 
 
 def squared_distances(residual: FloatArray, vectors: FloatArray) -> FloatArray:
@@ -202,10 +210,42 @@ def squared_distances(residual: FloatArray, vectors: FloatArray) -> FloatArray:
 
 
 def nearest_codes(residual: FloatArray, vectors: FloatArray) -> IntArray:
-    """int64 [N] the nearest codeword of each residual, the lowest of equals; in blocks, so memory stays bounded."""
-    step = max(1, _BLOCK // max(1, len(vectors)))
-    blocks = [lowest(squared_distances(residual[i : i + step], vectors)) for i in range(0, len(residual), step)]
-    return np.concatenate(blocks) if blocks else np.zeros(0, np.int64)
+    """int64 [N] the nearest codeword of each residual, the lowest of equals; in blocks, so memory stays bounded.
+
+    `lowest(squared_distances(residual, vectors))`, always: float32 answers alone only where no other codeword can be as near.
+    """
+    residual = np.asarray(residual, np.float64)
+    out = np.empty(len(residual), np.int64)
+    step = max(1, _BLOCK // max(1, *vectors.shape))
+    for at in range(0, len(residual), step):
+        rows = residual[at : at + step]
+        out[at : at + step], doubtful = _candidates(rows, vectors)
+        if len(doubtful):
+            out[at + doubtful] = lowest(squared_distances(rows[doubtful], vectors))
+    return out
+
+
+def _candidates(residual: FloatArray, vectors: FloatArray) -> tuple[IntArray, IntArray]:
+    """The nearest codeword [N] as float32 sees it, and the rows that it cannot be sure of.
+
+    What is compared is r . w - |w|^2 / 2, the larger the nearer. The margin bounds what rounding (any order of summation) can
+    do to two of them, in float32 here and in float64 in `squared_distances`, and what `lowest` counts as equal.
+    """
+    words = np.asarray(vectors, np.float64)
+    half = (words**2).sum(axis=1) / 2
+    lengths = np.sqrt(np.einsum("nd,nd->n", residual, residual))
+    longest = float(np.sqrt(2 * half.max()))
+    with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold is in doubt
+        near = residual.astype(np.float32) @ words.astype(np.float32).T
+        near -= half.astype(np.float32)
+        best = near.argmax(axis=1)
+        apart = (lengths + longest) ** 2
+        rounding = _ROUND32 * (lengths * longest + half.max()) + _ROUND64 * apart
+        margin = (residual.shape[1] + 8) * rounding + _TIE * (1.0 + apart)
+        least = (near[np.arange(len(near)), best] - margin).astype(np.float32)
+        least = np.nextafter(least, np.float32(-np.inf))
+        alone = np.count_nonzero(near >= least[:, None], axis=1) == 1
+    return best, np.flatnonzero(~(alone & np.isfinite(margin)))
 
 
 def lowest(distances: FloatArray) -> IntArray:

@@ -6,6 +6,7 @@ level, which a count of codes in use hides.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -43,12 +44,22 @@ class QualityReport:
 def quality(table: SidTable, before_codes: IntArray | None = None) -> QualityReport:
     """The figures of a table; `before_codes` [N, L] are its codes before collisions were resolved."""
     counts = [table.usage(level) for level in range(table.levels)]
+    n_items = int(table.present.sum())
     after = collision_share(table.codes[table.present])
     before, moved = after, int(table.resolved.sum())
     if before_codes is not None:
         before = collision_share(before_codes[table.present])
         moved = int((before_codes != table.codes).any(axis=1).sum())
+    absent = len(table) - n_items
+    return figures(counts, n_items, before, after, moved, absent)
+
+
+def figures(
+    counts: Sequence[IntArray], n_items: int, before: float, after: float, moved: int, absent: int = 0
+) -> QualityReport:
+    """The report of `n_items` with a SID and `absent` ones without: items a code [K_l] of each level, shares of collisions."""
     perplexities = tuple(perplexity(c) for c in counts)
+    sizes = [len(c) for c in counts]
     return QualityReport(
         used=tuple(int((c > 0).sum()) for c in counts),
         perplexity=perplexities,
@@ -56,7 +67,7 @@ def quality(table: SidTable, before_codes: IntArray | None = None) -> QualityRep
         collision_before=before,
         collision_after=after,
         moved_by_resolution=moved,
-        warnings=tuple(_warnings(table, perplexities, after, moved)),
+        warnings=tuple(_warnings(sizes, n_items, absent, perplexities, after, moved)),
     )
 
 
@@ -83,16 +94,29 @@ def collision_share(codes: IntArray) -> float:
     """Share of the rows of codes [N, L] that occur more than once."""
     if not len(codes):
         return 0.0
-    counts = np.unique(codes, axis=0, return_counts=True)[1]
-    return float(counts[counts > 1].sum() / len(codes))
+    return shared_items(codes) / len(codes)
 
 
-def _warnings(table: SidTable, perplexities: tuple[float, ...], collisions: float, moved: int) -> list[str]:
-    n_items = int(table.present.sum())
+def shared_items(codes: IntArray) -> int:
+    """How many of the rows of codes [N, L] occur more than once."""
+    sid, reach = np.zeros(len(codes), np.int64), 1
+    for column in codes.T:
+        size = int(column.max(initial=0)) + 2
+        if reach * size > 1 << 62:  # the prefix so far, as a number that leaves room
+            sid, reach = np.unique(sid, return_inverse=True)[1].reshape(-1), len(codes)
+        sid = sid * size + (column.astype(np.int64) + 1)
+        reach *= size
+    counts = np.unique(sid, return_counts=True)[1]
+    return int(counts[counts > 1].sum())
+
+
+def _warnings(
+    sizes: Sequence[int], n_items: int, absent: int, perplexities: tuple[float, ...], collisions: float, moved: int
+) -> list[str]:
     out = []
-    if n_items < len(table):
-        out.append(f"{len(table) - n_items} of {len(table)} items have no SID.")
-    for level, (found, size) in enumerate(zip(perplexities, table.schema.codes, strict=True)):
+    if absent:
+        out.append(f"{absent} of {n_items + absent} items have no SID.")
+    for level, (found, size) in enumerate(zip(perplexities, sizes, strict=True)):
         reachable = min(size, n_items)
         if found < _COLLAPSED * reachable:
             out.append(

@@ -38,8 +38,8 @@ __all__ = [
 
 _SAMPLE, _EACH = 1 << 16, 256
 """Items that codewords are found on: at most the first number, or the second a codeword where that is more."""
-_BLOCK = 1 << 14
-"""Items coded at a time, when they are more than the sample."""
+UNIT = 1 << 14
+"""Items summed at a time for the mean: the same pieces wherever the embeddings come from, so that it is the same to the bit."""
 _FAR = 4.0
 """Where codes of unknown meaning lie, in lengths of the longest residual: never the nearest of any item."""
 _DISTINCT = 5
@@ -85,12 +85,40 @@ def rq_kmeans(embeddings: FloatArray, config: TokenizeConfig) -> tuple[IntArray,
         DataError: no items, NaN or infinity.
     """
     points = checked(embeddings)
-    centre = points.mean(axis=0, dtype=np.float64).astype(np.float32)
+    rows = sample_rows(len(points), config)
+    sums = [unit_sum(points[at : at + UNIT]) for at in range(0, len(points), UNIT)]
+    codes, codebooks = codewords(points if rows is None else points[rows], centre_of(sums, len(points)), config)
+    return (codes if rows is None else codebooks.encode(points)), codebooks
+
+
+def sample_rows(n_items: int, config: TokenizeConfig) -> IntArray | None:
+    """int64 [S], ascending: the items that codewords are found on; None for all, when they are few enough."""
+    size = max(_SAMPLE, _EACH * config.codes)
+    if n_items <= size:
+        return None
+    return np.sort(np.random.default_rng(config.seed).choice(n_items, size, replace=False))
+
+
+def unit_sum(points: FloatArray) -> FloatArray:
+    """float64 [D] sum of up to `UNIT` embeddings: the piece in which sums are made, in memory and in a stream."""
+    total: FloatArray = points.sum(axis=0, dtype=np.float64)
+    return total
+
+
+def centre_of(sums: Sequence[FloatArray], n_items: int) -> FloatArray:
+    """float32 [D] mean embedding, from the sums of all units in their order."""
+    total = np.zeros_like(sums[0])
+    for part in sums:
+        total += part
+    return (total / n_items).astype(np.float32)
+
+
+def codewords(sample: FloatArray, centre: FloatArray, config: TokenizeConfig) -> tuple[IntArray, Codebooks]:
+    """Codes int32 [S, L] of a sample [S, D] float32, and the codebooks found on it."""
     recipe = Recipe(centre, config.normalise_residuals, config.normalise_residuals)
     vectors: list[FloatArray] = []
     scales: list[float] = []
     codes: list[IntArray] = []
-    sample = _sample(points, config)
     raw = sample.astype(np.float64) - centre.astype(np.float64)
     for level in range(config.levels):
         scales.append(float(np.linalg.norm(raw, axis=1).mean()) if config.normalise_residuals else 1.0)
@@ -99,10 +127,7 @@ def rq_kmeans(embeddings: FloatArray, config: TokenizeConfig) -> tuple[IntArray,
         codes.append(nearest_codes(residual, vectors[-1]))
         raw = residual - vectors[-1].astype(np.float64)[codes[-1]]
     codebooks = Codebooks(tuple(vectors), recipe, False, (1.0,) * config.levels, tuple(scales))
-    if len(sample) == len(points):
-        return np.stack(codes, axis=1).astype(np.int32), codebooks
-    blocks = [codebooks.encode(points[start : start + _BLOCK]) for start in range(0, len(points), _BLOCK)]
-    return np.concatenate(blocks), codebooks
+    return np.stack(codes, axis=1).astype(np.int32), codebooks
 
 
 def fit_codebooks(embeddings: FloatArray, table: SidTable) -> Codebooks:
@@ -115,10 +140,12 @@ def fit_codebooks(embeddings: FloatArray, table: SidTable) -> Codebooks:
 
     Raises:
         DataError: the embeddings are not one finite row an item, or no item has a SID.
+        UsageError: SIDs differ in length.
     """
     points = checked(embeddings)
     if len(points) != len(table):
         raise DataError(f"{len(points)} embeddings for {len(table)} items.", "Give one row an item of the table.")
+    table.require_one_length("Fitting codebooks")
     points, codes = points[table.present], table.codes[table.present]
     if not len(points):
         raise DataError("No item of the table has a SID.", "Tokenize the catalogue first.")
@@ -159,15 +186,6 @@ def spell(
     return table, quality(table, before)
 
 
-def _sample(points: FloatArray, config: TokenizeConfig) -> FloatArray:
-    """The points [S, D] that codewords are found on; all, in their order, when they are few enough."""
-    size = max(_SAMPLE, _EACH * config.codes)
-    if len(points) <= size:
-        return points
-    drawn = np.random.default_rng(config.seed).choice(len(points), size, replace=False)
-    return points[np.sort(drawn)]
-
-
 def _fit(points: FloatArray, codes: IntArray, schema: SidSchema, inputs: bool, residuals: bool) -> Codebooks:
     """The codebooks of one recipe for points [N, D] with codes [N, L]."""
     centre = points.mean(axis=0, dtype=np.float64).astype(np.float32)
@@ -203,8 +221,12 @@ def kmeans(residual: FloatArray, config: TokenizeConfig, seed: int) -> FloatArra
     import faiss
 
     rows = np.ascontiguousarray(residual, np.float32)
-    distinct = rows[np.unique(rows.round(_DISTINCT), axis=0, return_index=True)[1]]
-    if len(distinct) <= config.codes:
+    distinct = rows[: 4 * config.codes]
+    for some in (distinct, rows):  # nearly always the first few settle it, and comparing all rows takes long
+        distinct = some[np.unique(some.round(_DISTINCT), axis=0, return_index=True)[1]]
+        if len(distinct) > config.codes:
+            break
+    else:
         turn, which = np.divmod(np.arange(config.codes), len(distinct))
         aside = unit(np.random.default_rng(seed).normal(size=(config.codes, rows.shape[1])))
         words: FloatArray = distinct[which] + (_BESIDE * turn[:, None] * aside).astype(np.float32)

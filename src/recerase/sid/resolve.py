@@ -9,6 +9,7 @@ so only crowded ones are looked at, and only so many at a time that memory stays
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 
@@ -20,8 +21,14 @@ _BLOCK = 1 << 16
 """Items looked at together, or those of one prefix where that has more."""
 
 
+class Rows(Protocol):
+    """Embeddings that are asked for by row, always in ascending order: an array, or what reads them from a disk."""
+
+    def __getitem__(self, rows: IntArray, /) -> FloatArray: ...
+
+
 def resolve_collisions(
-    codes: IntArray, codebooks: Codebooks, embeddings: FloatArray, held: BoolArray | None = None
+    codes: IntArray, codebooks: Codebooks, embeddings: Rows, held: BoolArray | None = None
 ) -> tuple[IntArray, BoolArray]:
     """Codes int32 [N, L] in which no SID occurs twice, and which items [N] were changed.
 
@@ -89,7 +96,9 @@ def _spill(
     while len(left):
         open_ = np.where(room[seat[left]] > 0, distances[left], np.inf)
         wish = lowest(open_)
-        order = _rank(seat[left] * size + wish, open_[np.arange(len(left)), wish])
+        # Not as `open_` has it: there the last bit depends on who else is in the block.
+        way = ((residual[items[left]] - np.asarray(vectors, np.float64)[wish]) ** 2).sum(axis=1)
+        order = _rank(seat[left] * size + wish, way)
         let_in = order < room[seat[left], wish]
         fresh[left[let_in]] = wish[let_in]
         np.subtract.at(room, (seat[left[let_in]], wish[let_in]), 1)
