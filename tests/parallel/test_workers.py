@@ -171,8 +171,10 @@ def test_companions_get_places_and_the_environment_is_given_back(
 def test_the_number_that_accelerate_was_given_is_read_off_its_command_line(
     monkeypatch: pytest.MonkeyPatch, words: list[str], count: int
 ) -> None:
-    program = [sys.executable, "-c", "input()", *words]
-    with subprocess.Popen(program, stdin=subprocess.PIPE) as launcher:
+    program = [sys.executable, "-c", "print(1, flush=True); input()", *words]
+    with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as launcher:
+        assert launcher.stdout is not None
+        launcher.stdout.readline()  # while a program is being loaded its command line is empty
         monkeypatch.setattr(os, "getppid", lambda: launcher.pid)
         monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
         monkeypatch.setenv("MASTER_PORT", "29500")
