@@ -7,7 +7,7 @@ faiss, sklearn) are imported by the function that needs them, so that importing 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +29,7 @@ from recerase.assembly import (
     read_policy,
     run_key,
     whole_histories,
+    with_codebooks,
 )
 from recerase.catalog import Catalogue, Concept, Preview, load_catalogue, preview
 from recerase.erasure import Plan, erase, plan_erase
@@ -267,6 +268,10 @@ def audit(
         subject = open_checkpoint_for(checkpoint, catalogue, run)
         before = open_checkpoint_for(original, catalogue, run) if original is not None else None
         gold = open_checkpoint_for(reference, catalogue, run) if reference is not None else None
+        if before is not None:
+            before = with_codebooks(before, catalogue.items, observer)
+        else:
+            subject = with_codebooks(subject, catalogue.items, observer)
         chosen = choose_concept(concept, catalogue, (before or subject).embeddings)
         check_baseline(accepted, chosen.name, chosen.digest)
         inputs = AuditInputs(subject, before, gold, catalogue, chosen, rules, scope)
@@ -284,11 +289,22 @@ def audit(
     return report
 
 
-def inspect(path: str | Path, *, run: RunConfig = RUN) -> Description:
-    """What a path holds (checkpoint, SIDs, data, SID table, report), its figures, and what is wrong with it."""
+def inspect(path: str | Path, *, data: str | Path | None = None, run: RunConfig = RUN) -> Description:
+    """What a path holds (checkpoint, SIDs, data, SID table, report), its figures, and what is wrong with it.
+
+    With the `data` that a checkpoint of another tool was trained on, how far codebooks fitted to its SIDs reproduce them.
+    """
     from recerase.layouts.describe import describe
 
-    return describe(Path(path), trust_pickle=run.trust_pickle)
+    found = describe(Path(path), trust_pickle=run.trust_pickle, layout=run.layout, options=dict(run.layout_options))
+    if data is None or found.checkpoint is None:
+        return found
+    catalogue = load_catalogue(data)
+    opened = with_codebooks(open_checkpoint_for(path, catalogue, run), catalogue.items, SILENT)
+    if opened.codebooks is None or not opened.codebooks.fitted:
+        return found
+    agreement = ", ".join(f"{share:.2f}" for share in opened.codebooks.agreement)
+    return replace(found, facts={**found.facts, "codebooks": f"fitted to its SIDs; agreement a level {agreement}"})
 
 
 def import_data(reader: str, paths: Sequence[str | Path], out: str | Path, *, force: bool = False) -> Catalogue:

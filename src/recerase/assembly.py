@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from recerase.types import Role
 
 RUN = RunConfig()
+_LEAST_DIMS, _MOST_DIMS, _ITEMS_A_DIM = 4, 128, 8
+"""Dimensions of the words that codebooks are fitted in: with as many as items, codebooks would reproduce any table."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,29 @@ def open_checkpoint_for(path: str | Path, catalogue: Catalogue, run: RunConfig) 
         device=device,
         dtype=choose_dtype(run.dtype, device),
         trust_pickle=run.trust_pickle,
+        layout=run.layout,
+        options=dict(run.layout_options),
     )
+
+
+def with_codebooks(checkpoint: Checkpoint, items: Items, observer: Observer) -> Checkpoint:
+    """A checkpoint of another tool, which keeps no codebooks, with codebooks fitted to its table from the items' own words.
+
+    A native one stays as it is, and so does one whose SIDs differ in length. How far they reproduce the table is told and kept.
+    """
+    from recerase.catalog.embed import text_embeddings
+    from recerase.sid.quantize import fit_codebooks
+
+    if checkpoint.layout == "native" or checkpoint.codebooks is not None:
+        return checkpoint
+    if checkpoint.table.ragged:
+        observer.note(f"the SIDs of {checkpoint.path} differ in length, so no codebooks are fitted to them")
+        return checkpoint
+    points = text_embeddings(items, dims=min(_MOST_DIMS, max(_LEAST_DIMS, len(items) // _ITEMS_A_DIM)))
+    codebooks = fit_codebooks(points, checkpoint.table)
+    shares = ", ".join(f"{share:.0%}" for share in codebooks.agreement)
+    observer.note(f"codebooks fitted to {checkpoint.path}: they give {shares} of its codes, level by level")
+    return replace(checkpoint, codebooks=codebooks, embeddings=points)
 
 
 def choose_concept(spec: ConceptSpec, catalogue: Catalogue, embeddings: FloatArray | None) -> Concept:
@@ -272,7 +296,19 @@ def _report(result: AuditResult, inputs: AuditInputs, config: AuditConfig, volat
         curves=result.curves,
         policy=inputs.policy,
         run=volatile,
-        limits=result.limits,
+        limits=result.limits + _fitted(inputs.original or inputs.subject),
+    )
+
+
+def _fitted(source: Checkpoint) -> tuple[str, ...]:
+    """What a report about another tool's checkpoint says of the codebooks that were fitted to it."""
+    codebooks = source.codebooks
+    if source.layout == "native" or codebooks is None or not codebooks.fitted:
+        return ()
+    shares = ", ".join(f"{share:.0%}" for share in codebooks.agreement)
+    return (
+        f"Layout {source.layout} keeps no codebooks: they were fitted from the items' words, and give {shares} of its codes, "
+        "level by level. Probes in embedding space rest on them.",
     )
 
 

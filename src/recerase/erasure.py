@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from recerase.assembly import (
     RUN,
@@ -31,6 +32,7 @@ from recerase.assembly import (
     open_checkpoint_for,
     read_policy,
     run_key,
+    with_codebooks,
 )
 from recerase.catalog import Catalogue, Preview, load_catalogue, preview
 from recerase.errors import UsageError, WriteError
@@ -87,7 +89,7 @@ def erase(
         pinned(run.threads, run.seed) as threads,
     ):
         catalogue = load_catalogue(data)
-        before = open_checkpoint_for(checkpoint, catalogue, run)
+        before = with_codebooks(open_checkpoint_for(checkpoint, catalogue, run), catalogue.items, observer)
         gold = open_checkpoint_for(reference, catalogue, run) if reference is not None else None
         chosen = choose_concept(concept, catalogue, before.embeddings)
         given = AuditInputs(before, before, gold, catalogue, chosen, rules, scope)
@@ -106,7 +108,7 @@ def erase(
             **{key: value for key, value in request.training.items() if key in ("model", "training")},
         }
         write_manifest(result.directory, result.provenance)
-        judged = replace(given, subject=_read_back(result.directory, catalogue, run))
+        judged = replace(given, subject=_read_back(result.directory, catalogue, replace(run, layout=before.layout)))
         report = audited(judged, run, observer, max_users=max_users, state=state)
         done = {**facts, "changes": changes(before, judged.subject)}
         report = replace(report, method=done, run={**report.run, "erase_seconds": seconds})
@@ -183,16 +185,18 @@ def _written(
     directory: Path, state: RunState, eraser: Method, request: EraseRequest, settings: Any, before: Checkpoint
 ) -> tuple[dict[str, Any], float]:
     """Put what the method makes into `directory`, or what an earlier run made with it; its summary, and its seconds."""
-    from recerase.layouts.native import save_checkpoint
+    from recerase.layouts.registry import named_layout
 
     who = workers()
     told = state.read("erased")
-    kept = {name: state.read(name) for name in json.loads(told)["files"]} if told is not None else {}
+    kept = {name: state.read(quote(name, "")) for name in json.loads(told)["files"]} if told is not None else {}
     files = {name: content for name, content in kept.items() if content is not None}
     if who.told(told is not None and len(files) == len(kept)):
         made = who.told(json.loads(told) if told is not None else None)
         request.observer.note("the method had finished: its result is taken from the interrupted run")
         for name, content in files.items():
+            if who.main:
+                (directory / name).parent.mkdir(parents=True, exist_ok=True)
             write_bytes(directory / name, content)
         return made["summary"], made["seconds"]
     began = time.monotonic()
@@ -205,10 +209,10 @@ def _written(
     summary, seconds = who.told((summary, round(time.monotonic() - began, 3)))
     if not who.main:
         return summary, seconds
-    save_checkpoint(directory, erased.model, erased.table, before.codebooks, before.embeddings)
-    names = sorted(path.name for path in directory.iterdir())
+    named_layout(before.layout).write_back(before, erased.model, erased.table, directory)
+    names = sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
     for name in names:
-        state.write(name, read_bytes(directory / name))
+        state.write(quote(name, ""), read_bytes(directory / name))  # pieces of a state lie in no folders
     made = {"files": names, "summary": summary, "seconds": seconds}
     state.write("erased", canonical_json(made))  # last: it says that the files above are there
     return summary, seconds
@@ -216,15 +220,13 @@ def _written(
 
 def _read_back(directory: Path, catalogue: Catalogue, run: RunConfig) -> Checkpoint:
     """What was written, as it is read from the disk; processes but the main one, which cannot see it, get it from there."""
-    from recerase.model.recommender import wrap
-
     if workers().size == 1:
         return open_checkpoint_for(directory, catalogue, run)
     read = open_checkpoint_for(directory, catalogue, run) if workers().main else None
     portable = None
     if read is not None:
         model = read.recommender
-        portable = replace(read, recommender=wrap(copy.deepcopy(model.module).cpu(), model.schema, model.window))
+        portable = replace(read, recommender=model.around(copy.deepcopy(model.module).cpu()))
     told: Checkpoint = workers().told(portable)
     if read is not None:
         return read
@@ -257,15 +259,23 @@ def plan_erase(
     method: str = "tracer",
     overrides: Sequence[str] = (),
     scope: Scope = "output",
+    run: RunConfig = RUN,
 ) -> Plan:
-    """Check everything `erase` needs and say what it would do, without loading the model or writing anything."""
+    """Check everything `erase` needs and say what it would do, without writing anything.
+
+    Of a native checkpoint the SIDs alone are read; that of another tool is opened whole.
+    """
     from recerase.erase.methods import get_method, make_config
-    from recerase.layouts.native import load_sids
+    from recerase.layouts.native import is_native, load_sids
 
     eraser, preset = get_method(method)
     settings = make_config(eraser, preset, key_values(overrides))
     catalogue = load_catalogue(data)
-    table, _, embeddings = load_sids(checkpoint, item_ids=catalogue.items.item_ids)
+    if is_native(Path(checkpoint)):
+        table, _, embeddings = load_sids(checkpoint, item_ids=catalogue.items.item_ids)
+    else:
+        opened = with_codebooks(open_checkpoint_for(checkpoint, catalogue, run), catalogue.items, SILENT)
+        table, embeddings = opened.table, opened.embeddings
     chosen = choose_concept(concept, catalogue, embeddings)
     seen = preview(chosen, catalogue, table, embeddings)
     return Plan(eraser, asdict(settings), concept_facts(chosen, catalogue), seen, scope)

@@ -18,7 +18,7 @@ from recerase.catalog import load_catalogue
 from recerase.errors import ArtefactError, UsageError, WriteError
 from recerase.report.baseline import baseline_bytes, load_baseline, parse_baseline
 from recerase.report.schema import read_report, report_bytes, report_digest
-from recerase.store import check_file_output, read_bytes, verify_manifest, write_bytes
+from recerase.store import MANIFEST, check_file_output, read_bytes, verify_manifest, write_bytes
 from recerase.types import Baseline, FailOn, Report
 
 _FORMATS = {
@@ -137,11 +137,11 @@ def verify_report(
     file itself is not what its seal says.
     """
     from recerase.audit.recheck import inconsistencies
-    from recerase.layouts.native import is_native
+    from recerase.layouts.registry import recognised
 
     path = Path(path)
     report = read_report(path)
-    if subject is None and path.name == "report.json" and is_native(path.absolute().parent):
+    if subject is None and path.name == "report.json" and recognised(path.absolute().parent):
         subject = path.absolute().parent
     problems = [] if read_bytes(path) == report_bytes(report) else ["Its numbers are not as recerase writes them."]
     try:
@@ -162,7 +162,7 @@ def verify_report(
 def _unlike(report: Report, role: str, place: Path) -> Iterator[str]:
     """A sentence when what is at `place` is not what the report names as `role`, or cannot be read."""
     from recerase.audit.policy import load_policy
-    from recerase.layouts.native import checkpoint_digest
+    from recerase.layouts.registry import detect_layout
 
     if role not in report.inputs:
         yield f"The report names no {role}, so {place} is not its."
@@ -173,8 +173,12 @@ def _unlike(report: Report, role: str, place: Path) -> Iterator[str]:
         elif role == "policy":
             found = load_policy(place).digest
         else:
-            verify_manifest(place)
-            found = checkpoint_digest(place)
+            layout = detect_layout(place)
+            if layout.name == "native" or (place / MANIFEST).is_file():
+                verify_manifest(place)
+            if layout.digest is None:
+                raise UsageError(f"{place} is of layout {layout.name}, whose digest is not told by its files alone.", "")
+            found = layout.digest(place)
     except (ArtefactError, UsageError) as error:
         yield error.message
         return

@@ -37,6 +37,10 @@ class RunConfig:
     trust_pickle: bool = False
     dtype: str | None = None
     """float32, bfloat16 or float16, for models that are only read; None: as each is stored."""
+    layout: str | None = None
+    """Name of the layout of what content does not tell; None: what cannot be told is refused."""
+    layout_options: tuple[tuple[str, str], ...] = ()
+    """What the files of another tool do not say, name and value."""
 
 
 def available_threads() -> int:

@@ -74,7 +74,7 @@ def test_wider_radii_leak_more(world: AuditWorld, audited: Callable, untrained: 
 def test_nearest_items_are_the_brute_force_ones(world: AuditWorld, table: SidTable) -> None:
     assert world.embeddings is not None
     assert world.codebooks is not None
-    codes = random_codes(world, table.schema.codes)[:200]
+    codes = random_codes(world, table.schema)[:200]
     gaps = np.linalg.norm(world.codebooks.point(codes)[:, None] - world.embeddings[None], axis=2)
     distance, item = nearest_items(world, codes)
     np.testing.assert_allclose(distance, gaps.min(axis=1), atol=1e-3)

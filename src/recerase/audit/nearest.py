@@ -22,6 +22,7 @@ from recerase.types import BoolArray, FloatArray, IntArray, Measurement, Skipped
 if TYPE_CHECKING:
     from recerase.audit.probes import AuditWorld
     from recerase.audit.readings import Readings
+    from recerase.sid.schema import SidSchema
     from recerase.sid.table import SidTable
 
 RADII = (10, 25, 50)
@@ -86,13 +87,16 @@ def nearest(readings: Readings) -> list[Measurement | Skipped]:
     rows = np.asarray(readings.free(case).rows)  # [B, W, L]
     share = compass_.leaks(model.table.schema.codes_of(rows)).mean(axis=1)  # [B, 3]
     found = [measured(readings, f"nearest.leak@r{r}", share[:, i]) for i, r in enumerate(RADII)]
-    random = compass_.leaks(random_codes(world, model.table.schema.codes))[:, RADII.index(RANDOM_RADIUS)]
+    random = compass_.leaks(random_codes(world, model.table.schema))[:, RADII.index(RANDOM_RADIUS)]
     return [*found, measured(readings, "nearest.random", random)]
 
 
-def random_codes(world: AuditWorld, codes: tuple[int, ...]) -> IntArray:
-    """[10000, L] SIDs with each code drawn evenly from its level; `codes` is the number of codes a level."""
-    return world.random("random generations").integers(0, np.asarray(codes), size=(RANDOM_GENERATIONS, len(codes)))
+def random_codes(world: AuditWorld, schema: SidSchema) -> IntArray:
+    """[10000, L] SIDs with each code drawn evenly from those of its level that have a vocabulary row."""
+    spelled = [np.flatnonzero(rows >= 0) for rows in schema.rows]
+    sizes = np.array([len(codes) for codes in spelled])
+    drawn = world.random("random generations").integers(0, sizes, size=(RANDOM_GENERATIONS, len(sizes)))
+    return np.stack([codes[drawn[:, level]] for level, codes in enumerate(spelled)], axis=1)
 
 
 def _missing(readings: Readings) -> str:

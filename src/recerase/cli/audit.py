@@ -15,6 +15,8 @@ from recerase.cli.options import (
     DtypeOption,
     FailOnName,
     FailOnOption,
+    LayoutOption,
+    LayoutSetOption,
     MaxUsersOption,
     NameOption,
     OriginalOption,
@@ -32,6 +34,7 @@ from recerase.cli.options import (
     YesOption,
     choose,
     concept_spec,
+    layout_options,
     read_settings,
 )
 from recerase.cli.progress import observing
@@ -60,6 +63,8 @@ def audit(
     threads: ThreadsOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
+    layout: LayoutOption = None,
+    layout_set: LayoutSetOption = None,
     trust_pickle: TrustOption = False,
     settings: SettingsOption = None,
     quiet: QuietOption = False,
@@ -95,7 +100,15 @@ def audit(
             fail_on=fail_on.value,
             outputs=output or (),
             resume=resume,
-            run=RunConfig(seed=seed, threads=threads, device=device, dtype=dtype, trust_pickle=trust_pickle),
+            run=RunConfig(
+                seed=seed,
+                threads=threads,
+                device=device,
+                dtype=dtype,
+                trust_pickle=trust_pickle,
+                layout=layout,
+                layout_options=layout_options(layout_set),
+            ),
             observer=observer,
         )
     return tell(report, output or (), as_json=as_json, quiet=quiet)

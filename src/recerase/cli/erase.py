@@ -13,6 +13,8 @@ from recerase.cli.options import (
     DataOption,
     DeviceOption,
     ForceOption,
+    LayoutOption,
+    LayoutSetOption,
     MaxUsersOption,
     NameOption,
     OutputOption,
@@ -29,6 +31,7 @@ from recerase.cli.options import (
     YesOption,
     choose,
     concept_spec,
+    layout_options,
     read_settings,
 )
 from recerase.cli.progress import emit, observing, say
@@ -66,6 +69,8 @@ def erase(
     seed: SeedOption = 0,
     threads: ThreadsOption = None,
     device: DeviceOption = "auto",
+    layout: LayoutOption = None,
+    layout_set: LayoutSetOption = None,
     trust_pickle: TrustOption = False,
     settings: SettingsOption = None,
     quiet: QuietOption = False,
@@ -93,7 +98,15 @@ def erase(
     place = choose(data, known.data, "--data", "data")
     if plan:
         return _tell_plan(
-            api.plan_erase(source, spec, place, method=method, overrides=overrides or (), scope=scope.value)
+            api.plan_erase(
+                source,
+                spec,
+                place,
+                method=method,
+                overrides=overrides or (),
+                scope=scope.value,
+                run=RunConfig(trust_pickle=trust_pickle, layout=layout, layout_options=layout_options(layout_set)),
+            )
         )
     with observing(quiet) as observer:
         report = api.erase(
@@ -110,7 +123,14 @@ def erase(
             outputs=output or (),
             resume=resume,
             force=force,
-            run=RunConfig(seed=seed, threads=threads, device=device, trust_pickle=trust_pickle),
+            run=RunConfig(
+                seed=seed,
+                threads=threads,
+                device=device,
+                trust_pickle=trust_pickle,
+                layout=layout,
+                layout_options=layout_options(layout_set),
+            ),
             observer=observer,
         )
     code = tell(report, output or (), quiet=quiet)

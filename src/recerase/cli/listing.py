@@ -52,13 +52,13 @@ def _parts() -> dict[str, list[tuple[Any, ...]]]:
     from recerase.audit.probes import PROBES, metrics
     from recerase.catalog.readers import READERS
     from recerase.erase.methods import METHODS
-    from recerase.layouts.registry import LAYOUTS
+    from recerase.layouts.registry import layouts
 
     readers = {name: (reader.__doc__ or "").strip().split("\n")[0] for name, reader in READERS.items()}
     return {
         "methods": [(card.name, f"changes {card.changes}; {card.source}") for card in METHODS.values()],
         "probes": [(card.name, card.goal) for card in PROBES.values()],
         "metrics": [(name, f"{spec.layer} layer, {spec.better} is better") for name, spec in metrics().items()],
-        "layouts": [(layout.name, layout.summary) for layout in LAYOUTS],
+        "layouts": [(layout.name, layout.summary) for layout in layouts()],
         "readers": sorted(readers.items()),
     }

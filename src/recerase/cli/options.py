@@ -133,6 +133,22 @@ ScopeOption = Annotated[
 TrustOption = Annotated[
     bool, typer.Option("--trust-pickle", help="Read weights stored as a pickle (weights only).", show_default=False)
 ]
+LayoutOption = Annotated[
+    str | None,
+    typer.Option(
+        "--layout", metavar="NAME", help="Layout of a checkpoint whose files do not tell: `recerase list layouts`."
+    ),
+]
+LayoutSetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--layout-set",
+        metavar="KEY=VALUE",
+        help="What another tool's files do not say: sids=FILE, its SID table; window=N, items of a history; prompt=FILE, how the "
+        'model is asked, in JSON: {"text": "Bought: {history} Next:", "separator": ", "} and, where needed, "begin" and "end" '
+        'around each SID, "empty" for no history, "bos". Repeat.',
+    ),
+]
 SettingsOption = Annotated[
     Path | None,
     typer.Option("--settings", metavar="FILE", help="Settings file. Default: recerase.toml here, or pyproject.toml."),
@@ -156,6 +172,13 @@ def choose(given: Value | None, from_settings: Value | None, flag: str, key: str
     if from_settings is not None and from_settings != ():
         return from_settings
     raise UsageError(f"{flag} is missing.", f"Pass it, or set {key} in recerase.toml.")
+
+
+def layout_options(pairs: Sequence[str] | None) -> tuple[tuple[str, str], ...]:
+    """The --layout-set options of a command. Raises UsageError for what is no KEY=VALUE, or a key given twice."""
+    from recerase.erasure import key_values
+
+    return tuple(key_values(pairs or ()).items())
 
 
 def concept_spec(specs: Sequence[str], name: str | None = None, allow_large: bool = False) -> ConceptSpec:

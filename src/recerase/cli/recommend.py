@@ -13,11 +13,14 @@ from recerase.cli.options import (
     DeviceOption,
     DtypeOption,
     ForceOption,
+    LayoutOption,
+    LayoutSetOption,
     QuietOption,
     SettingsOption,
     ThreadsOption,
     TrustOption,
     choose,
+    layout_options,
     read_settings,
 )
 from recerase.cli.progress import emit, observing, say
@@ -43,6 +46,8 @@ def recommend(
     threads: ThreadsOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
+    layout: LayoutOption = None,
+    layout_set: LayoutSetOption = None,
     trust_pickle: TrustOption = False,
     force: ForceOption = False,
     settings: SettingsOption = None,
@@ -70,7 +75,14 @@ def recommend(
             exact=exact,
             batch=batch,
             force=force,
-            run=RunConfig(threads=threads, device=device, dtype=dtype, trust_pickle=trust_pickle),
+            run=RunConfig(
+                threads=threads,
+                device=device,
+                dtype=dtype,
+                trust_pickle=trust_pickle,
+                layout=layout,
+                layout_options=layout_options(layout_set),
+            ),
             observer=observer,
         )
     say(f"{made.rows} recommendations for {made.users} users", quiet)

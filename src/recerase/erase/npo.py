@@ -18,7 +18,6 @@ from recerase.erase.examples import draw, examples
 from recerase.erase.methods import Erased, EraseRequest
 from recerase.erase.paths import item_rows, sid_log_probs, start
 from recerase.errors import ConceptError
-from recerase.model.recommender import wrap
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ def erase(request: EraseRequest, config: NpoConfig) -> Erased:
     """
     began = time.monotonic()
     request.table.require_one_length("This method", "Use --method retrain or filter.")
-    model = wrap(copy.deepcopy(request.model.module), request.model.schema, request.model.window)
+    model = request.model.around(copy.deepcopy(request.model.module))
     rng = np.random.default_rng([request.seed, 13])
     found = examples(request.interactions, request.table, request.concept, model.window)
     if len(found.forget) == 0:

@@ -48,18 +48,15 @@ def start(model: Recommender, table: SidTable, histories: Histories, soft: SoftT
     if soft is None:
         tokens, lengths = model.tokens(histories, table)
         return model.start(tokens, lengths)
-    readable = histories.without(table.codes[:, 0] < 0)
-    tokens, lengths = model.tokens(readable, table)
+    tokens, lengths, (items, places) = model.placed(histories, table)
     embeds = model.embed(tokens)
-    levels = table.levels
-    first = 1 if model.kind == "causal" else 0
-    width = (tokens.shape[1] - 1) // levels
-    grid_items = torch.from_numpy(readable.padded(width).astype(np.int64)).to(tokens.device)  # [B, H]
-    slot = torch.where(grid_items >= 0, soft.slot[grid_items.clamp(min=0)], torch.full_like(grid_items, -1))
-    grid = embeds[:, first : first + width * levels].unflatten(1, (width, levels))  # [B, H, L, D]
-    mixed = torch.where((slot >= 0)[..., None, None], soft.vectors[slot.clamp(min=0)], grid)
-    parts = [embeds[:, :first], mixed.flatten(1, 2), embeds[:, first + width * levels :]]
-    return model.start(tokens, lengths, embeds=torch.cat(parts, 1))
+    row, column, level = np.nonzero(places >= 0)
+    spot = np.full((2, *tokens.shape), -1, np.int64)  # [2, B, T]: whose code a token is, and of which level
+    spot[:, row, places[row, column, level]] = items[row, column], level
+    owner, depth = torch.from_numpy(spot).to(tokens.device)
+    slot = torch.where(owner >= 0, soft.slot[owner.clamp(min=0)], -1)
+    mixed = soft.vectors[slot.clamp(min=0), depth.clamp(min=0)]  # [B, T, D]
+    return model.start(tokens, lengths, embeds=torch.where((slot >= 0)[..., None], mixed, embeds))
 
 
 def sid_log_probs(model: Recommender, state: State, rows: Tensor) -> Tensor:

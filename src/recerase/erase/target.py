@@ -91,7 +91,7 @@ class Teacher:
     def sequences(self, pieces: Histories) -> tuple[dict[str, Tensor], Tensor]:
         """Whole sequences for a causal model: its inputs, and log p* [B, T, V] after every token.
 
-        For sequences without concept items. Closed prefixes are deleted where they begin; the few per mille an open prefix
+        For sequences without concept items, of a model on bare SIDs (elsewhere codes do not follow one another). Closed prefixes are deleted where they begin; the few per mille an open prefix
         owes the concept after such histories are left to the batches of `target`.
         """
         with torch.no_grad():
@@ -245,7 +245,8 @@ class Teacher:
                 drawn = torch.multinomial(weights, len(few), replacement=True, generator=generator).T.to(device)
                 rows[:, :, depth] = torch.where(twins.to(device), drawn, rows[:, :, depth])
                 rest = sid_log_probs(self.model, state, rows)[:, :, depth + 1 :].sum(2).mean(0)
-                even = -float(np.log(self.table.schema.codes[depth + 1 :]).sum())
+                spelled = [int((level >= 0).sum()) for level in self.table.schema.rows[depth + 1 :]]
+                even = -float(np.log(spelled).sum())
                 rest = torch.where(twins.to(device), rest, even)
             total = torch.zeros(len(rank.below), device=device).index_add(0, owner.to(device), rest.exp())
             parts.append(total.clamp(min=NOTHING).log())

@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from recerase.errors import ArtefactError, RecEraseError
-from recerase.layouts.native import SIDS, is_native, load_checkpoint, load_sids
+from recerase.errors import ArtefactError, PickleError, RecEraseError, UsageError
+from recerase.layouts.index_json import IndexFile
+from recerase.layouts.native import SIDS, Checkpoint, is_native, load_sids
+from recerase.layouts.registry import detect_layout, layouts, open_checkpoint, recognised
 from recerase.sid.table import SidTable
 from recerase.store import MANIFEST, read_bytes, read_manifest
 
@@ -30,34 +32,55 @@ class Description:
     """One sentence each; empty when nothing is wrong."""
     broken: bool = False
     """Whether some file is missing, unreadable, or not what the manifest says."""
+    traps: tuple[tuple[str, str], ...] = ()
+    """What is known to go wrong with checkpoints like this one, each with its remedy."""
+    checkpoint: str | None = None
+    """The layout, when it is a checkpoint of another tool."""
 
 
-def describe(path: Path, *, trust_pickle: bool = False) -> Description:
-    """Recognise and describe `path`. Raises ArtefactError when it is nothing recerase reads."""
+def describe(
+    path: Path, *, trust_pickle: bool = False, layout: str | None = None, options: Mapping[str, str] | None = None
+) -> Description:
+    """Recognise and describe `path`. Raises ArtefactError when it is nothing recerase reads.
+
+    A pickle that is not trusted, and options that cannot be used, are refused and not described.
+    """
     if not path.exists():
         raise ArtefactError(f"{path} does not exist.", "Check the path.")
-    kind, look = _recognise(path, trust_pickle)
+
+    opened: list[Checkpoint] = []
+
+    def checkpoint(where: Path, facts: dict[str, Any], problems: list[str]) -> None:
+        found = open_checkpoint(where, trust_pickle=trust_pickle, layout=layout, options=options)
+        opened.append(found)
+        _checkpoint(found, facts, problems)
+
+    kind, look = _recognise(path, checkpoint, layout)
     facts: dict[str, Any] = {}
     problems: list[str] = []
-    broken = _manifest(path, facts, problems)
+    broken = _manifest(path, facts, problems, made_by_us=layout is None and not kind.endswith(_OTHERS))
     try:
         look(path, facts, problems)
     except RecEraseError as error:
+        if isinstance(error, UsageError) or (kind.endswith(_OTHERS) and isinstance(error, PickleError)):
+            raise
         broken = True
         problems.append(error.message)
-    return Description(path, kind, facts, tuple(dict.fromkeys(problems)), broken)
+    traps = tuple(trap for found in opened for trap in detect_layout(path, found.layout).remarks(found))
+    name = next((found.layout for found in opened if found.layout != "native"), None)
+    return Description(path, kind, facts, tuple(dict.fromkeys(problems)), broken, traps, name)
 
 
 Look = Callable[[Path, dict[str, Any], list[str]], None]
+_OTHERS = " checkpoint of another tool"
 
 
-def _recognise(path: Path, trust_pickle: bool) -> tuple[str, Look]:
-    def checkpoint(where: Path, facts: dict[str, Any], problems: list[str]) -> None:
-        _checkpoint(where, facts, problems, trust_pickle)
-
+def _recognise(path: Path, checkpoint: Look, layout: str | None) -> tuple[str, Look]:
     if path.is_dir():
-        if is_native(path):
+        if is_native(path) and layout in (None, "native"):
             return "native checkpoint", checkpoint
+        if layout is not None or recognised(path):
+            return detect_layout(path, layout).name + _OTHERS, checkpoint
         if (path / SIDS).is_file():
             return "SID directory", _sids
         if (path / "items.parquet").is_file():
@@ -66,11 +89,12 @@ def _recognise(path: Path, trust_pickle: bool) -> tuple[str, Look]:
         return ("audit report", _report) if b"recerase.audit/" in read_bytes(path) else ("SID table", _json_table)
     raise ArtefactError(
         f"{path} is nothing recerase reads.",
-        "It reads native checkpoints, SID directories, data directories, SID tables (.json) and audit reports (.json).",
+        f"It reads checkpoints ({', '.join(layout.name for layout in layouts())}), SID directories, data directories, "
+        "SID tables (.json) and audit reports (.json).",
     )
 
 
-def _manifest(path: Path, facts: dict[str, Any], problems: list[str]) -> bool:
+def _manifest(path: Path, facts: dict[str, Any], problems: list[str], made_by_us: bool) -> bool:
     """Whether the manifest cannot be read; the files are held against it as they are loaded.
 
     A directory without one is remarked upon here, and refused by the loader of what only recerase makes.
@@ -78,7 +102,8 @@ def _manifest(path: Path, facts: dict[str, Any], problems: list[str]) -> bool:
     if not path.is_dir():
         return False
     if not (path / MANIFEST).is_file():
-        problems.append(f"It has no {MANIFEST}: nothing vouches for its files.")
+        if made_by_us:
+            problems.append(f"It has no {MANIFEST}: nothing vouches for its files.")
         return False
     try:
         facts["made by"] = f"recerase {read_manifest(path)['provenance'].get('command', '?')}"
@@ -88,8 +113,9 @@ def _manifest(path: Path, facts: dict[str, Any], problems: list[str]) -> bool:
     return False
 
 
-def _checkpoint(path: Path, facts: dict[str, Any], problems: list[str], trust_pickle: bool) -> None:
-    checkpoint = load_checkpoint(path, trust_pickle=trust_pickle)
+def _checkpoint(checkpoint: Checkpoint, facts: dict[str, Any], problems: list[str]) -> None:
+    if checkpoint.layout != "native":
+        facts["layout"] = checkpoint.layout
     module: Any = checkpoint.recommender.module
     inputs, outputs = module.get_input_embeddings().weight, module.get_output_embeddings().weight
     facts |= {
@@ -103,7 +129,9 @@ def _checkpoint(path: Path, facts: dict[str, Any], problems: list[str], trust_pi
         "codebooks": "stored" if checkpoint.codebooks is not None else "absent",
         "item embeddings": "absent" if checkpoint.embeddings is None else f"D = {checkpoint.embeddings.shape[1]}",
     }
-    if checkpoint.codebooks is None:
+    if checkpoint.codebooks is None and checkpoint.layout != "native":
+        facts["codebooks"] = "absent: fitted to the items' words when it is audited or erased"
+    elif checkpoint.codebooks is None:
         problems.append("It has no codebooks: probes in embedding space are skipped, and TRACER must fit its own.")
     elif checkpoint.codebooks.fitted:
         agreement = ", ".join(f"{share:.2f}" for share in checkpoint.codebooks.agreement)
@@ -111,6 +139,22 @@ def _checkpoint(path: Path, facts: dict[str, Any], problems: list[str], trust_pi
     if not all(bool(parameter.isfinite().all()) for parameter in module.parameters()):
         problems.append("Some weights are not finite.")
     _table(checkpoint.table, facts, problems)
+    if checkpoint.layout != "native":
+        _files(checkpoint, facts)
+
+
+def _files(checkpoint: Checkpoint, facts: dict[str, Any]) -> None:
+    """What becomes of another tool's files when they are written back."""
+    schema, extra = checkpoint.table.schema, checkpoint.extra
+    facts["codes with a vocabulary row"] = [int((rows >= 0).sum()) for rows in schema.rows]
+    index = extra.get("index")
+    if isinstance(index, IndexFile):
+        facts["SID table"] = index.path.name
+    if "prompt" in extra:
+        facts["prompt"] = "".join(extra["prompt"]["text"])
+    facts["copied"] = list(extra.get("copied", ()))
+    if extra.get("left"):
+        facts["left behind"] = list(extra["left"])
 
 
 def _sids(path: Path, facts: dict[str, Any], problems: list[str]) -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from recerase.catalog.files import read_verified, reading_verified
 from recerase.errors import ArtefactError, CheckpointError, PickleError, TableError
+from recerase.layouts.protocol import Layout, LoadRequest
 from recerase.layouts.tensors import numpy_memory, read_safetensors
 from recerase.layouts.weights import CONFIG, load_module, read_tensors, weight_bytes
 from recerase.sid.codebooks import Codebooks
@@ -68,11 +69,46 @@ class Checkpoint:
     manifest: Mapping[str, Any]
     digest: str
     """sha256 over the digests of every file that was read; what reports call this checkpoint."""
+    layout: str = "native"
+    """Name of the layout it was read with, and is written back in."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """What that layout needs to write it back, and what it noted for people."""
 
 
 def is_native(path: Path) -> bool:
     """Whether the directory holds what only a native checkpoint holds: a config and a SID schema side by side."""
     return (path / CONFIG).is_file() and (path / SCHEMA).is_file()
+
+
+def _detect(path: Path) -> str | None:
+    return f"{CONFIG} and {SCHEMA} side by side" if is_native(path) else None
+
+
+def _load(path: Path, request: LoadRequest) -> Checkpoint:
+    return load_checkpoint(
+        path,
+        item_ids=request.item_ids,
+        device=request.device,
+        dtype=request.dtype,
+        trust_pickle=request.trust_pickle,
+    )
+
+
+def _write_back(source: Checkpoint, recommender: Recommender, table: SidTable, staging: Path) -> None:
+    save_checkpoint(staging, recommender, table, source.codebooks, source.embeddings)
+
+
+LAYOUTS = (
+    Layout(
+        name="native",
+        users="transformers directory with sids.parquet, sid_schema.json and recerase.json",
+        marks=(CONFIG, SCHEMA),
+        detect=_detect,
+        load=_load,
+        write_back=_write_back,
+        digest=lambda path: checkpoint_digest(path),
+    ),
+)
 
 
 def load_checkpoint(
@@ -197,10 +233,15 @@ def _sids(
 
 def save_sids(staging: Path, table: SidTable, codebooks: Codebooks | None, embeddings: FloatArray | None) -> None:
     """Write sids.parquet, sid_schema.json and, when there is something to keep, codebooks.safetensors."""
-    from safetensors.numpy import save
-
     write_bytes(staging / SIDS, parquet_bytes(table_to_arrow(table)))
     write_bytes(staging / SCHEMA, pretty_json(table.schema.to_json()))
+    save_codebooks(staging, codebooks, embeddings)
+
+
+def save_codebooks(staging: Path, codebooks: Codebooks | None, embeddings: FloatArray | None) -> None:
+    """Write codebooks.safetensors when there is something to keep."""
+    from safetensors.numpy import save
+
     tensors: dict[str, Any] = {}
     metadata: dict[str, str] = {}
     if codebooks is not None:

@@ -1,62 +1,107 @@
-"""Which tool made this directory: one row a layout, asked in order, by content and not by file name.
+"""Which tool made this directory: every layout is asked, by content; none and two are both refused, saying what was looked for.
 
-A layout is a module with `detect(path) -> bool` and `load(path, ...) -> Checkpoint`. Modules are named, not imported,
-so that asking costs nothing; a new layout is a new file and a row here.
+A layout is a module with `LAYOUTS`, a tuple of `protocol.Layout`. Modules are named here and imported when somebody asks; a new
+layout is a new file and a name in `_MODULES`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import difflib
+import functools
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from recerase.errors import CheckpointError
+from recerase.errors import CheckpointError, UsageError
+from recerase.layouts.protocol import Layout, LoadRequest
 
 if TYPE_CHECKING:
+    import torch
+
     from recerase.layouts.native import Checkpoint, ItemIds
 
-
-@dataclass(frozen=True)
-class Layout:
-    """One kind of checkpoint directory."""
-
-    name: str
-    summary: str
-    module: str
-    detect: str
-    """Function of the module: path -> bool."""
-    load: str
-    """Function of the module: path, item_ids, device, dtype, trust_pickle -> Checkpoint."""
+_MODULES = ("native", "letter", "tiger_cf", "minionerec", "lc_rec")
+_SHOWN = 8
+"""Names of files that an error lists of what it found."""
 
 
-LAYOUTS: tuple[Layout, ...] = (
-    Layout(
-        name="native",
-        summary="transformers directory with sids.parquet, sid_schema.json and recerase.json",
-        module="recerase.layouts.native",
-        detect="is_native",
-        load="load_checkpoint",
-    ),
-)
+@functools.cache
+def layouts() -> tuple[Layout, ...]:
+    """All known layouts, in the order in which they are told."""
+    return tuple(layout for name in _MODULES for layout in import_module(f"recerase.layouts.{name}").LAYOUTS)
 
 
-def detect_layout(path: str | Path) -> Layout:
-    """The layout of a directory. Raises CheckpointError, naming what is supported, when none recognises it."""
+def named_layout(name: str) -> Layout:
+    """The layout of that name. Raises UsageError, offering the nearest, when there is none."""
+    known = {layout.name: layout for layout in layouts()}
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f"Did you mean {near[0]}? " if near else ""
+        raise UsageError(f"There is no layout {name!r:.40}.", f"{hint}There are: {', '.join(known)}.")
+    return known[name]
+
+
+def recognised(path: Path) -> tuple[tuple[Layout, str], ...]:
+    """Every layout that a directory could be of, each with the reason."""
+    if not path.is_dir():
+        return ()
+    reasons = ((layout, layout.detect(path)) for layout in layouts())
+    return tuple((layout, reason) for layout, reason in reasons if reason is not None)
+
+
+def detect_layout(path: str | Path, name: str | None = None) -> Layout:
+    """The layout of a directory; `name` decides where content does not.
+
+    A name is given once for all checkpoints of a command, so one that only another layout recognises is of that one.
+    Raises CheckpointError, saying what was looked for and found, when no layout recognises it or several do.
+    """
     path = Path(path)
     if not path.exists():
         raise CheckpointError(f"{path} does not exist.", "Check the path.")
-    for layout in LAYOUTS:
-        if path.is_dir() and getattr(import_module(layout.module), layout.detect)(path):
-            return layout
-    known = "; ".join(f"{layout.name} ({layout.summary})" for layout in LAYOUTS)
-    raise CheckpointError(f"{path} is no checkpoint recerase knows.", f"Known layouts: {known}.")
-
-
-def open_checkpoint(path: str | Path, *, item_ids: ItemIds | None = None, **options: Any) -> Checkpoint:
-    """Detect the layout and load the checkpoint with it; options as in `layouts.native.load_checkpoint`."""
-    layout = detect_layout(path)
-    checkpoint: Checkpoint = getattr(import_module(layout.module), layout.load)(
-        Path(path), item_ids=item_ids, **options
+    found = recognised(path)
+    wanted_layout = named_layout(name) if name is not None else None
+    if wanted_layout is not None and (not found or wanted_layout in [layout for layout, _ in found]):
+        return wanted_layout
+    if len(found) == 1:
+        return found[0][0]
+    if found:
+        both = " and ".join(f"{layout.name} ({reason})" for layout, reason in found)
+        raise CheckpointError(
+            f"{path} could be {both}.", f"Say which with --layout {' or --layout '.join(x.name for x, _ in found)}."
+        )
+    wanted = "; ".join(f"for {layout.name}: {', '.join(layout.marks)}" for layout in layouts())
+    raise CheckpointError(
+        f"{path} is no checkpoint recerase knows: it holds {_content(path)}, and what was looked for is {wanted}.",
+        "Give the directory that holds these files, or name its layout with --layout.",
     )
-    return checkpoint
+
+
+def _content(path: Path) -> str:
+    """What a path holds, in a few words."""
+    if not path.is_dir():
+        return "one file" if path.is_file() else "no files"
+    names = sorted(entry.name + "/" * entry.is_dir() for entry in path.iterdir())
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return (", ".join(f"{name:.60}" for name in names[:_SHOWN]) + more) or "nothing"
+
+
+def open_checkpoint(
+    path: str | Path,
+    *,
+    item_ids: ItemIds | None = None,
+    device: str = "cpu",
+    dtype: torch.dtype | None = None,
+    trust_pickle: bool = False,
+    layout: str | None = None,
+    options: Mapping[str, str] | None = None,
+) -> Checkpoint:
+    """Detect the layout (or take the one named) and load the checkpoint with it; see `LoadRequest`."""
+    known = detect_layout(path, layout)
+    offered = {key: (layout.name, what) for layout in layouts() for key, what in layout.options.items()}
+    for key in options or {}:
+        if key not in offered:
+            listed = "; ".join(f"{key} ({what})" for key, (_, what) in offered.items())
+            raise UsageError(f"No layout has an option {key!r:.40}.", f"Options are: {listed}.")
+    mine = {key: value for key, value in (options or {}).items() if key in known.options}
+    return known.load(Path(path), LoadRequest(item_ids, device, dtype, trust_pickle, mine))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 CONFIG = "config.json"
-ARCHITECTURES = ("llama", "t5")
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "t5")
 _FOREIGN_CODE = ("auto_map", "quantization_config", "attn_implementation", "_attn_implementation", "custom_pipelines")
 """Keys of a config with which transformers would fetch or run code that came with the model."""
 _DEFAULT_WINDOW = 20
@@ -108,7 +108,7 @@ def _read_config(data: bytes, path: Path, tensors: Mapping[str, torch.Tensor]) -
         said = json.loads(data)
         kind = said["model_type"]
         if kind not in ARCHITECTURES:
-            raise ValueError(f"a model of type {kind!r:.40} is not supported, {' and '.join(ARCHITECTURES)} are")
+            raise ValueError(f"a model of type {kind!r:.40} is not supported, {', '.join(ARCHITECTURES)} are")
         wanting = [key for key in _FOREIGN_CODE if said.get(key) not in (None, "eager", "sdpa")]
         if wanting:
             raise ValueError(f"it asks for code of its own ({wanting[0]}), which is never run")

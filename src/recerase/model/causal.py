@@ -1,7 +1,8 @@
-"""The causal recommender: a Llama from transformers, trained from scratch on bos + SIDs.
+"""The causal recommender: a Llama, Qwen2 or Qwen3 from transformers; one made here is a Llama, on bos + SIDs.
 
 History and tree of next codes go through the layers of the transformers model here, because it has no attention in which
-many nodes share one history and see only their own ancestors, and computes what nobody asked for.
+many nodes share one history and see only their own ancestors, and computes what nobody asked for. What these layers do that is
+not done here (a sliding window, angles that depend on the length) is refused, not approximated.
 """
 
 from __future__ import annotations
@@ -13,9 +14,35 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from recerase.errors import CheckpointError
 from recerase.model.recommender import ModelConfig, Recommender
 from recerase.model.tree import KeyValues, Kin, State, padding_bias, tree_attention
 from recerase.sid.schema import SidSchema
+
+FAMILIES = ("llama", "qwen2", "qwen3")
+"""`model_type` of what is computed here; the biases of Qwen2 and the head norms of Qwen3 are the module's own."""
+_STEADY = ("default", "linear", "llama3", "yarn")
+"""Kinds of rotary embedding whose angles are the same however long the history is."""
+
+
+def require_known(config: Any) -> None:
+    """Raises CheckpointError for a config of FAMILIES that asks for what is not computed here."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    kind = rope.get("rope_type", "default")
+    sliding = [kind for kind in getattr(config, "layer_types", None) or () if kind != "full_attention"]
+    if sliding:
+        problem = f"uses {sliding[0]!r:.40} in {len(sliding)} of its layers, and only full attention is computed"
+    elif kind not in _STEADY or any(isinstance(value, dict) for value in rope.values()):
+        problem = f"turns by rope_type {kind!r:.40}; only {', '.join(_STEADY)} are known not to depend on the length"
+    elif rope.get("partial_rotary_factor", 1.0) != 1.0:
+        problem = f"turns only {rope['partial_rotary_factor']!r:.10} of each head, and only whole heads are computed"
+    else:
+        return
+    raise CheckpointError(
+        f"The model ({config.model_type}) {problem}.",
+        "Give a checkpoint with full attention and plain rotary positions; for histories that are short enough, "
+        "the same weights work with use_sliding_window false or rope_type default in its config.",
+    )
 
 
 def new_causal(config: ModelConfig, schema: SidSchema) -> Causal:
@@ -38,7 +65,7 @@ def new_causal(config: ModelConfig, schema: SidSchema) -> Causal:
 
 
 class Causal(Recommender):
-    """`module` is a LlamaForCausalLM; position of a node = length of the history + depth - 1.
+    """`module` is a causal transformers model of FAMILIES; position of a node = length of the history + depth - 1.
 
     Of the last layer a history needs its keys and values, and the output at its last token alone; nothing else is computed.
     """
@@ -112,12 +139,12 @@ Turn = tuple[Tensor, Tensor]
 
 def _queries(attention: Any, normed: Tensor, turn: Turn) -> Tensor:
     """[B, n, D] -> [B, h, n, d], rotated."""
-    return _rotate(_split(attention.q_proj(normed), attention), *turn)
+    return _rotate(_normed(_split(attention.q_proj(normed), attention), attention, "q_norm"), *turn)
 
 
 def _keys_values(attention: Any, normed: Tensor, turn: Turn) -> KeyValues:
     """Keys (rotated) and values [B, h, n, d] of [B, n, D], repeated to the number of query heads."""
-    keys = _rotate(_split(attention.k_proj(normed), attention), *turn)
+    keys = _rotate(_normed(_split(attention.k_proj(normed), attention), attention, "k_norm"), *turn)
     groups = attention.num_key_value_groups
     return _widen(keys, groups), _widen(_split(attention.v_proj(normed), attention), groups)
 
@@ -132,6 +159,12 @@ def _onwards(layer: Any, hidden: Tensor, mixed: Tensor) -> Tensor:
 def _split(x: Tensor, attention: Any) -> Tensor:
     """[B, n, h * d] -> [B, h, n, d]."""
     return x.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+
+
+def _normed(x: Tensor, attention: Any, name: str) -> Tensor:
+    """x [B, h, n, d] through the norm over each head that Qwen3 has, and others have not."""
+    norm = getattr(attention, name, None)
+    return x if norm is None else norm(x)
 
 
 def _widen(x: Tensor, groups: int) -> Tensor:

@@ -18,9 +18,11 @@ from torch import Tensor, nn
 
 from recerase.catalog.interactions import Histories
 from recerase.errors import CheckpointError, UsageError
+from recerase.model.prompt import Prompt
 from recerase.model.tree import State
 from recerase.sid.schema import SidSchema
 from recerase.sid.table import SidTable
+from recerase.types import IntArray
 
 Kind = Literal["causal", "seq2seq"]
 
@@ -47,14 +49,23 @@ class Recommender(ABC):
 
     kind: Kind
 
-    def __init__(self, module: nn.Module, schema: SidSchema, window: int) -> None:
+    def __init__(self, module: nn.Module, schema: SidSchema, window: int, prompt: Prompt | None = None) -> None:
         rows = module.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
         if rows < schema.vocabulary:
             raise CheckpointError(
                 f"The model has {rows} vocabulary rows, the SID schema needs {schema.vocabulary}.",
                 "The checkpoint and the SID table do not belong together; use the table the model was trained with.",
             )
-        self.module, self.schema, self.window = module, schema, window
+        if prompt is not None and not (prompt.empty and 0 <= min(prompt.rows) <= max(prompt.rows) < rows):
+            raise CheckpointError(
+                f"The prompt names vocabulary rows up to {max(prompt.rows, default=-1)}, the model has {rows}.",
+                "Prompt, tokenizer and weights do not belong together; use those of one training.",
+            )
+        self.module, self.schema, self.window, self.prompt = module, schema, window, prompt
+
+    def around(self, module: nn.Module) -> Recommender:
+        """The same recommender with the weights of another module of its architecture: how SIDs are spelled stays."""
+        return wrap(module, self.schema, self.window, self.prompt)
 
     @property
     def device(self) -> torch.device:
@@ -68,28 +79,48 @@ class Recommender(ABC):
     def tokens(self, histories: Histories, table: SidTable, window: int | None = None) -> tuple[Tensor, Tensor]:
         """Vocabulary rows [B, T] of the last `window` items that have a SID, right-padded, and their lengths [B].
 
-        Causal: bos, then the SIDs. Seq2seq: the SIDs, then eos. A SID of fewer than L codes is followed by eos at once.
+        Without a prompt, causal: bos, then the SIDs; seq2seq: the SIDs, then eos; a SID of fewer than L codes is followed by eos
+        at once. With one, what it says stands around and between the codes.
+        """
+        tokens, lengths, _ = self.placed(histories, table, window)
+        return tokens, lengths
+
+    def placed(
+        self, histories: Histories, table: SidTable, window: int | None = None
+    ) -> tuple[Tensor, Tensor, tuple[IntArray, IntArray]]:
+        """`tokens`, and the items int [B, H] that were read (-1: none) with the places int64 [B, H, L] of their codes.
+
+        A place is a column of the tokens, -1 where an item has no code of that level.
         """
         window = window or self.window
         readable = histories.without(~table.present)
         counts = np.minimum(readable.lengths, window)
         items = readable.padded(max(1, int(counts.max(initial=0))))  # [B, H]
-        rows = np.where(items[..., None] >= 0, table.rows()[items], self.schema.pad).reshape(len(histories), -1)
-        lengths = counts * table.levels + 1
-        if table.ragged:
-            gap = np.where(items[..., None] >= 0, table.rows()[items], -1).reshape(len(histories), -1) < 0
-            lengths = np.count_nonzero(~gap, axis=1) + 1
-            rows = np.where(gap, self.schema.pad, rows)
-            rows = np.take_along_axis(rows, np.argsort(gap, axis=1, kind="stable"), 1)  # gaps to the end
-        out = np.full((len(histories), int(lengths.max(initial=1))), self.schema.pad, np.int64)
-        width = out.shape[1] - 1
-        if self.kind == "causal":
-            out[:, 0] = self.schema.bos
-            out[:, 1:] = rows[:, :width]
+        there = (items >= 0)[..., None]
+        if self.prompt is not None:
+            codes = np.where(there & (table.codes[items] >= 0), table.rows()[items], -1)
+            tokens, lengths, places = self.prompt.spell(codes, self.schema.pad)
         else:
-            out[:, :width] = rows[:, :width]
-            out[np.arange(len(out)), lengths - 1] = self.schema.eos
-        return torch.from_numpy(out).to(self.device), torch.from_numpy(lengths).to(self.device)
+            tokens, lengths, places = self._bare(np.where(there, table.rows()[items], -1))
+            places = np.where(there & (table.codes[items] >= 0), places, -1)
+        device = self.device
+        return torch.from_numpy(tokens).to(device), torch.from_numpy(lengths).to(device), (items, places)
+
+    def _bare(self, rows: IntArray) -> tuple[IntArray, IntArray, IntArray]:
+        """Tokens [B, T], lengths [B] and places [B, H, L] of `rows` [B, H, L] (-1: none), with nothing between them."""
+        causal = self.kind == "causal"
+        flat = rows.reshape(len(rows), -1)
+        kept = flat >= 0
+        lengths = np.count_nonzero(kept, axis=1) + 1
+        tokens = np.full((len(rows), int(lengths.max(initial=1))), self.schema.pad, np.int64)
+        if causal:
+            tokens[:, 0] = self.schema.bos
+        else:
+            tokens[np.arange(len(rows)), lengths - 1] = self.schema.eos
+        places = np.where(kept, np.cumsum(kept, 1) - 1 + causal, -1)
+        row, column = np.nonzero(kept)
+        tokens[row, places[row, column]] = flat[row, column]
+        return tokens, lengths, places.reshape(rows.shape)
 
     @abstractmethod
     def start(self, tokens: Tensor, lengths: Tensor, embeds: Tensor | None = None) -> State:
@@ -134,22 +165,24 @@ def new_recommender(config: ModelConfig, schema: SidSchema, seed: int = 0) -> Re
         return new_seq2seq(config, schema)
 
 
-def wrap(module: nn.Module, schema: SidSchema, window: int) -> Recommender:
+def wrap(module: nn.Module, schema: SidSchema, window: int, prompt: Prompt | None = None) -> Recommender:
     """The recommender around a loaded transformers model, by its architecture.
 
     Raises:
-        CheckpointError: an architecture that is not supported.
+        CheckpointError: an architecture that is not supported, or something in it that is not.
     """
     kind = getattr(getattr(module, "config", None), "model_type", type(module).__name__)
     module.eval()
-    if kind == "llama":
-        from recerase.model.causal import Causal
-
-        return Causal(module, schema, window)
     if kind == "t5":
         from recerase.model.seq2seq import Seq2Seq
 
-        return Seq2Seq(module, schema, window)
+        return Seq2Seq(module, schema, window, prompt)
+    from recerase.model.causal import FAMILIES, Causal, require_known
+
+    if kind in FAMILIES:
+        require_known(module.config)
+        return Causal(module, schema, window, prompt)
     raise CheckpointError(
-        f"A model of type {kind!r} is not supported.", "Supported are llama (causal) and t5 (seq2seq) checkpoints."
+        f"A model of type {kind!r} is not supported.",
+        f"Supported are {', '.join(FAMILIES)} (causal) and t5 (seq2seq) checkpoints.",
     )

@@ -300,7 +300,12 @@ def batch_rows(lengths: IntArray, batch: int, rng: np.random.Generator) -> list[
 
 
 def causal_inputs(model: Recommender, table: SidTable, pieces: Histories) -> dict[str, Tensor]:
-    """Input ids, mask and labels [B, T] of whole pieces; the label of a position is the code that follows it."""
+    """Input ids, mask and labels [B, T] of whole pieces; the label of a position is the code that follows it.
+
+    Raises UsageError for a model with a prompt, in which other things than codes follow.
+    """
+    if model.prompt is not None:
+        raise UsageError("A model that is asked inside a prompt is not trained here.", "Train it with its own tool.")
     tokens, lengths = model.tokens(pieces, table, window=int(pieces.lengths.max()))
     position = torch.arange(tokens.shape[1], device=tokens.device)
     valid = position[None] < lengths[:, None]

@@ -27,6 +27,7 @@ __all__ = [
     "Codebooks",
     "Recipe",
     "TokenizeConfig",
+    "beyond_chance",
     "checked",
     "fit_codebooks",
     "kmeans",
@@ -151,6 +152,19 @@ def fit_codebooks(embeddings: FloatArray, table: SidTable) -> Codebooks:
         raise DataError("No item of the table has a SID.", "Tokenize the catalogue first.")
     candidates = [_fit(points, codes, table.schema, x, r) for x in (False, True) for r in (False, True)]
     return max(candidates, key=lambda found: float(np.mean(found.agreement)))
+
+
+def beyond_chance(embeddings: FloatArray, table: SidTable, codebooks: Codebooks) -> float:
+    """How much of the first codes fitted codebooks explain: 1 all, 0 or less no more than of the same table shuffled.
+
+    Fitting alone reproduces some codes of any table, and most of a small one; this is `agreement` with that taken off.
+    """
+    points, codes = checked(embeddings)[table.present], table.codes[table.present, 0]
+    residual = codebooks.enter(points)
+    shuffled = np.random.default_rng(0).permutation(codes)
+    words = _means(residual, shuffled, table.schema.codes[0])
+    chance = float((nearest_codes(residual, words) == shuffled).mean())
+    return (codebooks.agreement[0] - chance) / (1.0 - chance) if chance < 1.0 else 0.0
 
 
 def tokenize(

@@ -1,0 +1,264 @@
+"""What the layouts of causal language models share: a transformers directory whose tokenizer has a token a code, asked in a prompt.
+
+The one decision: whatever is spelled is spelled by the directory's own tokenizer, and only its ids go on from here. Of tensors,
+equal embedding and head of a config that ties them are one tensor, as transformers makes them on loading.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from recerase.errors import CheckpointError, TableError, UsageError
+from recerase.layouts.foreign import (
+    copied_files,
+    digest_over,
+    index_option,
+    manifest_of,
+    reread,
+    stored_codebooks,
+)
+from recerase.layouts.index_json import IndexFile, looks_like_index, read_index
+from recerase.layouts.letter import TOKEN_FILES, _generation, _weights, schema_of, token_rows
+from recerase.layouts.native import CODEBOOKS, SCHEMA, Checkpoint
+from recerase.layouts.prompts import PROMPT_OPTION, Template, load_tokenizer, make_prompt, template_of
+from recerase.layouts.protocol import LoadRequest
+from recerase.layouts.weights import CONFIG, load_module, read_tensors
+from recerase.model.prompt import Prompt
+from recerase.sid.schema import SidSchema
+from recerase.sid.table import SidTable
+from recerase.store import MANIFEST, canonical_json, read_bytes, sha256_bytes
+from recerase.types import BoolArray
+
+if TYPE_CHECKING:
+    import torch
+
+ADAPTER = "adapter_config.json"
+OPTIONS = {
+    "sids": "the SID table, where the directory holds none or several",
+    "prompt": PROMPT_OPTION,
+    "window": "how many items of a history a prompt holds",
+}
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_LARGEST_CONFIG = 1 << 20
+_SAMPLES = 5
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What sets one layout of causal models apart from another."""
+
+    name: str
+    template: Template
+    """As its users' own tool asks the model."""
+    window: int
+    """Items of a history, where neither files nor options say otherwise."""
+    end: Callable[[Any, str], int]
+    """Tokenizer and a SID as text -> the vocabulary row that ends a SID where SIDs differ in length."""
+
+
+def kind_of(path: Path) -> str | None:
+    """`model_type` in the config of a directory that is not native; None where there is none. Never raises."""
+    config = path / CONFIG
+    try:
+        if not config.is_file() or config.stat().st_size > _LARGEST_CONFIG or (path / SCHEMA).is_file():
+            return None
+        kind = json.loads(config.read_bytes()).get("model_type")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None
+    return kind if isinstance(kind, str) else None
+
+
+def has_tokens(path: Path) -> bool:
+    """Whether the tokenizer's files name tokens like <a_60>. Never raises."""
+    try:
+        return bool(token_rows(path))
+    except TableError:
+        return False
+
+
+def index_files(path: Path, folders: Sequence[str] = ("",)) -> list[Path]:
+    """SID tables `*.index.json` in some folders of a directory; transformers' index of shards is none."""
+    found = sorted(file for folder in folders for file in (path / folder).glob("*.index.json") if file.is_file())
+    return [file for file in found if looks_like_index(file, tokens=True)]
+
+
+def refuse_adapter(path: Path) -> None:
+    """Raises CheckpointError for a directory that holds a LoRA adapter in place of weights."""
+    if not (path / ADAPTER).is_file():
+        return
+    try:
+        base = json.loads(read_bytes(path / ADAPTER)).get("base_model_name_or_path")
+    except (ValueError, AttributeError, RecursionError):
+        base = None
+    raise CheckpointError(
+        f"{path} holds a LoRA adapter over {base or 'another model'!s:.80}, not the weights of a whole model.",
+        "Merge it with peft (resize the base to the tokenizer, PeftModel.from_pretrained, merge_and_unload, save_pretrained) "
+        "and give the merged directory with its tokenizer and SID table.",
+    )
+
+
+def read_causal(
+    path: Path,
+    request: LoadRequest,
+    kind: Kind,
+    index: IndexFile,
+    side: Mapping[str, str] | None = None,
+    listed: BoolArray | None = None,
+) -> Checkpoint:
+    """A causal directory, in the order that is asked for.
+
+    Args:
+        side: name -> sha256 of the files beside it that carry SIDs, as they were read.
+        listed: [N] which items of `index` may be recommended; None: all.
+    """
+    from recerase.model.recommender import wrap
+
+    refuse_adapter(path)
+    names, weights, table_name = _names(path, index, side or {})
+    copied, left = _copied(path, {*weights, *(side or {}), *([table_name] if table_name else [])})
+    manifest = manifest_of(path, [*names, *(file for file in copied if file not in names)])
+    files = {file: entry["sha256"] for file, entry in manifest["files"].items()}
+    for file, digest in {**(side or {}), **({table_name: index.sha256} if table_name else {})}.items():
+        if files[file] != digest:
+            raise TableError(f"{path / file} changed while it was read.", "Run again when nobody writes there.")
+    rows = token_rows(path)
+    module, stored, aliases = _module(path, weights, manifest, request.dtype)
+    tokenizer = load_tokenizer(path)
+    template = template_of(request.options, kind.template)
+    asked = sha256_bytes(canonical_json(template.to_json()))
+    schema, prompt = _spelling(path, index, rows, module, tokenizer, template, kind.end)
+    table = SidTable.build(index.items, index.codes, schema, listed=listed)
+    recommender = wrap(module, schema, _window(request.options, kind.window), prompt)
+    module.to(device=request.device)
+    codebooks, embeddings = stored_codebooks(path, manifest, index.items, request.item_ids)
+    return Checkpoint(
+        path=path,
+        recommender=recommender,
+        table=table if request.item_ids is None else table.aligned(request.item_ids),
+        codebooks=codebooks,
+        embeddings=embeddings,
+        manifest=manifest,
+        digest=digest_over(
+            manifest, names, {**({} if table_name else {index.path.name: index.sha256}), "prompt": asked}
+        ),
+        layout=kind.name,
+        extra={
+            "index": index,
+            "index_name": table_name or index.path.name,
+            "weights": weights,
+            "stored": stored,
+            "aliases": aliases,
+            "copied": copied,
+            "left": left,
+            "files": files,
+            "tokens": rows,
+            "generation": _generation(path),
+            "prompt": template.to_json(),
+            "side": tuple(side or {}),
+        },
+    )
+
+
+def _names(path: Path, index: IndexFile, side: Mapping[str, str]) -> tuple[list[str], list[str], str | None]:
+    """All files that are read, the weights among them, and the SID table's name where it lies in the directory."""
+    weights = _weights(path, trust_pickle=False)
+    tokens = [file for file in TOKEN_FILES if (path / file).is_file()]
+    ours = [CODEBOOKS] if (path / MANIFEST).is_file() and (path / CODEBOOKS).is_file() else []
+    here, there = path.resolve(), index.path.resolve()
+    table = there.relative_to(here).as_posix() if there.is_relative_to(here) else None
+    return [CONFIG, *weights, *tokens, *ours, *side, *([table] if table else [])], weights, table
+
+
+def _copied(path: Path, rewritten: set[str]) -> tuple[list[str], list[str]]:
+    """Names of the files that are copied, those beside a rewritten one in its folder too, and of all that is left behind."""
+    copied, left = copied_files(path, rewritten)
+    folders = sorted({Path(name).parent.as_posix() for name in rewritten} - {"."})
+    for folder in folders:
+        inner = {Path(name).name for name in rewritten if Path(name).parent.as_posix() == folder}
+        kept, lost = copied_files(path / folder, inner)
+        copied += [f"{folder}/{name}" for name in kept]
+        left += [f"{folder}/{name}" for name in lost]
+    return copied, [name for name in left if name not in folders]
+
+
+def _window(options: Mapping[str, str], otherwise: int) -> int:
+    said = options.get("window", str(otherwise))
+    if not said.isdecimal() or not 0 < int(said) < 1 << 20:
+        raise UsageError(
+            f"A window of {said!r:.40} items cannot be.", "Give --layout-set window=20, or another number."
+        )
+    return int(said)
+
+
+def _module(
+    path: Path, weights: Sequence[str], manifest: Mapping[str, Any], dtype: torch.dtype | None
+) -> tuple[Any, dict[str, dict[str, str]], dict[str, str]]:
+    """The module, the name in it of each tensor of each file, and which names are copies of which."""
+    import torch
+
+    tensors: dict[str, Any] = {}
+    stored: dict[str, dict[str, str]] = {}
+    for file in weights:
+        found = read_tensors(path, [file], manifest, dtype)
+        if twice := sorted(tensors.keys() & found.keys()):
+            raise CheckpointError(f"{path} stores {twice[0]} in two files.", "Keep one set of weights.")
+        stored[file] = {key: key for key in found}
+        tensors |= found
+    config = reread(path / CONFIG, manifest["files"][CONFIG]["sha256"])
+    aliases = {}
+    head, embedding = tensors.get(_HEAD), tensors.get(_EMBEDDING)
+    if head is not None and embedding is not None and _tied(config):
+        if head.dtype != embedding.dtype or not torch.equal(head, embedding):
+            raise CheckpointError(
+                f"{path / CONFIG} ties embedding and head, and the weights have two different ones.",
+                "Set tie_word_embeddings to what the model was trained with.",
+            )
+        del tensors[_HEAD]
+        aliases[_HEAD] = _EMBEDDING
+    module, _ = load_module(path, config, tensors)
+    return module.eval(), stored, aliases
+
+
+def _tied(config: bytes) -> bool:
+    """Whether the model is tied as transformers reads its config, defaults of its kind included."""
+    from transformers import AutoConfig
+
+    try:
+        return bool(AutoConfig.for_model(**json.loads(config)).tie_word_embeddings)
+    except Exception:  # told, with its reason, when the module is made from it
+        return False
+
+
+def _spelling(
+    path: Path,
+    index: IndexFile,
+    rows: Mapping[str, int],
+    module: Any,
+    tokenizer: Any,
+    template: Template,
+    end: Callable[[Any, str], int],
+) -> tuple[SidSchema, Prompt]:
+    """Schema and prompt, as the tokenizer spells them."""
+    full = np.flatnonzero(index.codes[:, -1] >= 0)
+    some = full[np.unique(np.linspace(0, len(full) - 1, _SAMPLES).astype(np.int64))]
+    texts = [sid_text(codes) for codes in index.codes[some]]
+    pad = next((row for row in (tokenizer.pad_token_id, tokenizer.eos_token_id) if row is not None), 0)
+    schema = schema_of(path, index, rows, module, special=(int(pad), end(tokenizer, texts[0])))
+    spelled = np.stack([level[index.codes[some, at]] for at, level in enumerate(schema.rows)], 1)
+    return schema, make_prompt(template, tokenizer, texts, spelled)
+
+
+def sid_text(codes: Any) -> str:
+    """A SID as these tools write it: `<a_1><b_2><c_3>`."""
+    return "".join(f"<{chr(ord('a') + level)}_{code}>" for level, code in enumerate(codes) if code >= 0)
+
+
+def index_of(path: Path, request: LoadRequest, folders: Sequence[str] = ("",)) -> IndexFile:
+    """The SID table of a directory, or the one that --layout-set sids=FILE names."""
+    return read_index(index_option(path, request, index_files(path, folders), "*.index.json with SIDs like <a_60>"))

@@ -1,0 +1,86 @@
+"""LC-Rec and LETTER's variant of it: a LLaMA directory, asked in an instruction, with `*.index.json` beside it.
+
+The prompt is `sft_prompt` and the first of the sequential recommendation prompts in LC-Rec's prompt.py (test_prompt_ids is 0 in
+LETTER-LC-Rec/utils.py of HonghuiBao2000/LETTER), the history is joined by ", " and cut to 20 items (his_sep, max_his_len there).
+With add_prefix, histories are numbered there; such a separator differs from place to place, and is not supported.
+
+The one decision: only whole models are read. What LETTER's lora_finetune.py leaves is an adapter over a base model that lies
+elsewhere; it is recognised, and refused with what to do.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from recerase.errors import ArtefactError
+from recerase.layouts.causal_dir import (
+    ADAPTER,
+    OPTIONS,
+    Kind,
+    has_tokens,
+    index_of,
+    kind_of,
+    read_causal,
+    refuse_adapter,
+)
+from recerase.layouts.foreign import write_foreign
+from recerase.layouts.letter import remarks
+from recerase.layouts.minionerec import csvs_of, lists_of
+from recerase.layouts.native import Checkpoint
+from recerase.layouts.prompts import Template
+from recerase.layouts.protocol import Layout, LoadRequest
+from recerase.layouts.weights import CONFIG
+
+NAME = "lc-rec"
+PROMPT = Template(
+    text=(
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+        "\n\n### Instruction:\nThe user has interacted with items {history} in chronological order. "
+        "Can you predict the next possible item that the user may expect?\n\n### Response:",
+    ),
+    separator=", ",
+)
+
+
+def _end(tokenizer: Any, sid: str) -> int:
+    """The row of eos, which follows an answer there at once."""
+    return -1 if tokenizer.eos_token_id is None else int(tokenizer.eos_token_id)
+
+
+KIND = Kind(name=NAME, template=PROMPT, window=20, end=_end)
+
+
+def _detect(path: Path) -> str | None:
+    kind = kind_of(path)
+    adapter = (path / ADAPTER).is_file()
+    if (kind != "llama" and not (adapter and kind is None)) or not has_tokens(path):
+        return None
+    try:
+        if lists_of(path) or csvs_of(path):
+            return None
+    except (OSError, ArtefactError):
+        return None
+    return (
+        f"{f'a LoRA adapter ({ADAPTER})' if adapter else f'a llama {CONFIG}'}, and tokens like <a_60> in its tokenizer"
+    )
+
+
+def load(path: Path, request: LoadRequest) -> Checkpoint:
+    """Read an LC-Rec directory; see `Layout.load`."""
+    refuse_adapter(path)
+    return read_causal(path, request, KIND, index_of(path, request))
+
+
+LAYOUTS = (
+    Layout(
+        name=NAME,
+        users="LC-Rec and LETTER on LLaMA: a transformers directory with tokens like <a_60>, and NAME.index.json",
+        marks=(f"a llama {CONFIG} or {ADAPTER}", "tokens like <a_60>", "*.index.json"),
+        detect=_detect,
+        load=load,
+        write_back=write_foreign,
+        remarks=remarks,
+        options=OPTIONS,
+    ),
+)

@@ -1,0 +1,294 @@
+"""LETTER-TIGER: a T5 directory whose tokenizer has one added token a code, and the SID table `*.index.json` beside it.
+
+The one decision: which row spells a code is read from the tokenizer's own JSON, never worked out and never asked of a tokenizer,
+so that tokens for codes in use alone, in any order, are as good as a block a level. A code without a token has no row.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recerase.errors import CheckpointError, TableError
+from recerase.layouts.foreign import (
+    copied_files,
+    digest_over,
+    index_option,
+    manifest_of,
+    require_trust,
+    stored_codebooks,
+    write_foreign,
+)
+from recerase.layouts.index_json import TOKEN, IndexFile, looks_like_index, read_index
+from recerase.layouts.native import CODEBOOKS, SCHEMA, Checkpoint
+from recerase.layouts.protocol import Layout, LoadRequest
+from recerase.layouts.t5 import load_t5
+from recerase.layouts.weights import CONFIG
+from recerase.sid.schema import SidSchema
+from recerase.sid.table import SidTable
+from recerase.store import MANIFEST, read_bytes, sha256_file
+from recerase.types import IntArray
+
+NAME = "letter-tiger"
+TOKEN_FILES = ("added_tokens.json", "tokenizer_config.json", "tokenizer.json")
+_LARGEST_CONFIG = 1 << 20
+
+
+def _detect(path: Path) -> str | None:
+    config = path / CONFIG
+    if not config.is_file() or config.stat().st_size > _LARGEST_CONFIG or (path / SCHEMA).is_file():
+        return None
+    try:
+        kind = json.loads(config.read_bytes()).get("model_type")
+        tokens = token_rows(path) if kind == "t5" else {}
+    except (OSError, ValueError, AttributeError, RecursionError, TableError):
+        return None
+    return f"a T5 {CONFIG}, and {len(tokens)} tokens like <a_60> in its tokenizer" if tokens else None
+
+
+def token_rows(path: Path) -> dict[str, int]:
+    """Row of every token like `<a_60>` that the tokenizer's JSON files name. Raises TableError when they contradict."""
+    found: dict[str, tuple[int, str]] = {}
+    for name in TOKEN_FILES:
+        if not (path / name).is_file():
+            continue
+        try:
+            named = _named(name, json.loads(read_bytes(path / name)))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise TableError(f"{path / name} names no tokens as it should: {error!s:.100}.", "Restore it.") from error
+        for token, row in named:
+            other = found.setdefault(token, (row, name))
+            if other[0] != row:
+                raise TableError(
+                    f"{token} is row {other[0]} in {path / other[1]} and row {row} in {name}.",
+                    "Tokenizer files are of different runs: restore those of this training.",
+                )
+    rows = {token: row for token, (row, _) in found.items()}
+    if len(set(rows.values())) != len(rows):
+        raise TableError(f"The tokenizer of {path} gives one row to two codes.", "Restore its files.")
+    return rows
+
+
+def _named(name: str, said: Any) -> list[tuple[str, int]]:
+    """(token, row) pairs of codes in the content of one of the `TOKEN_FILES`."""
+    if name == "added_tokens.json":
+        pairs = list(said.items())
+    elif name == "tokenizer.json":
+        pairs = [(entry["content"], entry["id"]) for entry in said.get("added_tokens") or []]
+    else:
+        pairs = [(entry["content"], int(row)) for row, entry in (said.get("added_tokens_decoder") or {}).items()]
+    codes = [(token, row) for token, row in pairs if isinstance(token, str) and TOKEN.match(token)]
+    if any(type(row) is not int or not 0 <= row < 1 << 31 for _, row in codes):
+        raise ValueError("a row is no whole number")
+    return codes
+
+
+def _weights(path: Path, trust_pickle: bool) -> list[str]:
+    """The files of the weights: safetensors, in shards or whole, else a trusted pytorch_model.bin."""
+    for whole in ("model.safetensors", "pytorch_model.bin"):
+        if (path / whole).is_file():
+            names = [whole]
+        elif (path / f"{whole}.index.json").is_file():
+            try:
+                said = json.loads(read_bytes(path / f"{whole}.index.json"))["weight_map"].values()
+            except (ValueError, KeyError, AttributeError, TypeError) as error:
+                raise CheckpointError(f"{path / whole}.index.json names no weights.", "Restore it.") from error
+            names = sorted({str(name) for name in said})
+            if any("/" in name or name.startswith(".") for name in names):
+                raise CheckpointError(f"{path / whole}.index.json names files elsewhere.", "Restore it.")
+        else:
+            continue
+        if whole.endswith(".bin"):
+            require_trust(path / names[0], trust_pickle)
+        return names
+    raise CheckpointError(f"{path} has no model.safetensors.", "Give a directory that holds the weights.")
+
+
+def _names(path: Path, trust_pickle: bool) -> tuple[list[str], list[str]]:
+    """The weight files, and all files that are read."""
+    weights = _weights(path, trust_pickle)
+    tokens = [name for name in TOKEN_FILES if (path / name).is_file()]
+    ours = [CODEBOOKS] if (path / MANIFEST).is_file() and (path / CODEBOOKS).is_file() else []
+    return weights, [CONFIG, *weights, *tokens, *ours]
+
+
+def load(path: Path, request: LoadRequest) -> Checkpoint:
+    """Read a LETTER-TIGER directory; see `Layout.load`."""
+    from recerase.model.recommender import wrap
+
+    weights, names = _names(path, request.trust_pickle)
+    index = read_index(_index_path(path, request))
+    inside = index.path.parent.resolve() == path.resolve()
+    if inside:
+        names.append(index.path.name)
+    copied, left = copied_files(path, {*weights, index.path.name})
+    manifest = manifest_of(path, [*names, *(name for name in copied if name not in names)])
+    if inside and manifest["files"][index.path.name]["sha256"] != index.sha256:
+        raise TableError(f"{index.path} changed while it was read.", "Run again when nobody writes there.")
+    tokens = token_rows(path)
+    module, window, stored, aliases = load_t5(path, weights, manifest, request.dtype, read_bytes(path / CONFIG))
+    schema = schema_of(path, index, tokens, module)
+    table = SidTable.build(index.items, index.codes, schema)
+    codebooks, embeddings = stored_codebooks(path, manifest, index.items, request.item_ids)
+    if request.item_ids is not None:
+        table = table.aligned(request.item_ids)
+    module.eval().to(device=request.device)
+    return Checkpoint(
+        path=path,
+        recommender=wrap(module, schema, window),
+        table=table,
+        codebooks=codebooks,
+        embeddings=embeddings,
+        manifest=manifest,
+        digest=digest_over(manifest, names, None if inside else {index.path.name: index.sha256}),
+        layout=NAME,
+        extra={
+            "index": index,
+            "weights": weights,
+            "stored": stored,
+            "aliases": aliases,
+            "copied": copied,
+            "left": left,
+            "files": {name: entry["sha256"] for name, entry in manifest["files"].items()},
+            "tokens": tokens,
+            "generation": _generation(path),
+        },
+    )
+
+
+def _index_path(path: Path, request: LoadRequest) -> Path:
+    found = sorted(file for file in path.glob("*.json") if file.name.endswith(".index.json"))
+    found = [file for file in found if looks_like_index(file, tokens=True)]
+    return index_option(path, request, found, "*.index.json with SIDs like <a_60>")
+
+
+def _generation(path: Path) -> Mapping[str, Any]:
+    try:
+        said = (
+            json.loads(read_bytes(path / "generation_config.json"))
+            if (path / "generation_config.json").is_file()
+            else {}
+        )
+    except (ValueError, RecursionError):
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def schema_of(
+    path: Path, index: IndexFile, tokens: Mapping[str, int], module: Any, special: tuple[int, int] | None = None
+) -> SidSchema:
+    """How the codes of `index` are spelled; `special` are the rows of pad and eos where the config does not say them.
+
+    Raises TableError when a code has no token, or a token no row.
+    """
+    levels = index.codes.shape[1]
+    places = [
+        (ord(match[1]) - ord("a"), int(match[2]), row) for token, row in tokens.items() if (match := TOKEN.match(token))
+    ]
+    vocabulary = int(module.get_input_embeddings().weight.shape[0])
+    if max((row for _, _, row in places), default=0) >= vocabulary:
+        raise TableError(
+            f"The tokenizer of {path} names row {max(row for _, _, row in places)}, the model has {vocabulary}.",
+            "Tokenizer and weights are of different runs: restore those of one training.",
+        )
+    rows: list[IntArray] = []
+    for level in range(levels):
+        mine = [(code, row) for at, code, row in places if at == level]
+        size = 1 + max([code for code, _ in mine] + [int(index.codes[:, level].max())])
+        spelled = np.full(size, -1, np.int64)
+        for code, row in mine:
+            spelled[code] = row
+        rows.append(spelled)
+        without = np.flatnonzero((index.codes[:, level] >= 0) & (spelled[index.codes[:, level]] < 0))
+        if len(without):
+            code = index.codes[without[0], level]
+            raise TableError(
+                f"Item {index.items[without[0]]} has <{chr(ord('a') + level)}_{code}>, which the tokenizer of {path} lacks: "
+                "the model reads it as unknown.",
+                "Give the table that the model was trained with, with --layout-set sids=FILE.",
+            )
+    config = module.config
+    present = index.codes[index.codes[:, 0] >= 0]
+    unique = len(np.unique(present, axis=0)) == len(present)
+    named = special or (config.pad_token_id, config.eos_token_id)
+    pad, eos = (int(value) if type(value) is int else -1 for value in named)
+    if pad < 0 or eos < 0:
+        raise TableError(f"{path / CONFIG} names no pad or no eos token.", "Restore the config.")
+    return SidSchema(
+        codes=tuple(len(level) for level in rows),
+        rows=tuple(rows),
+        vocabulary=vocabulary,
+        pad=pad,
+        bos=-1,
+        eos=eos,
+        collisions="unique" if unique else "allowed",
+    )
+
+
+def remarks(checkpoint: Checkpoint) -> tuple[tuple[str, str], ...]:
+    """The traps of this layout that apply, each with its remedy."""
+    schema, table, extra = checkpoint.table.schema, checkpoint.table, checkpoint.extra
+    told = []
+    spelled = sum(int((rows >= 0).sum()) for rows in schema.rows)
+    possible = sum(schema.codes)
+    if spelled < possible:
+        told.append(
+            (
+                f"Only {spelled} of {possible} codes have a vocabulary row; any other is read as unknown.",
+                "Items are moved to codes with a row only.",
+            )
+        )
+    used = np.concatenate(
+        [rows[np.unique(table.codes[table.present, level])] for level, rows in enumerate(schema.rows)]
+    )
+    alone = sum(int((table.usage(level) == 1).sum()) for level in range(table.levels))
+    told.append(
+        (
+            f"The vocabulary is made again from the SID table; {alone} codes have a single item, and losing one shifts the ids.",
+            "A code that loses its last item keeps its token by a tombstone entry in the table.",
+        )
+    )
+    tokens: Mapping[str, int] = extra["tokens"]
+    ordered = [tokens[token] for token in sorted(tokens)]
+    if ordered != sorted(ordered) or len(np.unique(used)) + len(extra["index"].kept) < len(tokens):
+        told.append(
+            (
+                "A vocabulary made again from the SID table would not be the one the model was trained with.",
+                "Load the tokenizer that lies in the directory.",
+            )
+        )
+    limits = [key for key in ("top_k", "top_p", "num_beams", "temperature") if key in extra["generation"]]
+    if limits:
+        told.append(
+            (
+                f"generation_config.json sets {', '.join(limits)}, which may leave no valid beam.",
+                "It is copied, and never used when recerase decodes.",
+            )
+        )
+    return tuple(told)
+
+
+def digest(path: Path) -> str:
+    """What the digest of the checkpoint in a directory is, its table in it."""
+    _, names = _names(path, trust_pickle=True)
+    names.append(_index_path(path, LoadRequest()).name)
+    return digest_over({"files": {name: {"sha256": sha256_file(path / name)} for name in names}}, names)
+
+
+LAYOUTS = (
+    Layout(
+        name=NAME,
+        users="LETTER and LC-Rec on T5: a transformers directory with tokens like <a_60>, and NAME.index.json",
+        marks=(f"a T5 {CONFIG}", f"tokens like <a_60> in {' or '.join(TOKEN_FILES)}", "*.index.json"),
+        detect=_detect,
+        load=load,
+        write_back=write_foreign,
+        digest=digest,
+        remarks=remarks,
+        options={"sids": "the SID table, where the directory holds none or several"},
+    ),
+)

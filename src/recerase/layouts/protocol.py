@@ -1,0 +1,60 @@
+"""What a layout is: one tool's way of keeping a recommender in files, and four things we can do with it.
+
+The one decision: detection answers with the reason it found, by content, and never loads a model; what cannot be told apart is
+refused by the registry, not guessed. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from recerase.layouts.native import Checkpoint, ItemIds
+    from recerase.model.recommender import Recommender
+    from recerase.sid.table import SidTable
+
+
+@dataclass(frozen=True)
+class LoadRequest:
+    """How a checkpoint is to be read."""
+
+    item_ids: ItemIds | None = None
+    """The order in which table and embeddings are wanted; None: as the files have it."""
+    device: str = "cpu"
+    dtype: torch.dtype | None = None
+    """None keeps the stored one."""
+    trust_pickle: bool = False
+    options: Mapping[str, str] = field(default_factory=dict)
+    """What the files do not say, from --layout-set KEY=VALUE (say, where the SID table is)."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One kind of checkpoint directory."""
+
+    name: str
+    users: str
+    """Whose files these are, in one line."""
+    marks: tuple[str, ...]
+    """What is looked for, for the error that says so."""
+    detect: Callable[[Path], str | None]
+    """By content: why a path is of this layout, or None. Never raises on a broken directory."""
+    load: Callable[[Path, LoadRequest], Checkpoint]
+    write_back: Callable[[Checkpoint, Recommender, SidTable, Path], None]
+    """The source, the new model and table (items in the source's order), and the staging directory to be filled."""
+    remarks: Callable[[Checkpoint], tuple[tuple[str, str], ...]] = lambda checkpoint: ()
+    """For inspect: the traps that apply to a loaded checkpoint, each with its remedy."""
+    digest: Callable[[Path], str] | None = None
+    """What `Checkpoint.digest` will be, from the files alone; None: it cannot be told without options."""
+    options: Mapping[str, str] = field(default_factory=dict)
+    """What --layout-set may say: name -> what it is."""
+
+    @property
+    def summary(self) -> str:
+        """One line for a list of layouts."""
+        return self.users

@@ -1,0 +1,56 @@
+"""The weights of a T5 of another tool: which names are one tensor, and which are not, read off the tensors themselves.
+
+transformers ties every T5 it loads, whatever its config says, and would put one of two different matrices in the place of the other.
+Here tensors are tied that are equal bit for bit, and only those.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recerase.layouts.foreign import without_aliases
+from recerase.layouts.weights import load_module, read_tensors
+
+if TYPE_CHECKING:
+    import torch
+
+HEAD, SHARED = "lm_head.weight", "shared.weight"
+
+
+def load_t5(
+    path: Path,
+    weights: Sequence[str],
+    manifest: Mapping[str, Any],
+    dtype: torch.dtype | None,
+    config: bytes | None,
+    describe: Any = None,
+    prefix: str = "",
+) -> tuple[Any, int, dict[str, dict[str, str]], dict[str, str]]:
+    """A T5 from weight files whose names begin with `prefix`.
+
+    Args:
+        config: content of a config.json; None: `describe(tensors, tied)` makes it.
+    Returns:
+        the module, its window, for each file the name of each stored tensor in the module, and which of these are copies of which.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    stored: dict[str, dict[str, str]] = {}
+    for name in weights:
+        found = read_tensors(path, [name], manifest, dtype)
+        stored[name] = {key: key.removeprefix(prefix) for key in found}
+        tensors |= {key.removeprefix(prefix): tensor for key, tensor in found.items()}
+    tied = json.loads(config).get("tie_word_embeddings") is not False if config is not None else _equal(tensors)
+    tensors, aliases = without_aliases(tensors, head_too=tied)
+    module, window = load_module(path, describe(tensors, tied) if config is None else config, tensors)
+    return module, window, stored, aliases
+
+
+def _equal(tensors: Mapping[str, torch.Tensor]) -> bool:
+    """Whether embedding and head hold the same numbers, or there is no head of its own."""
+    import torch
+
+    head, shared = tensors.get(HEAD), tensors.get(SHARED)
+    return head is None or shared is None or (head.shape == shared.shape and torch.equal(head, shared))

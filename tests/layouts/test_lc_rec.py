@@ -1,0 +1,109 @@
+"""LC-Rec on LLaMA from end to end, and adapters, which are recognised and refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from tests.layouts.causal_checks import EASY, FAST, OURS, files_of, loads, old_reader, tensors_of
+from tests.layouts.causal_fixtures import lc_rec, make_world, write_data
+
+from recerase import api
+from recerase.errors import CheckpointError, EraseError, UsageError
+from recerase.layouts.registry import detect_layout, open_checkpoint
+from recerase.runtime import RunConfig
+
+ACME = api.ConceptSpec(("brand=Acme",))
+RUN = RunConfig(threads=1, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """model (untied, float32), data, policy.toml; read only."""
+    home = tmp_path_factory.mktemp("lc")
+    world = make_world()
+    lc_rec(home / "model", world)
+    write_data(home / "data", world)
+    (home / "policy.toml").write_text(EASY)
+    return home
+
+
+def test_it_is_recognised_and_described(shop: Path) -> None:
+    assert detect_layout(shop / "model").name == "lc-rec"
+    found = api.inspect(shop / "model")
+    assert (found.facts["window (history items)"], found.facts["embedding and head"]) == (20, "untied")
+    assert found.problems == ()
+
+
+def test_from_end_to_end(shop: Path, tmp_path: Path) -> None:
+    source, out = shop / "model", tmp_path / "out"
+    before = files_of(source)
+    api.erase(source, ACME, shop / "data", out, overrides=FAST, policy=shop / "policy.toml", max_users=10, run=RUN)
+    assert files_of(source) == before
+    after = files_of(out)
+    assert set(after) == set(before) | OURS
+    assert {name for name in before if after[name] != before[name]} == {"Toys.index.json", "model.safetensors"}
+    was, now = tensors_of(source), tensors_of(out)
+    assert {n: (t.shape, t.dtype) for n, t in was.items()} == {n: (t.shape, t.dtype) for n, t in now.items()}
+    opened, ids = open_checkpoint(out), old_reader(out)
+    table = opened.table
+    assert all(ids[item] == table.rows()[row].tolist() for row, item in enumerate(table.item_ids))
+    old = json.loads((source / "Toys.index.json").read_text())
+    new = json.loads((out / "Toys.index.json").read_text())
+    assert {item for item in old if old[item] != new[item]} <= {str(i) for i in range(8)}
+    assert {t for tokens in old.values() for t in tokens} <= {t for tokens in new.values() for t in tokens}
+    assert (
+        opened.recommender.module(input_ids=torch.arange(9)[None]).logits == loads(out)(torch.arange(9)[None]).logits
+    ).all()  # type: ignore[operator]
+
+
+def test_two_copies_of_a_tied_matrix_stay_two_and_equal(shop: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    place = lc_rec(tmp_path / "tied", make_world(), tied=True, dtype=torch.bfloat16)
+    tensors = load_file(place / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, place / "model.safetensors", metadata={"format": "pt"})
+    settings = ["settle_steps=1", "pool=1", "batch=8", "sequences=8"]
+    api.erase(
+        place, ACME, shop / "data", tmp_path / "out", method="renormalise", overrides=settings,
+        policy=shop / "policy.toml", max_users=10, run=RUN,
+    )  # fmt: skip
+    now = tensors_of(tmp_path / "out")
+    assert torch.equal(now["lm_head.weight"], now["model.embed_tokens.weight"])
+    assert not torch.equal(now["lm_head.weight"], tensors["lm_head.weight"])
+    loads(tmp_path / "out")
+    tensors["lm_head.weight"][0, 0] += 1
+    save_file(tensors, place / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="ties embedding and head"):
+        open_checkpoint(place)
+
+
+def test_what_the_layout_cannot_say_is_refused(shop: Path, tmp_path: Path) -> None:
+    with pytest.raises(EraseError, match="cannot say that an item is not to be recommended"):
+        api.erase(
+            shop / "model", ACME, shop / "data", tmp_path / "out", method="filter", policy=shop / "policy.toml", run=RUN
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_is_recognised_and_refused_in_one_sentence(shop: Path, tmp_path: Path) -> None:
+    """As LETTER's lora_finetune.py leaves it: config and tokenizer of the base, and an adapter."""
+    place = Path(shutil.copytree(shop / "model", tmp_path / "adapter"))
+    (place / "model.safetensors").rename(place / "adapter_model.safetensors")
+    (place / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "llama-7b"}))
+    assert detect_layout(place).name == "lc-rec"
+    with pytest.raises(CheckpointError, match="LoRA adapter over llama-7b") as told:
+        open_checkpoint(place)
+    assert "merge_and_unload" in told.value.remedy
+    (place / "config.json").unlink()
+    assert detect_layout(place).name == "lc-rec"
+
+
+def test_the_window_is_an_option(shop: Path) -> None:
+    assert open_checkpoint(shop / "model", options={"window": "3"}).recommender.window == 3
+    with pytest.raises(UsageError, match="window of 'many'"):
+        open_checkpoint(shop / "model", options={"window": "many"})
