@@ -9,13 +9,17 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from recerase.errors import CheckpointError
 from recerase.model.recommender import ModelConfig, Recommender
 from recerase.model.tree import KeyValues, Kin, State, padding_bias, tree_attention
 from recerase.sid.schema import SidSchema
+
+_BY_LENGTH = ("dynamic", "longrope")
+"""Rotary embeddings that change once a text is longer than `max_position_embeddings`."""
 
 
 def new_causal(config: ModelConfig, schema: SidSchema) -> Causal:
@@ -44,6 +48,17 @@ class Causal(Recommender):
     """
 
     kind = "causal"
+
+    def __init__(self, module: nn.Module, schema: SidSchema, window: int) -> None:
+        super().__init__(module, schema, window)
+        config: Any = module.config
+        kind = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+        longest = (window + 1) * (schema.levels + 1) + 1
+        if kind in _BY_LENGTH and longest > config.max_position_embeddings:
+            raise CheckpointError(
+                f"Its rotary embedding ({kind}) changes with the longest history read before, so no number could be repeated.",
+                f"Lower recerase.window in config.json until {longest} tokens fit in {config.max_position_embeddings}.",
+            )
 
     def start(self, tokens: Tensor, lengths: Tensor, embeds: Tensor | None = None) -> State:
         model: Any = self.module.model

@@ -54,7 +54,14 @@ class Recommender(ABC):
                 f"The model has {rows} vocabulary rows, the SID schema needs {schema.vocabulary}.",
                 "The checkpoint and the SID table do not belong together; use the table the model was trained with.",
             )
+        read, row = ("bos", schema.bos) if self.kind == "causal" else ("eos", schema.eos)
+        if row < 0:
+            raise CheckpointError(
+                f"The SID schema names no {read} token, which a {self.kind} model reads.",
+                "Name its vocabulary row in sid_schema.json.",
+            )
         self.module, self.schema, self.window = module, schema, window
+        self._pad = max(schema.pad, 0)  # what stands there is masked
 
     @property
     def device(self) -> torch.device:
@@ -74,14 +81,14 @@ class Recommender(ABC):
         readable = histories.without(~table.present)
         counts = np.minimum(readable.lengths, window)
         items = readable.padded(max(1, int(counts.max(initial=0))))  # [B, H]
-        rows = np.where(items[..., None] >= 0, table.rows()[items], self.schema.pad).reshape(len(histories), -1)
+        rows = np.where(items[..., None] >= 0, table.rows()[items], self._pad).reshape(len(histories), -1)
         lengths = counts * table.levels + 1
         if table.ragged:
             gap = np.where(items[..., None] >= 0, table.rows()[items], -1).reshape(len(histories), -1) < 0
             lengths = np.count_nonzero(~gap, axis=1) + 1
-            rows = np.where(gap, self.schema.pad, rows)
+            rows = np.where(gap, self._pad, rows)
             rows = np.take_along_axis(rows, np.argsort(gap, axis=1, kind="stable"), 1)  # gaps to the end
-        out = np.full((len(histories), int(lengths.max(initial=1))), self.schema.pad, np.int64)
+        out = np.full((len(histories), int(lengths.max(initial=1))), self._pad, np.int64)
         width = out.shape[1] - 1
         if self.kind == "causal":
             out[:, 0] = self.schema.bos
