@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -61,13 +62,18 @@ def checkpoint(name: str, directory: Path) -> tuple[Path, float]:
     return out, (out / WEIGHTS).stat().st_size / 1e6
 
 
-def audited(path: Path, concept: str, *, users: int | None = None, original: bool = False) -> Audited:
-    """One audit in a fresh process."""
+def audited(path: Path, concept: str, *, users: int, processes: int = 1, dtype: str | None = None) -> Audited:
+    """One audit in a fresh process (or two)."""
     given = ["audit", str(path), "--concept", concept, "--data", str(data_directory("amazon_beauty_2014")), "--quiet"]
-    given += ["--threads", "2", *(["--max-users", str(users)] if users else [])]
-    given += ["--original", str(path)] if original else []
+    given += ["--threads", str(2 // processes), "--max-users", str(users), *(["--dtype", dtype] if dtype else [])]
     began = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", _MEASURED, *given], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", _MEASURED, *given],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "RECERASE_PROCESSES": str(processes)},
+    )
     taken = time.perf_counter() - began
     if done.returncode not in (0, 1, 5):
         raise SystemExit(f"the audit ended with {done.returncode}: {done.stderr[-2000:]}")
@@ -84,7 +90,7 @@ def idle_megabytes() -> float:
 
 
 def rows(scale: float = 1.0) -> list[Row]:
-    """Seconds and memory of an audit with each model, alone and against an original, and with half of the users."""
+    """Seconds and memory of an audit with each model and with half of the users; for the T5 also against an original."""
     concept = concept_spec()
     users = max(200, int(22_363 * scale))
     idle = idle_megabytes()
@@ -92,42 +98,43 @@ def rows(scale: float = 1.0) -> list[Row]:
     with tempfile.TemporaryDirectory() as place:
         for name in MODELS:
             path, weights = checkpoint(name, Path(place))
-            whole = audited(path, concept, users=users if scale < 1 else None)
+            whole = audited(path, concept, users=users)
             half = audited(path, concept, users=users // 2)
-            held = audited(path, concept, users=users if scale < 1 else None, original=True)
-            more = whole.megabytes - idle - weights
+            more, label = whole.megabytes - idle - weights, f"audit, {name}"
             found += [
-                Row(f"audit, {name}: {users:,} users, one checkpoint", whole.seconds, "s", target=f"<= {BUDGET}"),
+                Row(f"{label}: {users:,} users, one checkpoint", whole.seconds, "s", target=f"<= {BUDGET}"),
                 Row(
-                    f"audit, {name}: memory above the idle process and {weights:.0f} MB of weights",
-                    more,
-                    "MB",
-                    target=f"<= {MEGABYTES}",
+                    f"{label}: memory above idle and {weights:.0f} MB of weights", more, "MB", target=f"<= {MEGABYTES}"
                 ),
                 Row(
-                    f"audit, {name}: {users:,} users against half of them",
+                    f"{label}: all users against half",
                     whole.seconds,
                     "s",
-                    f"half: {half.seconds:.1f}",
-                    whole.seconds / half.seconds,
+                    *beside("half", half.seconds, whole.seconds),
                     "<= 2",
                 ),
                 Row(
-                    f"audit, {name}: memory with all users against half of them",
+                    f"{label}: memory, all against half",
                     whole.megabytes,
                     "MB",
-                    f"half: {half.megabytes:.0f}",
-                    whole.megabytes / half.megabytes,
-                ),
-                Row(
-                    f"audit, {name}: with --original and its filter control",
-                    held.seconds,
-                    "s",
-                    f"alone: {whole.seconds:.1f}",
-                    held.seconds / whole.seconds,
+                    *beside("half", half.megabytes, whole.megabytes),
                 ),
             ]
+            found += [
+                Row(
+                    f"{label}: {how}", other.seconds, "s", *beside("float32, one process", whole.seconds, other.seconds)
+                )
+                for how, other in (
+                    ("two processes of one thread", audited(path, concept, users=users, processes=2)),
+                    ("--dtype bfloat16", audited(path, concept, users=users, dtype="bfloat16")),
+                )
+            ]
     return found
+
+
+def beside(name: str, peer: float, own: float) -> tuple[str, float]:
+    """The peer with its figure, and the ratio to it."""
+    return f"{name}: {peer:.4g}", own / peer
 
 
 def concept_spec() -> str:

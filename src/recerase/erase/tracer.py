@@ -28,7 +28,9 @@ from recerase.erase.target import Target, Teacher
 from recerase.errors import ConceptError, EraseError, UsageError
 from recerase.model.recommender import Recommender, State, wrap
 from recerase.model.training import IGNORED
+from recerase.sid.quantize import Codebooks
 from recerase.sid.table import SidTable
+from recerase.types import FloatArray
 
 ForgetLoss = Literal["ascent", "npo", "renormalise"]
 
@@ -126,12 +128,7 @@ def erase(request: EraseRequest, config: TracerConfig) -> Erased:
         EraseError: fewer items moved than `min_moved`, or the concept has no SID of its own.
     """
     began = time.monotonic()
-    request.table.require_one_length("This method", "Use --method retrain or filter.")
-    if config.reassign_steps and (request.codebooks is None or request.embeddings is None):
-        raise UsageError(
-            "TRACER needs the codebooks and item embeddings behind the SIDs, and this checkpoint has none.",
-            "Fit them with `recerase train --sids TABLE`, or use --method renormalise or npo.",
-        )
+    check(request.table, request.codebooks, request.embeddings, config)
     run = _Run(request, config)
     if not run.teacher.frontier.closed and (config.settle_steps or config.forget_loss == "renormalise"):
         raise EraseError(
@@ -160,6 +157,23 @@ def erase(request: EraseRequest, config: TracerConfig) -> Erased:
         "seconds": round(time.monotonic() - began, 3),
     }
     return Erased(run.model, table, summary)
+
+
+def check(table: SidTable, codebooks: Codebooks | None, embeddings: FloatArray | None, config: TracerConfig) -> None:
+    """Refuse, with UsageError, SIDs that cannot be worked with: see `erase`."""
+    table.require_one_length("This method", "Use --method retrain or filter.")
+    if not config.reassign_steps:
+        return
+    if codebooks is None:
+        raise UsageError(
+            "TRACER needs the codebooks behind the SIDs, and this checkpoint has none.",
+            "Fit them with `recerase train --sids TABLE`, or use --method renormalise or npo.",
+        )
+    if embeddings is None:
+        raise UsageError(
+            "TRACER needs the item embeddings behind the SIDs, and this checkpoint does not carry them.",
+            "Tokenize again with --keep-embeddings and train on that, or use --method renormalise or npo.",
+        )
 
 
 class _Run:
