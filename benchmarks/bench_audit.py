@@ -90,45 +90,31 @@ def idle_megabytes() -> float:
 
 
 def rows(scale: float = 1.0) -> list[Row]:
-    """Seconds and memory of an audit with each model and with half of the users; for the T5 also against an original."""
-    concept = concept_spec()
-    users = max(200, int(22_363 * scale))
-    idle = idle_megabytes()
+    """Seconds and memory with each model; with the T5 also half of the users and two processes, with the larger one bfloat16."""
+    concept, users, idle = concept_spec(), max(200, int(22_363 * scale)), idle_megabytes()
     found = [Row("audit: memory of an idle process with torch and transformers", idle, "MB")]
     with tempfile.TemporaryDirectory() as place:
         for name in MODELS:
             path, weights = checkpoint(name, Path(place))
-            whole = audited(path, concept, users=users)
-            half = audited(path, concept, users=users // 2)
-            more, label = whole.megabytes - idle - weights, f"audit, {name}"
+            whole, label = audited(path, concept, users=users), f"audit, {name}"
+            more = whole.megabytes - idle - weights
             found += [
                 Row(f"{label}: {users:,} users, one checkpoint", whole.seconds, "s", target=f"<= {BUDGET}"),
                 Row(
                     f"{label}: memory above idle and {weights:.0f} MB of weights", more, "MB", target=f"<= {MEGABYTES}"
                 ),
-                Row(
-                    f"{label}: all users against half",
-                    whole.seconds,
-                    "s",
-                    *beside("half", half.seconds, whole.seconds),
-                    "<= 2",
-                ),
-                Row(
-                    f"{label}: memory, all against half",
-                    whole.megabytes,
-                    "MB",
-                    *beside("half", half.megabytes, whole.megabytes),
-                ),
             ]
-            found += [
-                Row(
-                    f"{label}: {how}", other.seconds, "s", *beside("float32, one process", whole.seconds, other.seconds)
-                )
-                for how, other in (
-                    ("two processes of one thread", audited(path, concept, users=users, processes=2)),
-                    ("--dtype bfloat16", audited(path, concept, users=users, dtype="bfloat16")),
-                )
-            ]
+            if name == "T5":
+                half = audited(path, concept, users=users // 2)
+                told = beside("half", half.seconds, whole.seconds)
+                found.append(Row(f"{label}: all users against half", whole.seconds, "s", *told, "<= 2"))
+                told = beside("half", half.megabytes, whole.megabytes)
+                found.append(Row(f"{label}: memory, all users against half", whole.megabytes, "MB", *told))
+                how, other = "two processes of one thread", audited(path, concept, users=users, processes=2)
+            else:
+                how, other = "--dtype bfloat16", audited(path, concept, users=users, dtype="bfloat16")
+            told = beside("one process, float32", whole.seconds, other.seconds)
+            found.append(Row(f"{label}: {how}", other.seconds, "s", *told))
     return found
 
 
