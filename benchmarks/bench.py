@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
+WITHOUT_DATA = 77
+"""Exit code of a benchmark that lacks its data: neither a target met nor one missed, nor a crash."""
 PAGE, FIGURES = HERE / "BENCH.md", HERE / "bench.json"
 NOT_HERE = ("bench_sasrec",)
 """Has a page of its own."""
@@ -86,12 +88,12 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def page(found: Mapping[str, Mapping[str, Any] | None], machine: str) -> str:
+def page(found: Mapping[str, Mapping[str, Any] | None]) -> str:
     """BENCH.md: a table a benchmark, in the order of their names; None for one that was not run."""
     out = [
         "# Side by side: what recerase costs",
         "",
-        f"Made with `make bench`, which writes this file: do not edit it. {machine}",
+        "Made with `make bench`, which writes this file: do not edit it.",
         "A ratio compares two things measured in one run; the target is the ratio's, or the figure's own where there is no ratio.",
         "How each is measured stands at the head of its script.",
     ]
@@ -99,7 +101,7 @@ def page(found: Mapping[str, Mapping[str, Any] | None], machine: str) -> str:
         one = found[name]
         told = [Row(**row) for row in one["rows"]] if one else []
         out += ["", f"## `benchmarks/{name}.py`" + (f" ({one['seconds']:.0f} s)" if one else ""), ""]
-        out += lines(told) if told else ["not run: it needs data that was not there"]
+        out += [f"{one['made']}", "", *lines(told)] if one else ["not run: it needs data that was not there"]
     return "\n".join(out) + "\n"
 
 
@@ -120,6 +122,10 @@ def machine() -> str:
 def run_all(only: Sequence[str]) -> int:
     """Run the benchmarks, each in its process, and write the page anew after each; 1 when a target is missed."""
     names = sorted(path.stem for path in HERE.glob("bench_*.py") if path.stem not in NOT_HERE)
+    unknown = sorted(set(only) - set(names))
+    if unknown:
+        print(f"there is no benchmark {', '.join(unknown)}; there are: {', '.join(names)}")
+        return 2
     known = json.loads(FIGURES.read_text()) if FIGURES.is_file() else {}
     found = {name: known.get(name) for name in names}
     for name in [name for name in names if not only or name in only]:
@@ -127,11 +133,14 @@ def run_all(only: Sequence[str]) -> int:
         with tempfile.TemporaryDirectory() as place:
             told = Path(place) / "rows.json"
             done = subprocess.run([sys.executable, str(HERE / f"{name}.py"), "--json", str(told)], check=False)
-            if done.returncode not in (0, 1):
-                return done.returncode
-            found[name] = json.loads(told.read_text()) if told.is_file() else None
+            if done.returncode == WITHOUT_DATA:
+                continue
+            if not told.is_file():
+                print(f"{name} did not end: no figure was changed")
+                return done.returncode or 1
+            found[name] = {"made": machine(), **json.loads(told.read_text())}
         FIGURES.write_text(json.dumps(found, indent=1) + "\n")
-        PAGE.write_text(page(found, machine()))
+        PAGE.write_text(page(found))
     missed = [row["name"] for one in found.values() if one for row in one["rows"] if Row(**row).met is False]
     print("\n".join(["targets missed:", *missed]) if missed else "every target is met")
     return 1 if missed else 0
@@ -148,7 +157,7 @@ def main(rows: Callable[[float], Sequence[Any]], parser: argparse.ArgumentParser
         found = list(rows(given.scale))
     except NoDataError as error:
         print(f"not run: {error}")
-        return 0
+        return WITHOUT_DATA
     print("\n".join(lines(found)))
     if given.json:
         taken = round(time.monotonic() - began, 1)

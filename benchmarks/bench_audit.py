@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -61,13 +62,18 @@ def checkpoint(name: str, directory: Path) -> tuple[Path, float]:
     return out, (out / WEIGHTS).stat().st_size / 1e6
 
 
-def audited(path: Path, concept: str, *, users: int | None = None, original: bool = False) -> Audited:
-    """One audit in a fresh process."""
+def audited(path: Path, concept: str, *, users: int, processes: int = 1, dtype: str | None = None) -> Audited:
+    """One audit in a fresh process (or two)."""
     given = ["audit", str(path), "--concept", concept, "--data", str(data_directory("amazon_beauty_2014")), "--quiet"]
-    given += ["--threads", "2", *(["--max-users", str(users)] if users else [])]
-    given += ["--original", str(path)] if original else []
+    given += ["--threads", str(2 // processes), "--max-users", str(users), *(["--dtype", dtype] if dtype else [])]
     began = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", _MEASURED, *given], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", _MEASURED, *given],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "RECERASE_PROCESSES": str(processes)},
+    )
     taken = time.perf_counter() - began
     if done.returncode not in (0, 1, 5):
         raise SystemExit(f"the audit ended with {done.returncode}: {done.stderr[-2000:]}")
@@ -84,50 +90,37 @@ def idle_megabytes() -> float:
 
 
 def rows(scale: float = 1.0) -> list[Row]:
-    """Seconds and memory of an audit with each model, alone and against an original, and with half of the users."""
-    concept = concept_spec()
-    users = max(200, int(22_363 * scale))
-    idle = idle_megabytes()
+    """Seconds and memory with each model; with the T5 also half of the users and two processes, with the larger one bfloat16."""
+    concept, users, idle = concept_spec(), max(200, int(22_363 * scale)), idle_megabytes()
     found = [Row("audit: memory of an idle process with torch and transformers", idle, "MB")]
     with tempfile.TemporaryDirectory() as place:
         for name in MODELS:
             path, weights = checkpoint(name, Path(place))
-            whole = audited(path, concept, users=users if scale < 1 else None)
-            half = audited(path, concept, users=users // 2)
-            held = audited(path, concept, users=users if scale < 1 else None, original=True)
+            whole, label = audited(path, concept, users=users), f"audit, {name}"
             more = whole.megabytes - idle - weights
             found += [
-                Row(f"audit, {name}: {users:,} users, one checkpoint", whole.seconds, "s", target=f"<= {BUDGET}"),
+                Row(f"{label}: {users:,} users, one checkpoint", whole.seconds, "s", target=f"<= {BUDGET}"),
                 Row(
-                    f"audit, {name}: memory above the idle process and {weights:.0f} MB of weights",
-                    more,
-                    "MB",
-                    target=f"<= {MEGABYTES}",
-                ),
-                Row(
-                    f"audit, {name}: {users:,} users against half of them",
-                    whole.seconds,
-                    "s",
-                    f"half: {half.seconds:.1f}",
-                    whole.seconds / half.seconds,
-                    "<= 2",
-                ),
-                Row(
-                    f"audit, {name}: memory with all users against half of them",
-                    whole.megabytes,
-                    "MB",
-                    f"half: {half.megabytes:.0f}",
-                    whole.megabytes / half.megabytes,
-                ),
-                Row(
-                    f"audit, {name}: with --original and its filter control",
-                    held.seconds,
-                    "s",
-                    f"alone: {whole.seconds:.1f}",
-                    held.seconds / whole.seconds,
+                    f"{label}: memory above idle and {weights:.0f} MB of weights", more, "MB", target=f"<= {MEGABYTES}"
                 ),
             ]
+            if name == "T5":
+                half = audited(path, concept, users=users // 2)
+                told = beside("half", half.seconds, whole.seconds)
+                found.append(Row(f"{label}: all users against half", whole.seconds, "s", *told, "<= 2"))
+                told = beside("half", half.megabytes, whole.megabytes)
+                found.append(Row(f"{label}: memory, all users against half", whole.megabytes, "MB", *told))
+                how, other = "two processes of one thread", audited(path, concept, users=users, processes=2)
+            else:
+                how, other = "--dtype bfloat16", audited(path, concept, users=users, dtype="bfloat16")
+            told = beside("one process, float32", whole.seconds, other.seconds)
+            found.append(Row(f"{label}: {how}", other.seconds, "s", *told))
     return found
+
+
+def beside(name: str, peer: float, own: float) -> tuple[str, float]:
+    """The peer with its figure, and the ratio to it."""
+    return f"{name}: {peer:.4g}", own / peer
 
 
 def concept_spec() -> str:

@@ -3,7 +3,9 @@
 The peers are transformers' own `from_pretrained`, and what one writes around safetensors (read the file, `load`, fill a new
 model), which is what recerase did before. Everything is imported first; counted is how far the resident memory rises above
 that (VmHWM; a file that is mapped counts as well) until every weight has been read once: `from_pretrained` maps the file, and
-takes its memory only then. Weights are random: what they take does not depend on them.
+takes its memory only then. What it maps are pages of the file, which the system can take back and read again; what it holds of its
+own is a row beside (RssAnon afterwards, which recerase's weights are all of). Weights are random: what they take does not depend
+on them.
 """
 
 from __future__ import annotations
@@ -34,15 +36,18 @@ def rows(scale: float = 1.0) -> list[Row]:
         _data(home)
         for kind in LAYERS:
             path = _checkpoint(home, kind, max(64, round(WIDTH * scale) // 64 * 64))
-            found += [_row(way, kind, path) for way in (OURS, HALF, *PEERS)]
+            found += [line for way in (OURS, HALF, *PEERS) for line in _rows(way, kind, path)]
     return found
 
 
-def _row(way: str, kind: str, path: Path) -> Row:
+def _rows(way: str, kind: str, path: Path) -> list[Row]:
     weights = (path / "model.safetensors").stat().st_size / 1e6
-    peak = _in_fresh_process(way, path)
-    target = f"<= {TARGET}" if way == OURS else ""
-    return Row(f"peak memory: {way}, {kind}", peak, "MB", f"the weights: {weights:.1f} MB", peak / weights, target)
+    peak, own = _in_fresh_process(way, path)
+    target, beside = f"<= {TARGET}" if way == OURS else "", f"the weights: {weights:.1f} MB"
+    found = [Row(f"peak memory: {way}, {kind}", peak, "MB", beside, peak / weights, target)]
+    if way in (OURS, PEERS[0]):
+        found.append(Row(f"of its own afterwards: {way}, {kind}", own, "MB", beside, own / weights))
+    return found
 
 
 def _data(home: Path) -> None:
@@ -72,15 +77,17 @@ def _checkpoint(home: Path, kind: Any, width: int) -> Path:
     return path
 
 
-def _in_fresh_process(way: str, path: Path) -> float:
+def _in_fresh_process(way: str, path: Path) -> list[float]:
     command = [sys.executable, __file__, way, str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(json.loads(done.stdout.splitlines()[-1]))
+    found: list[float] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
-def peak_of(way: str, path: Path) -> float:
-    """MB that the resident memory of this process rises while the checkpoint is opened that way."""
+def memory_of(way: str, path: Path) -> list[float]:
+    """MB that the resident memory of this process rises while the checkpoint is opened that way, and what of it no file backs then."""
     run = _way(way, path)
+    anonymous = _memory("RssAnon")
     try:
         Path("/proc/self/clear_refs").write_text("5")  # the highest so far is forgotten
         before = _memory("VmRSS")
@@ -90,7 +97,7 @@ def peak_of(way: str, path: Path) -> float:
     module = getattr(getattr(made, "recommender", None), "module", made)
     for parameter in module.parameters() if hasattr(module, "parameters") else ():
         parameter.detach().amax()
-    return _memory("VmHWM") - before
+    return [_memory("VmHWM") - before, _memory("RssAnon") - anonymous]
 
 
 def _way(way: str, path: Path) -> Callable[[], Any]:
@@ -129,6 +136,6 @@ def _memory(field: str) -> float:
 
 if __name__ == "__main__":
     if len(sys.argv) == 3 and not sys.argv[1].startswith("-"):
-        print(json.dumps(peak_of(sys.argv[1], Path(sys.argv[2]))))
+        print(json.dumps(memory_of(sys.argv[1], Path(sys.argv[2]))))
         sys.exit(0)
     sys.exit(main(rows, argparse.ArgumentParser(description=__doc__)))

@@ -223,3 +223,36 @@ def test_listing_knows_files_from_what_serves_writing_them(tmp_path: Path) -> No
 def test_a_digest_of_what_cannot_be_read_is_an_error_of_ours(tmp_path: Path) -> None:
     with pytest.raises(ArtefactError, match=r"missing: No such file.*permissions"):
         disk.sha256_file(tmp_path / "missing")
+
+
+def test_too_many_open_files_have_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(disk.os, "open", refuse)
+    with pytest.raises(WriteError, match="Too many open files") as caught, disk.Scratch([tmp_path / "a"]):
+        pass
+    assert "ulimit -n" in caught.value.remedy
+
+
+@pytest.mark.parametrize(("limit", "spare"), [(1024, 512), (256, 128), (1, 1), (-1, 1 << 20)])
+def test_half_of_the_files_are_spare(limit: int, spare: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk.resource, "getrlimit", lambda _: (limit, limit))
+    assert disk.spare_files() == spare
+
+
+def test_scratch_that_stays_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with disk.scratch_directory(tmp_path) as home:
+        (home / "a").write_bytes(b"1")
+    assert not names(tmp_path)
+
+    def stay(path: Path, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            fail()
+
+    monkeypatch.setattr(disk.shutil, "rmtree", stay)
+    with pytest.raises(WriteError, match="scratch"), disk.scratch_directory(tmp_path):
+        pass
+    (tmp_path / ".scratch").rmdir()
+    with pytest.raises(ZeroDivisionError), disk.scratch_directory(tmp_path):
+        raise ZeroDivisionError

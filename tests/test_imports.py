@@ -16,7 +16,7 @@ SOURCE = Path(recerase.__file__).parent
 MODULES = sorted(SOURCE.rglob("*.py"))
 FLOORS = {
     **dict.fromkeys(["types", "errors", "disk", "outputs", "store", "stats", "runtime", "settings", "resume"], 0),
-    **dict.fromkeys(["parallel", "launching"], 0),
+    **dict.fromkeys(["parallel", "launching", "connection"], 0),
     **dict.fromkeys(["catalog", "sid", "report"], 1),
     **dict.fromkeys(["model", "layouts"], 2),
     **dict.fromkeys(["audit", "erase"], 3),

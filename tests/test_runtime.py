@@ -64,3 +64,12 @@ def test_devices_and_dtypes_that_are_not_there_are_refused() -> None:
 def test_the_code_digest_is_steady() -> None:
     assert code_digest() == code_digest()
     assert len(code_digest()) == 64
+
+
+def test_a_full_device_is_not_one_that_cannot_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(torch, "softmax", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        choose_dtype("float16")

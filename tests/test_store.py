@@ -609,3 +609,13 @@ def test_everything_is_on_the_disk_before_it_is_seen_and_its_name_right_after(
     assert tree <= {entry for entry in log[:moment] if isinstance(entry, int)}
     assert log[moment + 1 :] == [home.stat().st_ino]
     assert old or tmp_path.stat().st_ino in log[:moment]
+
+
+def test_parts_do_not_replace_a_directory(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "kept").write_bytes(b"1")
+    for write in (lambda: store.write_bytes(tmp_path / "a", b"x"), lambda: store.write_parts(tmp_path / "a", [b"x"])):
+        with pytest.raises(WriteError, match="Is a directory"):
+            write()
+    assert names(tmp_path) == ["a"]
+    assert names(tmp_path / "a") == ["kept"]

@@ -67,6 +67,9 @@ def run(argv: Sequence[str]) -> int:
                 f"recerase: The path {error.filename!s:.80}... is longer than the system allows. Give a shorter one."
             )
             return _USAGE
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, of a device; torch may not have been imported
+            _complain("recerase: out of memory on the device. Use a smaller --batch, or --device cpu.", error)
+            return _COULD_NOT_FINISH
         traceback.print_exc()
         _complain("recerase: this is a bug; nothing was published. Please report the traceback above.")
         return _COULD_NOT_FINISH

@@ -285,7 +285,8 @@ def audit(
         }
         state.open(run_key(run, run.seed, data_digest(catalogue), **entries), resume, observer)
         report = gated(audited(inputs, run, observer, max_users=max_users, state=state), fail_on, accepted)
-        write_reports(report, outputs)
+        if workers().main:
+            write_reports(report, outputs)
     return report
 
 

@@ -111,11 +111,13 @@ def read_policy(policy: str | Path | Policy | None) -> Policy:
 
 def open_sids(
     path: str | Path, items: Items, embeddings: str | Path | None, observer: Observer
-) -> tuple[SidTable, Codebooks | None, FloatArray]:
+) -> tuple[SidTable, Codebooks | None, FloatArray | None]:
     """Table, codebooks and item embeddings of a directory made by `tokenize`, or of a table made elsewhere.
 
     A table alone (sids.parquet, or JSON as published by others) gets codebooks fitted to it, from `embeddings` or else from the
     items' own words; how far they reproduce it is told to the observer and kept with them. SIDs that differ in length get none.
+    Codebooks without embeddings (a stream keeps none) stay without: the words of the items lie in another space. `embeddings` are
+    put beside the codebooks that the SIDs were made with when these give the stored codes from them.
     """
     from recerase.catalog.embed import load_embeddings, text_embeddings
     from recerase.layouts.native import load_sids
@@ -127,16 +129,35 @@ def open_sids(
     else:
         table, codebooks, points = read_table(path).aligned(items.item_ids), None, None
     if embeddings is not None:
-        points, codebooks = load_embeddings(embeddings, items), None
-    if points is None:
+        points = load_embeddings(embeddings, items)
+        if codebooks is not None and not codebooks.fitted and not _reproduced(table, codebooks, points):
+            observer.note(f"the embeddings given are not those that {path} was made from")
+            codebooks = None
+        codebooks = None if codebooks is None or codebooks.fitted else codebooks
+    elif points is None and codebooks is not None:
+        observer.note(
+            f"{path} has codebooks and no item embeddings: tokenize with --keep-embeddings to erase with TRACER, "
+            "or to audit with nearest and neighbours"
+        )
+    elif points is None:
         points = text_embeddings(items)
     if codebooks is None and table.ragged:
         observer.note(f"the SIDs of {path} differ in length, so no codebooks are fitted to them")
     elif codebooks is None:
+        assert points is not None
         codebooks = fit_codebooks(points, table)
         shares = ", ".join(f"{share:.0%}" for share in codebooks.agreement)
         observer.note(f"codebooks fitted to {path}: they give {shares} of its codes, level by level")
     return table, codebooks, points
+
+
+def _reproduced(table: SidTable, codebooks: Codebooks, points: FloatArray) -> bool:
+    """Whether codebooks give from embeddings [N, D] the codes of every item that collision resolution left alone."""
+    sizes = tuple(len(words) for words in codebooks.vectors)
+    if table.ragged or sizes != table.schema.codes or points.shape[1] != len(codebooks.recipe.centre):
+        return False
+    rows = np.flatnonzero(table.present & ~table.resolved)
+    return len(rows) > 0 and np.array_equal(codebooks.encode(points[rows]), table.codes[rows])
 
 
 def whole_histories(catalogue: Catalogue) -> Histories:

@@ -14,6 +14,7 @@ import fcntl
 import functools
 import hashlib
 import os
+import resource
 import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator
@@ -33,6 +34,8 @@ _REMEDIES = {
     errno.ENOSPC: "Nothing was replaced; free some space.",
     errno.EDQUOT: "Nothing was replaced; the disk quota is used up: free some space.",
     errno.EFBIG: "Nothing was replaced; the file is larger than the system allows: see `ulimit -f`.",
+    errno.EMFILE: "Nothing was replaced; allow more open files: see `ulimit -n`.",
+    errno.ENFILE: "Nothing was replaced; the system has too many files open: end other programs.",
     errno.EIO: "Nothing was replaced; check the disk.",
     errno.EPERM: _PERMISSIONS,
     errno.EACCES: _PERMISSIONS,
@@ -111,8 +114,14 @@ def write_synced_parts(path: Path, parts: Iterable[bytes]) -> str:
     return digest.hexdigest()
 
 
+def spare_files() -> int:
+    """How many files may be open at once beside those that a process has open anyway."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return 1 << 20 if limit == resource.RLIM_INFINITY else max(1, limit // 2)
+
+
 class Scratch:
-    """Files that only this run reads, appended to in any order and never synced; whoever made their directory removes it."""
+    """Files that only this run reads, appended to in any order and never synced, in a directory that is there and others remove."""
 
     def __init__(self, paths: Iterable[Path]) -> None:
         self._paths, self._open = tuple(paths), list[int]()
@@ -120,7 +129,6 @@ class Scratch:
     def __enter__(self) -> Scratch:
         try:
             for path in self._paths:
-                path.parent.mkdir(parents=True, exist_ok=True)
                 self._open.append(os.open(path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600))
         except OSError as error:
             self.__exit__()
@@ -144,7 +152,10 @@ class Scratch:
 
 @contextlib.contextmanager
 def scratch_directory(parent: Path) -> Iterator[Path]:
-    """A directory for scratch files below one that this run alone writes to, gone at the end of the block."""
+    """A directory for scratch files below one that this run alone writes to, gone at the end of the block.
+
+    Raises WriteError when it cannot be made, or not be removed: it must not be published with what is around it.
+    """
     home = parent / ".scratch"
     try:
         home.mkdir()
@@ -152,8 +163,13 @@ def scratch_directory(parent: Path) -> Iterator[Path]:
         raise write_error(home, error) from error
     try:
         yield home
-    finally:
+    except BaseException:
         shutil.rmtree(home, ignore_errors=True)
+        raise
+    try:
+        shutil.rmtree(home)
+    except OSError as error:
+        raise write_error(home, error) from error
 
 
 def put(staging: Path, target: Path, *, replace: bool) -> None:

@@ -8,7 +8,7 @@ processes the main one writes and reads back, and the others audit what it read.
 
 from __future__ import annotations
 
-import copy
+import hashlib
 import json
 import os
 import time
@@ -40,7 +40,7 @@ from recerase.parallel import workers
 from recerase.reporting import check_outputs, render_reports, write_rendered
 from recerase.resume import RunState
 from recerase.runtime import RunConfig, choose_device, environment, only_as_stored, pinned
-from recerase.store import canonical_json, publish, read_bytes, sha256_bytes, write_bytes, write_manifest
+from recerase.store import canonical_json, publish, read_bytes, write_bytes, write_manifest
 from recerase.types import SILENT, Observer, Policy, Report, Scope, Verdict
 
 if TYPE_CHECKING:
@@ -112,8 +112,11 @@ def erase(
         report = audited(judged, run, observer, max_users=max_users, state=state)
         done = {**facts, "changes": changes(before, judged.subject)}
         report = replace(report, method=done, run={**report.run, "erase_seconds": seconds})
-        rendered = render_reports(report, outputs)  # before publishing: a report that cannot be made is a crash
-        _put_report(result, report)
+        rendered: dict[Path, bytes] = {}
+        if workers().main:
+            rendered = render_reports(report, outputs)  # before publishing: a report that cannot be made is a crash
+            _put_report(result, report)
+        workers().wait()  # what is published is everybody's
     _write_beside(rendered, report, out)
     return report
 
@@ -226,18 +229,23 @@ def _read_back(directory: Path, catalogue: Catalogue, run: RunConfig) -> Checkpo
     portable = None
     if read is not None:
         model = read.recommender
-        portable = replace(read, recommender=model.around(copy.deepcopy(model.module).cpu()))
+        model.module.cpu()  # and back: a copy would need the device's memory
+        portable = replace(read, recommender=model.around(model.module))
     told: Checkpoint = workers().told(portable)
-    if read is not None:
-        return read
-    told.recommender.module.to(choose_device(run.device))
-    return told
+    here = told if read is None else read
+    here.recommender.module.to(choose_device(run.device))
+    return here
 
 
 def _digest(model: Recommender) -> str:
-    """sha256 over all weights."""
-    tensors = model.module.state_dict().values()
-    return sha256_bytes(b"".join(tensor.detach().cpu().float().numpy().tobytes() for tensor in tensors))
+    """sha256 over all weights, each with its name, dtype and shape."""
+    import torch
+
+    whole = hashlib.sha256()
+    for name, tensor in model.module.state_dict().items():
+        whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        whole.update(tensor.detach().cpu().flatten().contiguous().view(torch.uint8).numpy())
+    return whole.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -272,10 +280,11 @@ def plan_erase(
     settings = make_config(eraser, preset, key_values(overrides))
     catalogue = load_catalogue(data)
     if is_native(Path(checkpoint)):
-        table, _, embeddings = load_sids(checkpoint, item_ids=catalogue.items.item_ids)
+        table, codebooks, embeddings = load_sids(checkpoint, item_ids=catalogue.items.item_ids)
     else:
         opened = with_codebooks(open_checkpoint_for(checkpoint, catalogue, run), catalogue.items, SILENT)
-        table, embeddings = opened.table, opened.embeddings
+        table, codebooks, embeddings = opened.table, opened.codebooks, opened.embeddings
+    eraser.check(table, codebooks, embeddings, settings)
     chosen = choose_concept(concept, catalogue, embeddings)
     seen = preview(chosen, catalogue, table, embeddings)
     return Plan(eraser, asdict(settings), concept_facts(chosen, catalogue), seen, scope)

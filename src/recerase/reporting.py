@@ -177,7 +177,9 @@ def _unlike(report: Report, role: str, place: Path) -> Iterator[str]:
             if layout.name == "native" or (place / MANIFEST).is_file():
                 verify_manifest(place)
             if layout.digest is None:
-                raise UsageError(f"{place} is of layout {layout.name}, whose digest is not told by its files alone.", "")
+                raise UsageError(
+                    f"{place} is of layout {layout.name}, whose digest is not told by its files alone.", ""
+                )
             found = layout.digest(place)
     except (ArtefactError, UsageError) as error:
         yield error.message

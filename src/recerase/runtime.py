@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recerase.errors import UsageError
-from recerase.parallel import local_processes, workers
+from recerase.parallel import companions_here, local_processes, workers
 from recerase.store import sha256_bytes
 from recerase.types import Environment
 
@@ -44,15 +44,33 @@ class RunConfig:
 
 
 def available_threads() -> int:
-    """Cores this process may use: its CPU affinity, not the machine's size, divided among the processes of this run here."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // local_processes())
+    """Cores this process may use: its CPU affinity, not the machine's size, divided among the processes of this run here.
+
+    A launcher may have bound its processes to cores of their own already: then it has more of them than this one.
+    """
+    own = _cores(0)
+    all_together = own if companions_here() or local_processes() == 1 else max(own, _cores(os.getppid()))
+    return min(own, max(1, all_together // local_processes()))
+
+
+def _cores(process: int) -> int:
+    """How many cores a process may use (0: this one); 1 where it cannot be asked."""
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    try:
+        return len(os.sched_getaffinity(process))
+    except OSError:
+        return 1
 
 
 def choose_device(name: str = "auto") -> str:
-    """`auto` -> cuda when there is one, else cpu; any other name is checked. Raises UsageError for what torch lacks."""
+    """`auto` -> cuda when there is one, else cpu; any other name is checked.
+
+    Raises UsageError for what torch lacks, and for what several processes of this machine cannot share.
+    """
     import torch
 
+    _check_shared(name)
     workers().meet()  # each process takes its own of the devices here
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
@@ -67,6 +85,22 @@ def choose_device(name: str = "auto") -> str:
         reason = str(error).splitlines()[0].rstrip(".")
         raise UsageError(f"Device {name!r} cannot be used: {reason:.160}.", remedy) from error
     return name
+
+
+def _check_shared(name: str) -> None:
+    """Each of several processes has a GPU of its own, or none has."""
+    import torch
+
+    local = local_processes()
+    if local > 1 and name.startswith("cuda:"):
+        raise UsageError(f"{local} processes cannot share --device {name}.", "Pass --device cuda: each takes its own.")
+    if companions_here() and name in ("auto", "cuda") and torch.cuda.is_available():
+        devices = torch.cuda.device_count()
+        if devices < local:
+            raise UsageError(
+                f"{local} processes were asked for, and there are {devices} GPUs.",
+                f"Ask for at most {devices}, or pass --device cpu.",
+            )
 
 
 def choose_dtype(name: str | None, device: str = "cpu") -> torch.dtype | None:
@@ -84,6 +118,8 @@ def choose_dtype(name: str | None, device: str = "cpu") -> torch.dtype | None:
     try:
         some = torch.ones(2, 2, dtype=known[name], device=device)
         torch.softmax(some @ some, -1)
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, TypeError) as error:
         raise UsageError(f"Device {device!r} does not compute in {name}.", "Leave --dtype out.") from error
     return known[name]
@@ -128,7 +164,7 @@ def pinned(threads: int | None = None, seed: int = 0) -> Iterator[int]:
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     debugging: Any = torch.utils.deterministic
     fills = debugging.fill_uninitialized_memory
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), _steady_attention():
         torch.set_num_threads(count)
         torch.use_deterministic_algorithms(True, warn_only=True)
         debugging.fill_uninitialized_memory = False  # a debugging aid that costs a pass a tensor
@@ -139,6 +175,18 @@ def pinned(threads: int | None = None, seed: int = 0) -> Iterator[int]:
             debugging.fill_uninitialized_memory = fills
             torch.use_deterministic_algorithms(strict, warn_only=warn_only)
             torch.set_num_threads(before)
+
+
+def _steady_attention() -> AbstractContextManager[None]:
+    """On CUDA attention by plain products: the fused kernels' gradients differ from run to run, and only warn of it."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return nullcontext()
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    steady: AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH)
+    return steady
 
 
 def code_digest() -> str:

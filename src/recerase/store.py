@@ -126,6 +126,8 @@ def write_parts(path: str | os.PathLike[str], parts: Iterable[bytes]) -> str:
     target = resolved(path)
     try:
         with staging_place(target, wait=True) as staging:
+            if target.is_dir() and not target.is_symlink():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
             digest = write_synced_parts(staging, parts)
             if digest_of(staging) != digest:
                 raise WriteError(

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from recerase.sid.quantize import TokenizeConfig
     from recerase.sid.stream import Source
 
-_IDS = 1 << 16
-"""Ids of two datasets compared at a time."""
+_IDS, _NUMBERS = 1 << 16, 1 << 22
+"""Ids of two datasets compared at a time; numbers of embeddings written at a time."""
 
 
 def is_streamed(items: str | Path, embeddings: str | Path | None) -> bool:
@@ -57,7 +57,8 @@ def tokenize_stream(
 
     Raises:
         DataError: the files are not that, or an id occurs twice.
-        UsageError: more items than SIDs, or more with one first code than SIDs that begin with it.
+        UsageError: more items than SIDs, or than SIDs that begin with one first code; more than 262,144 copies of one vector; or
+            several processes that do not all see `out`.
     """
     from recerase.layouts.pieces import save_streamed_sids
     from recerase.sid.quantize import TokenizeConfig
@@ -69,6 +70,10 @@ def tokenize_stream(
         result = stack.enter_context(publish(Path(out), inputs=given_paths(items, embeddings), force=force))
         home = stack.enter_context(scratch_directory(result.directory)) if crew.main else None
         scratch = Path(crew.told(str(home)))
+        if not all(crew.gathered(scratch.is_dir())):
+            raise UsageError(
+                "--out must be on storage that every process sees.", "Name another place, or use one machine."
+            )
         source, made_of = _source(items, embeddings, dims, config, scratch, crew, observer)
         made = stream(source, config, scratch, crew, observer)
         kept = len(source) if keep_embeddings else 0
@@ -78,7 +83,7 @@ def tokenize_stream(
             sid_rows(source, made),
             SidSchema.native([config.codes] * config.levels, "unique" if config.resolve != "none" else "allowed"),
             made.codebooks,
-            source.vectors(_IDS) if kept else (),
+            source.vectors(max(1, min(_IDS, _NUMBERS // source.width))) if kept else (),
             kept,
         )
         observer.finish("write")
@@ -117,7 +122,7 @@ def _source(
         return source, {"from": "text of a sample", "items": fitted}
     if dims is not None:
         raise UsageError("The width of embeddings that are given is theirs.", "Leave out --dims.")
-    if embeddings is not None and Path(embeddings).suffix != ".parquet" and not Path(embeddings).is_dir():
+    if embeddings is not None and Path(embeddings).suffix.lower() != ".parquet" and not Path(embeddings).is_dir():
         raise UsageError(
             f"{embeddings} is read whole, and cannot be streamed.",
             "Give a parquet file, or a directory of them, with columns item_id and vector.",

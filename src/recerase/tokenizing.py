@@ -248,10 +248,12 @@ def _extended(staging: Path, source: _Source, directory: Path, observer: Observe
     from recerase.sid.extend import check_extendable, check_same, extend, new_rows
 
     table, codebooks, stored = load_sids(directory)
+    before = read_manifest(directory)["provenance"]
+    if stored is None or source.kind == "text":
+        _refuse_sampled(before, directory)
     codebooks = check_extendable(table, codebooks, stored)
     assert stored is not None
     old, new = new_rows(table, source.items.item_ids)
-    before = read_manifest(directory)["provenance"]
     if before.get("command") == "erase":
         raise UsageError(
             f"{directory} is an erased checkpoint: a new item could get a SID that the concept had, and with it its audience.",
@@ -283,6 +285,16 @@ def _extended(staging: Path, source: _Source, directory: Path, observer: Observe
         "environment": asdict(environment()),
     }
     return _Made(provenance, quality, int(stored.shape[1]), len(new))
+
+
+def _refuse_sampled(provenance: Mapping[str, Any], directory: Path) -> None:
+    """Raises UsageError for words that were streamed: the space they were embedded in is not kept."""
+    recipe = provenance.get("embeddings")
+    if isinstance(recipe, dict) and recipe.get("from") == "text of a sample":
+        raise UsageError(
+            f"{directory} was made in a stream from the words of a sample of its items, and cannot be extended.",
+            "Tokenize the grown catalogue afresh.",
+        )
 
 
 def _text_recipe(provenance: Mapping[str, Any], directory: Path) -> tuple[int, int, int]:

@@ -58,12 +58,38 @@ def test_a_benchmark_without_its_data_says_so(
     monkeypatch.setattr(bench, "HERE", tmp_path / "a" / "b")
     monkeypatch.setenv("RECERASE_DATA", str(tmp_path))
     monkeypatch.setattr("sys.argv", ["bench"])
-    assert bench.main(lambda scale: [bench.data_directory("nothing")], argparse.ArgumentParser()) == 0
+    assert bench.main(lambda scale: [bench.data_directory("nothing")], argparse.ArgumentParser()) == bench.WITHOUT_DATA
     assert "not run: needs the data set nothing" in capsys.readouterr().out
 
 
 def test_the_page_has_every_benchmark_in_order(bench: ModuleType) -> None:
-    found = {"bench_b": {"seconds": 2.0, "rows": []}, "bench_a": None}
-    page = bench.page(found, "a machine")
+    found = {"bench_b": {"seconds": 2.0, "rows": [], "made": "a machine"}, "bench_a": None}
+    page = bench.page(found)
     assert page.index("bench_a") < page.index("bench_b")
     assert "not run" in page
+
+
+@pytest.mark.parametrize(
+    ("script", "code", "told"),
+    [
+        ("raise SystemExit('the lists differ')", 1, "did not end"),
+        ("raise SystemExit(77)", 0, "every target is met"),
+        ("raise RuntimeError('x')", 1, "did not end"),
+    ],
+)
+def test_a_benchmark_that_crashes_is_no_target_met(
+    bench: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    script: str,
+    code: int,
+    told: str,
+) -> None:
+    for name in ("PAGE", "FIGURES"):
+        monkeypatch.setattr(bench, name, tmp_path / name)
+    monkeypatch.setattr(bench, "HERE", tmp_path)
+    (tmp_path / "bench_x.py").write_text(script)
+    assert bench.run_all([]) == code
+    assert told in capsys.readouterr().out
+    assert bench.run_all(["bench_y"]) == 2

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from recerase.catalog import demo
+from recerase.catalog import dataset, demo
 from recerase.catalog.dataset import Dataset
 from recerase.catalog.embed import documents, text_embeddings
 from recerase.catalog.items import items_from_table
@@ -121,9 +121,10 @@ def test_rows_that_cannot_be_used_are_named(tmp_path: Path, columns: dict[str, A
 
 
 def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "nothing.parquet"):
-        with pytest.raises(DataError, match="no parquet file"):
-            Dataset.open(path)
+    with pytest.raises(DataError, match="no parquet file"):
+        Dataset.open(tmp_path)
+    with pytest.raises(DataError, match=r"There is no file or directory .*nothing\.parquet"):
+        Dataset.open(tmp_path / "nothing.parquet")
     pq.write_table(spoilt().slice(0, 0), tmp_path / "0.parquet")
     with pytest.raises(DataError, match="no rows"):
         Dataset.open(tmp_path)
@@ -195,3 +196,63 @@ def test_words_need_their_columns_in_every_file(shop: Path, tmp_path: Path) -> N
         pq.write_table(table.drop_columns([name]), tmp_path / "1.parquet")
         with pytest.raises(DataError, match=rf"1\.parquet has no column {name}"):
             embedded(Dataset.open(tmp_path), 16, 0, tmp_path, (0, 520))
+
+
+def claiming(data: bytes, rows: int, claimed: int, places: list[int]) -> bytes:
+    """A parquet file whose footer says `claimed` where it said `rows`: at those of the places where this number stands."""
+
+    def number(n: int) -> bytes:  # thrift's zigzag varint
+        n, out = 2 * n, b""
+        while n > 127:
+            n, out = n >> 7, out + bytes([n & 127 | 128])
+        return out + bytes([n])
+
+    start = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    footer, old, new = bytearray(data[start:-8]), number(rows), number(claimed)
+    found = [at for at in range(len(footer)) if footer.startswith(old, at)]
+    for place in places:
+        footer[found[place] : found[place] + len(old)] = new
+    assert len(new) == len(old)
+    return data[:start] + bytes(footer) + data[-8:]
+
+
+@pytest.mark.parametrize(
+    ("places", "said"),
+    [([0], "do not make up the 1,737 rows"), ([-1], "do not make up"), ([0, -1], "its rows end at 1,237, of 1,737")],
+)
+def test_rows_that_the_footer_claims_and_the_file_lacks_are_told(tmp_path: Path, places: list[int], said: str) -> None:
+    path = tmp_path / "0.parquet"
+    pq.write_table(pa.table({"item_id": [f"i{i}" for i in range(1237)], "vector": [[1.0, 2.0]] * 1237}), path)
+    path.write_bytes(claiming(path.read_bytes(), 1237, 1737, places))
+    with pytest.raises(DataError, match=said):
+        list(Dataset.open(tmp_path).vectors(500))
+
+
+def test_wide_vectors_are_read_few_at_a_time_and_very_wide_ones_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = Dataset.open(write(tmp_path / "d", [50]))
+    monkeypatch.setattr(dataset, "_NUMBERS", 4 * D)
+    assert {len(table) for table in data._pieces(["vector"], 0, N)} == {4, 2, 3}
+    assert np.concatenate(list(data.vectors(9))).tobytes() == X.tobytes()
+    pq.write_table(pa.table({"item_id": ["a"], "vector": [[0.0] * 65_537]}), tmp_path / "wide.parquet")
+    with pytest.raises(DataError, match="a vector of 65,537 numbers"):
+        list(Dataset.open(tmp_path / "wide.parquet").blocks(1))
+
+
+def test_files_that_would_be_passed_over_are_told(tmp_path: Path) -> None:
+    home = write(tmp_path / "d", [50])
+    for hidden in (".old", "_temporary"):
+        (home / hidden).mkdir()
+        (home / hidden / "0.parquet").write_bytes(b"")
+    (home / "notes").mkdir()
+    (home / "01.parquet").rename(home / "01.PARQUET")
+    assert len(Dataset.open(home)) == N
+    (home / "year=2020" / "month=1").mkdir(parents=True)
+    pq.write_table(spoilt(), home / "year=2020" / "month=1" / "0.parquet")
+    with pytest.raises(DataError, match=r"in sub-directories, year=2020/month=1/0\.parquet first"):
+        Dataset.open(home)
+    (tmp_path / "data").mkdir()
+    pq.write_table(spoilt(), tmp_path / "data" / "interactions.parquet")
+    with pytest.raises(DataError, match=r"has interactions\.parquet and no items\.parquet"):
+        Dataset.open(tmp_path / "data")

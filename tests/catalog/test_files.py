@@ -6,7 +6,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from recerase.catalog.files import parquet_names, parquet_table, read_data, read_file, read_verified
+from recerase.catalog.files import (
+    Verified,
+    parquet_names,
+    parquet_table,
+    read_data,
+    read_file,
+    read_verified,
+    reading_verified,
+)
 from recerase.errors import ArtefactError
 from recerase.store import MANIFEST, write_manifest
 
@@ -71,3 +79,20 @@ def test_a_manifest_decides_what_is_read(tmp_path: Path) -> None:
     (tmp_path / "a").unlink()
     with pytest.raises(ArtefactError, match="a"):
         read_file(tmp_path / "a")
+
+
+@pytest.mark.parametrize("step", ["fill", "sha256"])
+def test_a_disk_that_fails_while_it_is_read_is_an_artefact_error(
+    tmp_path: Path, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    (tmp_path / "a").write_bytes(b"one")
+    manifest = write_manifest(tmp_path, {})
+    monkeypatch.setattr(Verified, step, fail)
+    with (
+        pytest.raises(ArtefactError, match=r"Cannot read .*a: Input/output error"),
+        reading_verified(tmp_path, "a", manifest) as file,
+    ):
+        file.read(3)

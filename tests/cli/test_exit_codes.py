@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from recerase import __main__, errors
 
@@ -53,7 +54,10 @@ def test_an_error_becomes_its_code_and_one_line(
     assert err == "recerase: The thing is wrong. Do this.\n"
 
 
-@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (MemoryError(), 3), (ZeroDivisionError(), 3)])
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(KeyboardInterrupt(), 130), (MemoryError(), 3), (torch.OutOfMemoryError(), 3), (ZeroDivisionError(), 3)],
+)
 def test_what_no_class_claims(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException, code: int
 ) -> None:

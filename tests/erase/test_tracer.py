@@ -204,7 +204,7 @@ def test_reassigning_needs_codebooks_and_embeddings_and_settling_does_not(
     ask: Callable[..., EraseRequest], missing: str
 ) -> None:
     request = ask(**{missing: None})
-    with pytest.raises(UsageError, match="needs the codebooks and item embeddings") as caught:
+    with pytest.raises(UsageError, match=f"needs the (item )?{missing} behind") as caught:
         erase(request, QUICK)
     assert "renormalise" in caught.value.remedy
     erase(request, dataclasses.replace(RenormaliseConfig(), settle_steps=1, pool=1, batch=8))

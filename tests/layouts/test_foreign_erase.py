@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,7 @@ def theirs(name: str, out: Path, old: dict[str, list], new: dict[str, list]) -> 
     assert all(torch.equal(state[key], tensor) for key, tensor in loaded.items())
     assert ours.codebooks is not None
     assert ours.codebooks.fitted
+    assert pickle.dumps(ours)  # so that it can be told to other processes
     ids = [str(item) for item in range(fixtures.N)]
     aligned = open_checkpoint(out, item_ids=ids, trust_pickle=True)
     place = {item: row for row, item in enumerate(ours.table.item_ids)}
@@ -131,6 +133,9 @@ def test_codebooks_that_say_nothing_are_refused(home: Path, tmp_path: Path) -> N
             run=RunConfig(threads=1, device="cpu"),
         )
     assert "min_agreement=0" in refused.value.remedy
+    with pytest.raises(EraseError, match="min_agreement"):
+        api.plan_erase(*given[:3], run=RunConfig(threads=1, device="cpu"))
+    assert api.plan_erase(*given[:3], method="npo", run=RunConfig(threads=1, device="cpu")).preview is not None
     assert not (tmp_path / "out").exists()
 
 

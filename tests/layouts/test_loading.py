@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load, load_file, save
 
 from recerase.catalog.files import reading_verified
-from recerase.errors import ArtefactError, CheckpointError
+from recerase.errors import ArtefactError, CheckpointError, UsageError
 from recerase.layouts import native
 from recerase.layouts.native import load_checkpoint, save_checkpoint
 from recerase.layouts.tensors import numpy_memory, read_safetensors, torch_memory
@@ -175,6 +175,19 @@ def test_nan_is_refused(tmp_path: Path, sids: tuple[Any, ...]) -> None:
     write_manifest(path, {})
     with pytest.raises(CheckpointError, match=r"lm_head\.weight holds NaN"):
         load_checkpoint(path)
+
+
+def test_weights_that_a_dtype_cannot_hold_are_not_made_infinite(tmp_path: Path, sids: tuple[Any, ...]) -> None:
+    path = published(tmp_path / "ckpt", sids)
+    weights = load((path / "model.safetensors").read_bytes())
+    weights["lm_head.weight"][3, 2] = -1e6
+    (path / "model.safetensors").write_bytes(save(weights))
+    write_manifest(path, {})
+    with pytest.raises(UsageError, match="does not fit into float16") as caught:
+        load_checkpoint(path, dtype=torch.float16)
+    assert "bfloat16" in caught.value.remedy
+    state = load_checkpoint(path, dtype=torch.bfloat16).recommender.module.state_dict()
+    assert all(bool(tensor.isfinite().all()) for tensor in state.values())
 
 
 def test_tensors_of_a_pickle_that_share_memory_do_not_share_it_afterwards(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def test_histories_read_as_the_tool_writes_them(
 
 def bare_model(kind: str, table: SidTable, prompt: Prompt | None = None) -> Recommender:
     config = ModelConfig(kind=kind, width=8, layers=1, heads=2, feed_forward=8, window=6)  # type: ignore[arg-type]
-    made = new_recommender(config, table.schema, 0)
+    made = new_recommender(config, replace(table.schema, bos=max(table.schema.bos, 0)), 0)
     return wrap(made.module, table.schema, 6, prompt)
 
 
@@ -204,3 +205,36 @@ def test_a_prompt_of_another_vocabulary_is_refused() -> None:
     for prompt in (Prompt((900,), (), (), (1,)), Prompt((), (), (), ())):
         with pytest.raises(CheckpointError, match="prompt names"):
             wrap(model.module, table.schema, 6, prompt)
+
+
+def test_what_a_prompt_begins_with_needs_no_bos() -> None:
+    """Special tokens that a prompt spells itself, or does without, may be missing from the schema."""
+    schema = SidSchema.native(CODES)
+    table = SidTable.build(["a"], np.zeros((1, 3), np.int32), schema)
+    prompt = Prompt((1,), (), (2,), (1, 2))
+    for kind in ("causal", "seq2seq"):
+        bare = replace(schema, pad=-1, bos=-1, eos=-1)
+        model = wrap(bare_model(kind, table).module, bare, 6, prompt)
+        tokens, lengths = model.tokens(Histories.from_lists([[0], []]), table)
+        assert tokens.tolist() == [[1, *table.rows()[0].tolist(), 2], [1, 2, 0, 0, 0]]
+        assert lengths.tolist() == [5, 2]
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_a_prompt_counts_among_the_positions(kind: str) -> None:
+    """Angles that change with the length are computed where no history is long enough, its prompt included."""
+    table = SidTable.build(["a", "b"], np.array([[0, 0, 0], [1, 1, 1]], np.int32), SidSchema.native(CODES))
+    made = bare_model("causal", table)
+    prompt = Prompt((1,) * 7, (2, 2), (1,) * 5, (1,))
+    config: Any = made.module.config
+    tokens, _ = wrap(made.module, table.schema, 6, prompt).tokens(Histories.from_lists([[0, 1] * 4]), table)
+    reach = tokens.shape[1] + table.levels
+    for limit in (reach, reach - 1):
+        own = {"original_max_position_embeddings": limit} if kind == "longrope" else {}
+        config.max_position_embeddings = limit if kind == "dynamic" else 1000
+        config.rope_parameters = {"rope_type": kind, "rope_theta": 10.0, "factor": 2.0, **own}
+        if limit == reach:
+            wrap(made.module, table.schema, 6, prompt)
+            continue
+        with pytest.raises(CheckpointError, match=f"rope_type '{kind}'.* longest"):
+            wrap(made.module, table.schema, 6, prompt)

@@ -165,8 +165,8 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "angles by length": (
         "llama",
-        {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10.0, "factor": 2.0}},
-        "rope_type 'dynamic'",
+        {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10.0, "factor": 2.0}, "max_position_embeddings": 28},
+        r"rope_type 'dynamic'.* longest",
     ),
 }
 

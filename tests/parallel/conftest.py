@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from recerase.__main__ import run
 from recerase.catalog import load_catalogue
 from recerase.catalog.demo import DEMO_CONCEPT, demo_catalogue
 from recerase.catalog.readers import write_catalogue
+from recerase.model import recommender
 from recerase.store import publish
 
 POLICY = """schema = "recerase.policy/1"
@@ -42,7 +43,7 @@ class Ended:
 class Pair:
     """Two processes of one run; each works in a directory of its own, so that what it writes by a relative name is seen."""
 
-    def __init__(self, home: Path, argv: list[str], code: str | None = None) -> None:
+    def __init__(self, home: Path, argv: list[str], code: str | None = None, **more: str) -> None:
         self.homes = [home / f"rank{rank}" for rank in range(2)]
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -60,9 +61,9 @@ class Pair:
                     "LOCAL_WORLD_SIZE": "2",
                     "MASTER_ADDR": "127.0.0.1",
                     "MASTER_PORT": port,
-                    "OMP_NUM_THREADS": "1",
                     "OMP_WAIT_POLICY": "PASSIVE",
                     "RECERASE_TIMEOUT": "120",
+                    **more,
                 },
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -92,8 +93,8 @@ def pair(tmp_path: Path) -> Iterator[Callable[..., Pair]]:
     """`pair(argv)` starts two processes of `recerase argv`; `code=` a program of its own. None outlives the test."""
     started: list[Pair] = []
 
-    def start(argv: list[str], code: str | None = None) -> Pair:
-        started.append(Pair(tmp_path, argv, code))
+    def start(argv: list[str], code: str | None = None, **more: str) -> Pair:
+        started.append(Pair(tmp_path, argv, code, **more))
         return started[-1]
 
     yield start
@@ -129,13 +130,16 @@ class World:
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """data, sids, model and policy.toml of a tiny shop (200 items, 90 users)."""
+    """data, sids, model (trained without dropout) and policy.toml of a tiny shop (200 items, 90 users)."""
     home = tmp_path_factory.mktemp("world")
-    with publish(home / "data") as made:
-        write_catalogue(made.directory, *demo_catalogue(0, n_items=200, n_users=90))
-        made.provenance = {"command": "test"}
+    with publish(home / "data") as result:
+        write_catalogue(result.directory, *demo_catalogue(0, n_items=200, n_users=90))
+        result.provenance = {"command": "test"}
     (home / "policy.toml").write_text(POLICY)
     made_world = World(home)
     assert run(["tokenize", f"{home}/data", "--out", f"{home}/sids", "--codes", "8", "--dims", "16", "-q"]) == 0
-    assert run(made_world.train(f"{home}/model")) == 0
+    made = recommender.new_recommender
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recommender, "new_recommender", lambda c, *more: made(replace(c, dropout=0.0), *more))
+        assert run(made_world.train(f"{home}/model")) == 0
     return made_world

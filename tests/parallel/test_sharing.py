@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,9 @@ from torch import Tensor
 
 from recerase.audit.readings import BLOCK, _blocks
 from recerase.catalog.interactions import Histories
+from recerase.erase import target as erasing
+from recerase.erase.target import Target, Teacher
+from recerase.erasure import _digest
 from recerase.model import training
 from recerase.model.recommender import ModelConfig, Recommender, new_recommender
 from recerase.model.training import IGNORED, TrainConfig, _batches, _shared, sequence_loss
@@ -129,3 +133,69 @@ def test_blocks_hold_every_batch_in_order_and_are_enough_to_share(n: int) -> Non
     assert np.concatenate(blocks).tolist() == list(range(n))
     assert max(map(len, blocks)) <= BLOCK
     assert len(blocks) >= min(n, 16)
+
+
+class Threaded(Workers):
+    """One of several processes, each played by a thread, so that what is exchanged can depend on what was before."""
+
+    def __init__(self, rank: int, size: int, board: list[Any], barrier: threading.Barrier) -> None:
+        super().__init__(rank, size)
+        object.__setattr__(self, "board", board)
+        object.__setattr__(self, "barrier", barrier)
+
+    def gathered(self, value: Any) -> list[Any]:
+        own: Any = self
+        own.board[self.rank] = value
+        own.barrier.wait()
+        found = list(own.board)
+        own.barrier.wait()
+        return found
+
+
+@pytest.mark.parametrize("kind", ["causal", "seq2seq"])
+def test_targets_that_are_shared_are_those_of_one_process(
+    kind: str, table: SidTable, sequences: Histories, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """7 histories: for 2 and 3 processes parts of different sizes, for 9 fewer than processes. Twice, as draws go on."""
+    model, members = make(kind, table), np.isin(np.arange(20), [0, 1, 2, 3, 4, 7, 11])
+    drawn = np.full(7, -1)
+    local = threading.local()
+    monkeypatch.setattr(erasing, "workers", lambda: getattr(local, "who", Workers()))
+
+    def targets() -> list[Target]:
+        teacher = Teacher(model, table, members, "output", seed=5)
+        return [teacher.target(sequences, paths) for paths in (drawn, np.arange(12, 19), drawn)]
+
+    wanted = targets()
+    for size in (2, 3, 9):
+        board, barrier = [None] * size, threading.Barrier(size, timeout=60)
+        found: dict[int, list[Target]] = {}
+
+        def work(
+            rank: int, board: list[Any] = board, barrier: threading.Barrier = barrier, found: dict[int, Any] = found
+        ) -> None:
+            local.who = Threaded(rank, len(board), board, barrier)
+            found[rank] = targets()
+
+        threads = [threading.Thread(target=work, args=(rank,)) for rank in range(size)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(found) == size
+        for rank in range(size):
+            for one, same in zip(found[rank], wanted, strict=True):
+                assert torch.equal(one.path, same.path)
+                for name in ("log_probs", "closed", "mass"):
+                    torch.testing.assert_close(getattr(one, name), getattr(same, name), rtol=1e-4, atol=1e-5)
+    assert not torch.equal(wanted[0].path, wanted[2].path)
+
+
+def test_weights_are_told_apart_with_their_dtypes(table: SidTable) -> None:
+    model = make("causal", table)
+    before = _digest(model)
+    assert _digest(make("causal", table)) == before
+    model.module.bfloat16()
+    narrow = _digest(model)
+    model.module.float()  # the same values as the narrow ones
+    assert len({before, narrow, _digest(model)}) == 3

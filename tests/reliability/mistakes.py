@@ -114,8 +114,8 @@ MISTAKES: dict[str, Mistake] = {
     "data that is not there": Mistake("concept brand=x --data nowhere", 4, "no data directory nowhere", "Give"),
     "a file for the data": Mistake("concept brand=x --data policy.toml", 4, "no data directory policy.toml", "Give"),
     "a checkpoint for the data": Mistake("concept brand=x --data model", 4, "no file model/items.parquet", "Give"),
-    "data for the checkpoint": Mistake(AUDIT.replace("model", "data"), 4, "data is no checkpoint", "Known layouts"),
-    "a report for the checkpoint": Mistake(AUDIT.replace("model", "audit.json"), 4, "no checkpoint", "Known layouts"),
+    "data for the checkpoint": Mistake(AUDIT.replace("model", "data"), 4, "data is no checkpoint", "Give the directory"),
+    "a report for the checkpoint": Mistake(AUDIT.replace("model", "audit.json"), 4, "no checkpoint", "Give the directory"),
     "a checkpoint that is not there": Mistake(AUDIT.replace("model", "modle"), 4, "modle does not exist", "Check"),
     "a checkpoint for the report": Mistake("report show model", 4, "Cannot read model", "Check the path"),
     "data for the SIDs": Mistake(

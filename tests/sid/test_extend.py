@@ -143,8 +143,10 @@ def test_embeddings_must_be_those_the_sids_were_made_from(made: tuple[SidTable, 
 def test_sids_of_unknown_meaning_are_not_extended(made: tuple[SidTable, Codebooks, np.ndarray]) -> None:
     table, codebooks, x = made
     assert check_extendable(table, codebooks, x) is codebooks
-    for given in [(table, None, x), (table, codebooks, None)]:
-        with pytest.raises(UsageError, match="without codebooks or item embeddings"):
-            check_extendable(*given)
+    with pytest.raises(UsageError, match="without codebooks"):
+        check_extendable(table, None, x)
+    with pytest.raises(UsageError, match="did not keep the item embeddings") as caught:
+        check_extendable(table, codebooks, None)
+    assert caught.value.remedy == "Tokenize again with --keep-embeddings."
     with pytest.raises(UsageError, match="fitted"):
         check_extendable(table, fit_codebooks(x, table), x)

@@ -100,3 +100,30 @@ def test_blocks_of_prefixes_change_nothing(sizes: tuple[int, ...], n: int, monke
     for before, h in zip(whole, (None, held), strict=True):
         np.testing.assert_array_equal(resolve_collisions(codes, codebooks, x, h)[0], before)
     np.testing.assert_array_equal(whole[1][held], codes[held])
+
+
+@pytest.mark.parametrize("sizes", [(4, 4, 4), (2, 2, 2, 8), (60,)])
+def test_vectors_are_asked_for_a_few_at_a_time(sizes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    codes, codebooks, x = crowded(3, sizes, 60, True)
+    whole = resolve_collisions(codes, codebooks, x)
+    asked = []
+
+    class Few:
+        def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+            asked.append(len(rows))
+            assert (np.diff(rows) > 0).all()
+            return x[rows]
+
+    monkeypatch.setattr(resolve, "_NUMBERS", 7 * D)
+    for one, other in zip(resolve_collisions(codes, codebooks, Few()), whole, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert max(asked) == 7
+
+
+def test_levels_without_end_are_counted_in_whole_numbers() -> None:
+    words = np.array([[0.0] * D, [1.0] * D], np.float32)
+    codebooks = Codebooks((words,) * 1100, Recipe(np.zeros(D, np.float32), False, False), False, (1.0,) * 1100)
+    codes = np.zeros((2, 1100), np.int32)
+    out, resolved = resolve_collisions(codes, codebooks, np.zeros((2, D), np.float32))
+    assert resolved.tolist() == [False, True]
+    assert out[1].tolist() == [0] * 1099 + [1]

@@ -21,7 +21,7 @@ from recerase.sid import codebooks, quantize
 from recerase.sid import stream as streaming
 from recerase.sid.codebooks import lowest, nearest_codes, squared_distances
 from recerase.sid.quantize import TokenizeConfig, tokenize
-from recerase.sid.stream import Streamed, hashed, sid_rows, stream
+from recerase.sid.stream import Streamed, hashed, sid_rows
 from recerase.sid.table import arrow_to_table
 
 N, D = 700, 6
@@ -57,6 +57,12 @@ def written(home: Path, x: np.ndarray, names: list[str], cuts: list[int], **how:
         table = pa.table({"item_id": pa.array(names[low:high], pa.string()), "vector": vectors})
         pq.write_table(table, home / f"p{number:02d}.parquet", **how)
     return Dataset.open(home)
+
+
+def stream(source: Dataset, config: TokenizeConfig, scratch: Path, *more: Any, **how: Any) -> Streamed:
+    """`stream` with a scratch directory that is there."""
+    scratch.mkdir(exist_ok=True)
+    return streaming.stream(source, config, scratch, *more, **how)
 
 
 class Together(Workers):
@@ -150,7 +156,7 @@ def test_collisions_stay_when_asked_for(tmp_path: Path) -> None:
     made = stream(written(tmp_path / "data", points(), ids(), []), config, tmp_path / "scratch")
     assert made.quality.collision_after > 0
     assert_same(made, points(), config)
-    assert not (tmp_path / "scratch").exists()
+    assert not list((tmp_path / "scratch").iterdir())
 
 
 def test_a_table_comes_in_pieces_with_the_ids_of_its_rows(tmp_path: Path) -> None:
@@ -249,3 +255,41 @@ def test_the_mean_is_that_of_float64(tmp_path: Path) -> None:
     x = points() + np.float32(1e5)
     made = stream(written(tmp_path / "data", x, ids(), []), replace(CONFIG, levels=4), tmp_path / "scratch")
     np.testing.assert_array_equal(made.codebooks.recipe.centre, x.astype(np.float64).mean(axis=0).astype(np.float32))
+
+
+@pytest.mark.parametrize("numbers", [D, 5 * D, 40 * D])
+def test_wide_vectors_are_held_in_parts_of_a_unit(
+    tmp_path: Path, numbers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = written(tmp_path / "data", points(), ids(), [3, 400])
+    whole = stream(source, CONFIG, tmp_path / "whole")
+    monkeypatch.setattr(streaming, "_NUMBERS", numbers)
+    parts = [len(x) for _, unit in streaming._units(source, 64, N) for x in unit]
+    assert max(parts) <= numbers // D
+    assert sum(parts) == N - 64
+    made = stream(source, CONFIG, tmp_path / "parts")
+    assert_same(made, points(), CONFIG)
+    assert made.digest == whole.digest
+
+
+def test_few_files_may_be_open_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streaming, "spare_files", lambda: 3 + threading.get_ident() % 2)
+    source = written(tmp_path / "data", points(), ids(), [500])
+    for made in as_many(2, lambda crew: stream(source, CONFIG, tmp_path / "together", crew)):
+        assert_same(made, points(), CONFIG)
+    assert 3 <= len({path.name.split("-")[1] for path in (tmp_path / "together").iterdir()}) <= 4
+
+
+def test_copies_of_one_vector_are_told_apart_up_to_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = np.concatenate([np.ones((100, D), np.float32), points(200)])
+    config = replace(CONFIG, levels=4)
+    source = written(tmp_path / "data", x, ids(300), [])
+    monkeypatch.setattr(streaming, "_MOST", 100)
+    assert_same(stream(source, config, tmp_path / "a"), x, config)
+    monkeypatch.setattr(streaming, "_MOST", 99)
+    with pytest.raises(UsageError, match=r"100 items have the same vector to within the codebooks, and only 12 SIDs"):
+        stream(source, config, tmp_path / "b")
+
+
+def test_there_may_be_more_sids_than_a_float_holds() -> None:
+    streaming._require_room(10, TokenizeConfig(levels=400, codes=256))

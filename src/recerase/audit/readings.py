@@ -8,7 +8,7 @@ that *is* the original is read once. The cache is a plain dict, made by whoever 
 A long reading is made in blocks of whole batches, and each finished block is kept in the run's state. Batches are cut
 by length over all histories before blocks are, so that a block, and a run that is continued, gives the bits of a
 straight one. Processes that share an audit take the blocks in turn and exchange what they read, every one of them holds
-the whole reading, and how many they are changes no bit of it.
+the whole reading, and how many they are changes no bit of it, where each has as many --threads.
 """
 
 from __future__ import annotations

@@ -28,8 +28,10 @@ ID, VECTOR = "item_id", "vector"
 WORDS = ("title", "description", "categories", "brand")
 _BUFFER = 1 << 20
 """Bytes of a column read ahead: a row group may be as large as its file."""
-_BATCH = 8192
-"""Rows read at once, out of which blocks are put together."""
+_BATCH, _NUMBERS = 8192, 1 << 22
+"""Rows read at once, out of which blocks are put together; fewer where they would be more than so many numbers."""
+_WIDEST = 1 << 16
+"""Numbers in a vector at most."""
 _FREE_TEXT, _TEXT_A_BYTE = 64 << 20, 64
 """Bytes of text that so many rows may unfold to, and further ones a byte of the file."""
 _UNREADABLE = (pa.ArrowException, OSError, ValueError, KeyError, OverflowError, MemoryError)
@@ -69,6 +71,8 @@ class _File:
             leaves = [metadata.schema.column(place) for place in range(metadata.num_columns)]
             texts = tuple(leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY")
             groups = tuple(metadata.row_group(place).num_rows for place in range(metadata.num_row_groups))
+            if sum(groups) != metadata.num_rows or min(groups, default=0) < 0:
+                raise ValueError(f"its row groups do not make up the {metadata.num_rows:,} rows it claims")
         except _UNREADABLE as error:
             raise _unreadable(path, error) from error
         return cls(path, sum(groups), groups, columns, texts, stamp)
@@ -82,8 +86,8 @@ class _File:
         if not same:
             raise DataError(f"{self.path} changed while it was being read.", "Run again when nobody writes to it.")
 
-    def tables(self, columns: Sequence[str], start: int, stop: int) -> Iterator[pa.Table]:
-        """Rows start to stop of the file, as they come: a few thousand at a time."""
+    def tables(self, columns: Sequence[str], start: int, stop: int, batch_rows: int = _BATCH) -> Iterator[pa.Table]:
+        """Rows start to stop of the file, as they come: `batch_rows` at a time. What the footer claims and is not there is told."""
         ends = np.cumsum(self.groups)
         begins = ends - np.asarray(self.groups)
         groups = np.flatnonzero((ends > start) & (begins < stop))
@@ -94,13 +98,15 @@ class _File:
         try:
             self.check()
             with pq.ParquetFile(self.path, buffer_size=_BUFFER, read_dictionary=list(self.texts)) as file:
-                for batch in file.iter_batches(_BATCH, groups.tolist(), list(columns)):
+                for batch in file.iter_batches(batch_rows, groups.tolist(), list(columns)):
                     batch.validate(full=True)
                     table = pa.table({name: _plain(pa.chunked_array([batch[name]]), limit) for name in columns})
                     low, high = max(start - at, 0), min(stop - at, len(batch))
                     at += len(batch)
                     if low < high:
                         yield table.slice(low, high - low)
+            if at != ends[groups[-1]]:
+                raise ValueError(f"its rows end at {at:,}, of {ends[groups[-1]]:,} that it claims")
             self.check()
         except _UNREADABLE as error:
             raise _unreadable(self.path, error) from error
@@ -117,10 +123,12 @@ class Dataset:
     def open(cls, path: str | os.PathLike[str]) -> Dataset:
         """The files and their row counts, from their footers.
 
-        Raises DataError: no such file, no parquet file, one that cannot be read, no rows, a column missing; and
-        ArtefactError when a manifest stands beside the files and says otherwise.
+        Raises DataError: no such file, no parquet file, one that cannot be read, no rows, a column missing, files in
+        sub-directories; and ArtefactError when a manifest stands beside the files and says otherwise.
         """
         path = Path(path)
+        if not path.exists():
+            raise DataError(f"There is no file or directory {path}.", "Check the path.")
         found = parquet_files(path)
         if not found:
             raise DataError(f"{path} holds no parquet file.", "Give a parquet file, or a directory of them.")
@@ -187,10 +195,15 @@ class Dataset:
 
     @cached_property
     def width(self) -> int:
-        """D, of the first row. Raises DataError when a file has no column of vectors."""
+        """D, of the first row. Raises DataError when a file has no column of vectors, or they are wider than 65,536."""
         self.require(VECTOR)
-        first = next(self.files[0].tables([VECTOR], 0, 1))
-        return self._vectors(first[VECTOR].chunk(0), 0, None).shape[1]
+        first = next(self.files[0].tables([VECTOR], 0, 1, 1), None)
+        if first is None:
+            raise self._refusal(0, "is claimed and not there", "Write the file again.")
+        width = self._vectors(first[VECTOR].chunk(0), 0, None).shape[1]
+        if width > _WIDEST:
+            raise self._refusal(0, f"has a vector of {width:,} numbers", f"Give vectors of at most {_WIDEST:,}.")
+        return width
 
     def place(self, row: int) -> tuple[Path, int]:
         """The file of a row, and its number there."""
@@ -207,12 +220,12 @@ class Dataset:
         raise self._refusal(start + int(broken[0]), "has NaN or infinity", "Embed these items again.")
 
     def _pieces(self, columns: Sequence[str], start: int, stop: int) -> Iterator[pa.Table]:
-        at = 0
+        at, batch = 0, max(1, min(_BATCH, _NUMBERS // self.width)) if VECTOR in columns else _BATCH
         for file in self.files:
             low, high = max(start - at, 0), min(stop - at, file.rows)
             if low < high:
                 row = at + low
-                for table in file.tables(columns, low, high):
+                for table in file.tables(columns, low, high, batch):
                     yield self._alike(table, row)
                     row += len(table)
             at += file.rows
@@ -290,12 +303,30 @@ class Dataset:
 
 
 def parquet_files(path: Path) -> list[Path]:
-    """The file itself, or a directory's parquet files in the order of their names (of a data directory: items.parquet)."""
+    """The file itself, or a directory's parquet files in the order of their names (of a data directory: items.parquet).
+
+    Raises DataError: some are in sub-directories that are not hidden, or the directory holds interactions and no items.
+    """
     if not path.is_dir():
         return [path] if path.is_file() else []
     if (path / "items.parquet").is_file():
         return [path / "items.parquet"]
-    return sorted(file for file in path.glob("*.parquet") if file.is_file() and not file.name.startswith("."))
+    found = sorted(file for file in path.iterdir() if _is_parquet(file))
+    if [file.name for file in found] == ["interactions.parquet"]:
+        raise DataError(f"{path} has interactions.parquet and no items.parquet.", "Add it, or name the items' file.")
+    for root, below, names in os.walk(path):
+        below[:] = sorted(name for name in below if not name.startswith((".", "_")))
+        deeper = Path(root) != path and next((name for name in sorted(names) if _is_parquet(Path(root) / name)), None)
+        if deeper:
+            raise DataError(
+                f"{path} has parquet files in sub-directories, {Path(root).relative_to(path) / deeper} first.",
+                "Put all files into one directory, or name the one that holds them.",
+            )
+    return found
+
+
+def _is_parquet(file: Path) -> bool:
+    return file.suffix.lower() == ".parquet" and not file.name.startswith(".") and file.is_file()
 
 
 def _joined(tables: list[pa.Table]) -> pa.Table:

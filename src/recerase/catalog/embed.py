@@ -134,6 +134,11 @@ def load_embeddings(path: str | os.PathLike[str], items: Items) -> FloatArray:
     (unreadable, not [N, D], NaN or infinity, an item without a vector) and PickleError (an object array, a pickle).
     """
     path = Path(path)
+    if path.is_dir():
+        raise DataError(
+            f"{path} is a directory, and embeddings are read from one file here.",
+            "Give one .npy, .npz, .safetensors or .parquet file, or SIDs tokenized with --keep-embeddings.",
+        )
     if not path.is_file():
         raise DataError(f"There is no embeddings file {path}.", "Check the path.")
     readers = {".npy": _numpy, ".npz": _numpy, ".safetensors": _safetensors}

@@ -94,11 +94,16 @@ def reading_verified(directory: Path, name: str, manifest: Mapping[str, Any]) ->
     with file:
         reader = Verified(path, file)
         try:
-            yield reader
-        except ValueError:
+            try:
+                yield reader
+            except ValueError:
+                _check(path, manifest["files"].get(name), reader.sha256())
+                raise
             _check(path, manifest["files"].get(name), reader.sha256())
-            raise
-        _check(path, manifest["files"].get(name), reader.sha256())
+        except OSError as error:
+            raise ArtefactError(
+                f"Cannot read {path}: {error.strerror or error}.", "Check the disk, or restore the file."
+            ) from error
 
 
 def read_file(path: Path) -> bytes:

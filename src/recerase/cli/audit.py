@@ -86,11 +86,14 @@ def audit(
     from recerase.runtime import RunConfig
 
     known = read_settings(settings)
+    source = choose(checkpoint, known.checkpoint, "CKPT", "checkpoint")
+    spec = concept_spec(choose(concept, known.concepts, "--concept", "concepts"), name, yes)
+    place = choose(data, known.data, "--data", "data")
     with observing(quiet) as observer:
         report = api.audit(
-            choose(checkpoint, known.checkpoint, "CKPT", "checkpoint"),
-            concept_spec(choose(concept, known.concepts, "--concept", "concepts"), name, yes),
-            choose(data, known.data, "--data", "data"),
+            source,
+            spec,
+            place,
             policy=policy or known.policy,
             original=original or known.original,
             reference=reference or known.reference,

@@ -53,7 +53,12 @@ def inspect(
     found = api.inspect(path, data=data, run=run)
     if as_json:
         name = os.fsencode(path).decode("utf-8", "backslashreplace")  # a path may be no text; JSON must be
-        whole: dict[str, Any] = {"path": name, "kind": found.kind, "facts": dict(found.facts), "problems": list(found.problems)}
+        whole: dict[str, Any] = {
+            "path": name,
+            "kind": found.kind,
+            "facts": dict(found.facts),
+            "problems": list(found.problems),
+        }
         if found.checkpoint is not None:
             whole["traps"] = [{"what": what, "remedy": remedy} for what, remedy in found.traps]
         emit(canonical_json(whole).decode())

@@ -67,10 +67,14 @@ def say(text: str, quiet: bool = False) -> None:
 @contextmanager
 def observing(quiet: bool = False) -> Iterator[Observer]:
     """An observer that suits where stderr goes: bars, plain lines, or nothing; of several processes the main one tells."""
-    from recerase.parallel import Attentive, workers
+    from recerase.parallel import Attentive, begin, workers
 
+    begin()
+    others = workers().size - 1
     with _observing(quiet or not workers().main) as observer:
-        yield observer if workers().size == 1 else Attentive(observer)
+        if others:
+            observer.note(f"waiting for {others} other process{'es' if others > 1 else ''}")
+        yield Attentive(observer) if others else observer
 
 
 @contextmanager

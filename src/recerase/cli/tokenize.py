@@ -88,8 +88,8 @@ def tokenize(
 
     A directory of parquet files (without an items.parquet) is a stream of any size: columns item_id and vector, or those of
     items.parquet, embedded from their words as a sample of them says. It is read a block at a time; vectors get the SIDs that
-    they get in memory. Free disk at --out for all vectors is needed meanwhile; they are not kept unless asked for. Several
-    processes (torchrun, accelerate launch) share the work.
+    they get in memory. Free disk at --out for all vectors is needed meanwhile; they are not kept unless asked for. Some 262,144
+    copies of one vector are the most that are told apart. Several processes (torchrun, accelerate launch) share the work.
 
     **Examples**
 

@@ -71,6 +71,13 @@ class Method:
     source: str
     departs: str
     presets: tuple[str, ...] = ()
+    refuses: str = ""
+    """`module:function` that says before any model is loaded which SIDs the method cannot work with; none: it takes all."""
+
+    def check(self, table: SidTable, codebooks: Codebooks | None, embeddings: FloatArray | None, config: Any) -> None:
+        """Refuse, with UsageError, SIDs that `run` would refuse."""
+        if self.refuses:
+            typing.cast("Callable[..., None]", _load(self.refuses))(table, codebooks, embeddings, config)
 
     def config_class(self) -> type[Any]:
         return typing.cast("type[Any]", _load(self.config))
@@ -105,6 +112,7 @@ METHODS: Mapping[str, Method] = {
             departs="preset paper: no. Preset default: AdamW, annealed tau, bounded losses, unique new SIDs by assignment, "
             "and a second phase that settles old and new SIDs at what the original gives to SIDs nobody ever had",
             presets=("default", "paper"),
+            refuses="recerase.erase.tracer:check",
         ),
         Method(
             name="renormalise",
@@ -115,6 +123,7 @@ METHODS: Mapping[str, Method] = {
             cost="about 1/10 of training",
             source="exact deletion and renormalisation of the original's own distribution",
             departs="no reassignment: TRACER's second phase alone",
+            refuses="recerase.erase.tracer:check",
         ),
         Method(
             name="npo",

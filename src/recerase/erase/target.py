@@ -91,8 +91,9 @@ class Teacher:
     def sequences(self, pieces: Histories) -> tuple[dict[str, Tensor], Tensor]:
         """Whole sequences for a causal model: its inputs, and log p* [B, T, V] after every token.
 
-        For sequences without concept items, of a model on bare SIDs (elsewhere codes do not follow one another). Closed prefixes are deleted where they begin; the few per mille an open prefix
-        owes the concept after such histories are left to the batches of `target`.
+        For sequences without concept items, of a model on bare SIDs (elsewhere codes do not follow one another). Closed prefixes
+        are deleted where they begin; the few per mille an open prefix owes the concept after such histories are left to the
+        batches of `target`.
         """
         with torch.no_grad():
             inputs = causal_inputs(self.model, self.table, pieces)

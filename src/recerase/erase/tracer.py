@@ -28,8 +28,9 @@ from recerase.erase.target import Target, Teacher
 from recerase.errors import ConceptError, EraseError, UsageError
 from recerase.model.recommender import Recommender, State
 from recerase.model.training import IGNORED
-from recerase.sid.quantize import beyond_chance
+from recerase.sid.quantize import Codebooks, beyond_chance
 from recerase.sid.table import SidTable
+from recerase.types import FloatArray
 
 ForgetLoss = Literal["ascent", "npo", "renormalise"]
 
@@ -130,14 +131,7 @@ def erase(request: EraseRequest, config: TracerConfig) -> Erased:
         EraseError: fewer items moved than `min_moved`, or the concept has no SID of its own.
     """
     began = time.monotonic()
-    request.table.require_one_length("This method", "Use --method retrain or filter.")
-    if config.reassign_steps and (request.codebooks is None or request.embeddings is None):
-        raise UsageError(
-            "TRACER needs the codebooks and item embeddings behind the SIDs, and this checkpoint has none.",
-            "Fit them with `recerase train --sids TABLE`, or use --method renormalise or npo.",
-        )
-    if config.reassign_steps:
-        _check_fitted(request, config)
+    check(request.table, request.codebooks, request.embeddings, config)
     run = _Run(request, config)
     if not run.teacher.frontier.closed and (config.settle_steps or config.forget_loss == "renormalise"):
         raise EraseError(
@@ -168,16 +162,24 @@ def erase(request: EraseRequest, config: TracerConfig) -> Erased:
     return Erased(run.model, table, summary)
 
 
-def _check_fitted(request: EraseRequest, config: TracerConfig) -> None:
-    """Raises EraseError when codebooks were fitted to SIDs that they cannot explain."""
-    if (
-        request.codebooks is None
-        or request.embeddings is None
-        or not request.codebooks.fitted
-        or config.min_agreement <= 0
-    ):
+def check(table: SidTable, codebooks: Codebooks | None, embeddings: FloatArray | None, config: TracerConfig) -> None:
+    """Refuse, with UsageError, SIDs that cannot be worked with, and with EraseError codebooks that do not explain them."""
+    table.require_one_length("This method", "Use --method retrain or filter.")
+    if not config.reassign_steps:
         return
-    share = beyond_chance(request.embeddings, request.table, request.codebooks)
+    if codebooks is None:
+        raise UsageError(
+            "TRACER needs the codebooks behind the SIDs, and this checkpoint has none.",
+            "Fit them with `recerase train --sids TABLE`, or use --method renormalise or npo.",
+        )
+    if embeddings is None:
+        raise UsageError(
+            "TRACER needs the item embeddings behind the SIDs, and this checkpoint does not carry them.",
+            "Tokenize again with --keep-embeddings and train on that, or use --method renormalise or npo.",
+        )
+    if not codebooks.fitted or config.min_agreement <= 0:
+        return
+    share = beyond_chance(embeddings, table, codebooks)
     if share < config.min_agreement:
         raise EraseError(
             f"Codebooks fitted to these SIDs explain {share:.1%} of their first codes beyond chance, less than min_agreement = "

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recerase.catalog.files import reading_verified
-from recerase.errors import CheckpointError, RecEraseError
+from recerase.errors import CheckpointError, RecEraseError, UsageError
 from recerase.layouts.tensors import read_safetensors, torch_memory
 
 if TYPE_CHECKING:
@@ -91,10 +91,22 @@ def _apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _as(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
-    """A tensor as `dtype`, or as it is stored. Raises ValueError for one that holds no real numbers."""
+    """A tensor as `dtype`, or as it is stored.
+
+    Raises ValueError for one that holds no real numbers, UsageError when they are too large for `dtype`.
+    """
     if not tensor.is_floating_point():
         raise ValueError(f"it holds {tensor.dtype}".replace("torch.", ""))
-    return tensor if dtype is None else tensor.to(dtype)
+    if dtype is None or dtype == tensor.dtype or not tensor.numel():
+        return tensor if dtype is None else tensor.to(dtype)
+    made = tensor.to(dtype)
+    if any(
+        bool(new.isinf()) and not bool(old.isinf()) for new, old in zip(made.aminmax(), tensor.aminmax(), strict=True)
+    ):
+        raise UsageError(
+            f"A weight does not fit into {dtype}.".replace("torch.", ""), "Use --dtype bfloat16, or leave it out."
+        )
+    return made
 
 
 def _read_config(data: bytes, path: Path, tensors: Mapping[str, torch.Tensor]) -> tuple[Any, int]:
@@ -113,7 +125,7 @@ def _read_config(data: bytes, path: Path, tensors: Mapping[str, torch.Tensor]) -
         if wanting:
             raise ValueError(f"it asks for code of its own ({wanting[0]}), which is never run")
         layers = [said[key] for key in ("num_hidden_layers", "num_layers", "num_decoder_layers") if key in said]
-        if not all(isinstance(n, int) and 0 <= n <= len(tensors) for n in layers if n is not None):
+        if not all(isinstance(n, int) and 0 < n <= len(tensors) for n in layers if n is not None):
             raise ValueError(f"its layers ({layers[0]!r:.40}) are more than the {len(tensors)} tensors there are")
         window = said.get("recerase", {}).get("window", _DEFAULT_WINDOW)
         if type(window) is not int or not 0 < window < 1 << 20:

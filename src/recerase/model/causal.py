@@ -2,7 +2,7 @@
 
 History and tree of next codes go through the layers of the transformers model here, because it has no attention in which
 many nodes share one history and see only their own ancestors, and computes what nobody asked for. What these layers do that is
-not done here (a sliding window, angles that depend on the length) is refused, not approximated.
+not done here (a sliding window, angles that change with the lengths to be read) is refused, not approximated.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from recerase.errors import CheckpointError
+from recerase.model.prompt import Prompt
 from recerase.model.recommender import ModelConfig, Recommender
 from recerase.model.tree import KeyValues, Kin, State, padding_bias, tree_attention
 from recerase.sid.schema import SidSchema
@@ -23,19 +24,29 @@ FAMILIES = ("llama", "qwen2", "qwen3")
 """`model_type` of what is computed here; the biases of Qwen2 and the head norms of Qwen3 are the module's own."""
 _STEADY = ("default", "linear", "llama3", "yarn")
 """Kinds of rotary embedding whose angles are the same however long the history is."""
+_BY_LENGTH = ("dynamic", "longrope")
+"""Rotary embeddings that change once a text is longer than those they were made for."""
 
 
-def require_known(config: Any) -> None:
-    """Raises CheckpointError for a config of FAMILIES that asks for what is not computed here."""
+def require_known(config: Any, longest: int) -> None:
+    """Raises CheckpointError for a config of FAMILIES that asks for what is not computed here with texts of up to `longest`."""
     rope = getattr(config, "rope_parameters", None) or {}
     kind = rope.get("rope_type", "default")
     sliding = [kind for kind in getattr(config, "layer_types", None) or () if kind != "full_attention"]
+    reach = min(config.max_position_embeddings, rope.get("original_max_position_embeddings") or longest)
     if sliding:
         problem = f"uses {sliding[0]!r:.40} in {len(sliding)} of its layers, and only full attention is computed"
-    elif kind not in _STEADY or any(isinstance(value, dict) for value in rope.values()):
+    elif kind not in _STEADY + _BY_LENGTH or any(isinstance(value, dict) for value in rope.values()):
         problem = f"turns by rope_type {kind!r:.40}; only {', '.join(_STEADY)} are known not to depend on the length"
     elif rope.get("partial_rotary_factor", 1.0) != 1.0:
         problem = f"turns only {rope['partial_rotary_factor']!r:.10} of each head, and only whole heads are computed"
+    elif kind in _BY_LENGTH and longest > reach:
+        raise CheckpointError(
+            f"Its rotary embedding (rope_type {kind!r}) changes with the longest history read before, so no number could be "
+            "repeated.",
+            f"Lower recerase.window in config.json (--layout-set window=N for another tool's) until {longest} tokens fit in "
+            f"{reach}.",
+        )
     else:
         return
     raise CheckpointError(
@@ -71,6 +82,13 @@ class Causal(Recommender):
     """
 
     kind = "causal"
+
+    def __init__(self, module: nn.Module, schema: SidSchema, window: int, prompt: Prompt | None = None) -> None:
+        super().__init__(module, schema, window, prompt)
+        longest = (window + 1) * (schema.levels + 1) + 1
+        if prompt is not None:
+            longest = prompt.longest(window, schema.levels) + schema.levels
+        require_known(module.config, longest)
 
     def start(self, tokens: Tensor, lengths: Tensor, embeds: Tensor | None = None) -> State:
         model: Any = self.module.model

@@ -92,7 +92,7 @@ def recommend(
     with torch.inference_mode():
         for rows in length_batches(model, table, histories, batch):
             leaves, found = _search(model, table, histories.take(rows), arrays, trie, firsts, width)
-            best, score = _items_of(leaves, found, arrays, trie.max_leaf_items, rank, k)
+            best, score = _items_of(leaves, found, arrays, min(trie.max_leaf_items, k), rank, k)
             items[rows, : best.shape[1]] = best.cpu().numpy()
             scores[rows, : best.shape[1]] = score.cpu().numpy()
             observer.advance(task, len(rows))

@@ -67,7 +67,7 @@ def recommend_exact(
             nodes = torch.arange(leaves, device=found.device).expand_as(found)
             # An item that is not in one of the k best leaves has k better ones, the smallest of each.
             score, leaf = _best(found, k, nodes, first)
-            best, score = _items_of(leaf, score, arrays, trie.max_leaf_items, rank, k)
+            best, score = _items_of(leaf, score, arrays, min(trie.max_leaf_items, k), rank, k)
             items[rows, : best.shape[1]] = best.cpu().numpy()
             scores[rows, : best.shape[1]] = score.cpu().numpy()
             observer.advance(task, len(rows))

@@ -22,9 +22,10 @@ from recerase.sid.trie import TorchTrie, Trie
 from recerase.types import SILENT, BoolArray, FloatArray, IntArray, Observer
 
 BATCH = 16
-STEP_ROWS = {"cpu": 512, "cuda": 1 << 16}
-"""Histories read together, and rows (histories x nodes) a tree step takes at once. On a processor larger steps are slower: they
-leave its cache, and their results are as large as what malloc fetches afresh from the system, page by page (1.3 times the time)."""
+STEP_ROWS, STEP_CELLS = {"cpu": 512, "cuda": 1 << 16}, 1 << 28
+"""Histories read together; rows (histories x nodes) a tree step takes at once, and these times the vocabulary at the most. On a
+processor larger steps are slower: they leave its cache, and their results are as large as what malloc fetches afresh from the
+system, page by page (1.3 times the time)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +51,8 @@ def level_log_probs(model: Recommender, state: State, trie: TorchTrie, nodes: in
     """
     levels = len(trie.tokens) - 1
     if nodes is None:
-        nodes = max(16, STEP_ROWS.get(state.hidden.device.type, STEP_ROWS["cuda"]) // len(state.lengths))
+        rows = STEP_ROWS.get(state.hidden.device.type, STEP_ROWS["cuda"])
+        nodes = max(16, min(rows, STEP_CELLS // state.log_probs.shape[-1]) // len(state.lengths))
     found = [state.log_probs[:, trie.tokens[1]]]
     blocks: list[tuple[State, int, int]] = [(state, 0, 1)]
     for depth in range(1, levels):
@@ -68,7 +70,9 @@ def level_log_probs(model: Recommender, state: State, trie: TorchTrie, nodes: in
                 chances = here.log_probs[:, parent, child]
                 certain = trie.certain[depth + 1]
                 pieces.append(chances if certain is None else chances.masked_fill(certain[first:last], 0.0))
-                following.append((here, at, to))
+                here.forget()  # what a step says of all codes is as large as everything else together
+                if depth + 1 < levels:
+                    following.append((here, at, to))
         blocks = following
         found.append(torch.cat(pieces, 1))
     return found

@@ -31,6 +31,11 @@ class Prompt:
         """Every vocabulary row that is named."""
         return self.prefix + self.separator + self.suffix + self.empty
 
+    def longest(self, items: int, levels: int) -> int:
+        """The most tokens that a history of up to so many items of so many rows each reads like."""
+        around = len(self.prefix) + len(self.suffix) - len(self.separator)
+        return max(len(self.empty), around + items * (levels + len(self.separator)))
+
     def spell(self, rows: IntArray, pad: int) -> tuple[IntArray, IntArray, IntArray]:
         """The tokens of histories, and where their codes stand.
 

@@ -56,12 +56,19 @@ class Recommender(ABC):
                 f"The model has {rows} vocabulary rows, the SID schema needs {schema.vocabulary}.",
                 "The checkpoint and the SID table do not belong together; use the table the model was trained with.",
             )
+        read, row = ("bos", schema.bos) if self.kind == "causal" else ("eos", schema.eos)
+        if prompt is None and row < 0:
+            raise CheckpointError(
+                f"The SID schema names no {read} token, which a {self.kind} model reads.",
+                "Name its vocabulary row in sid_schema.json.",
+            )
         if prompt is not None and not (prompt.empty and 0 <= min(prompt.rows) <= max(prompt.rows) < rows):
             raise CheckpointError(
                 f"The prompt names vocabulary rows up to {max(prompt.rows, default=-1)}, the model has {rows}.",
                 "Prompt, tokenizer and weights do not belong together; use those of one training.",
             )
         self.module, self.schema, self.window, self.prompt = module, schema, window, prompt
+        self._pad = max(schema.pad, 0)  # what stands there is masked
 
     def around(self, module: nn.Module) -> Recommender:
         """The same recommender with the weights of another module of its architecture: how SIDs are spelled stays."""
@@ -99,7 +106,7 @@ class Recommender(ABC):
         there = (items >= 0)[..., None]
         if self.prompt is not None:
             codes = np.where(there & (table.codes[items] >= 0), table.rows()[items], -1)
-            tokens, lengths, places = self.prompt.spell(codes, self.schema.pad)
+            tokens, lengths, places = self.prompt.spell(codes, self._pad)
         else:
             tokens, lengths, places = self._bare(np.where(there, table.rows()[items], -1))
             places = np.where(there & (table.codes[items] >= 0), places, -1)
@@ -112,7 +119,7 @@ class Recommender(ABC):
         flat = rows.reshape(len(rows), -1)
         kept = flat >= 0
         lengths = np.count_nonzero(kept, axis=1) + 1
-        tokens = np.full((len(rows), int(lengths.max(initial=1))), self.schema.pad, np.int64)
+        tokens = np.full((len(rows), int(lengths.max(initial=1))), self._pad, np.int64)
         if causal:
             tokens[:, 0] = self.schema.bos
         else:
@@ -177,10 +184,9 @@ def wrap(module: nn.Module, schema: SidSchema, window: int, prompt: Prompt | Non
         from recerase.model.seq2seq import Seq2Seq
 
         return Seq2Seq(module, schema, window, prompt)
-    from recerase.model.causal import FAMILIES, Causal, require_known
+    from recerase.model.causal import FAMILIES, Causal
 
     if kind in FAMILIES:
-        require_known(module.config)
         return Causal(module, schema, window, prompt)
     raise CheckpointError(
         f"A model of type {kind!r} is not supported.",

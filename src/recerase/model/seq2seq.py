@@ -14,9 +14,13 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import T5Config, T5ForConditionalGeneration
 
+from recerase.errors import CheckpointError
+from recerase.model.prompt import Prompt
 from recerase.model.recommender import ModelConfig, Recommender
 from recerase.model.tree import Kin, State, padding_bias, tree_attention
 from recerase.sid.schema import SidSchema
+
+_LARGEST = torch.finfo(torch.float16).max - 1000
 
 
 def new_seq2seq(config: ModelConfig, schema: SidSchema) -> Seq2Seq:
@@ -50,6 +54,15 @@ class Seq2Seq(Recommender):
 
     kind = "seq2seq"
 
+    def __init__(self, module: nn.Module, schema: SidSchema, window: int, prompt: Prompt | None = None) -> None:
+        super().__init__(module, schema, window, prompt)
+        config: Any = module.config
+        if not isinstance(config.decoder_start_token_id, int) or config.decoder_start_token_id < 0:
+            raise CheckpointError(
+                "The model's config names no decoder_start_token_id, with which its decoder begins.",
+                "Name it in config.json (pad_token_id, for most T5).",
+            )
+
     def start(self, tokens: Tensor, lengths: Tensor, embeds: Tensor | None = None) -> State:
         module: Any = self.module
         valid = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]  # [B, T]
@@ -81,12 +94,12 @@ class Seq2Seq(Recommender):
             nodes.append(state.joined(index, k, v, to.kept))
             kin = Kin.of(to.lineage, nodes[0], own_bias=distance) if kin is None else kin
             mixed = tree_attention(q, None, nodes[index], kin, 1.0)  # T5 does not divide by sqrt(d)
-            hidden = hidden + own.dropout(own.SelfAttention.o(mixed.transpose(1, 2).flatten(2)))
+            hidden = _in_range(hidden + own.dropout(own.SelfAttention.o(mixed.transpose(1, 2).flatten(2))))
             q = _heads(cross.EncDecAttention.q(cross.layer_norm(hidden)), cross.EncDecAttention)
             keys, values = state.prompt[index]
             mixed = scaled_dot_product_attention(q, keys, values, attn_mask=state.prompt_bias, scale=1.0)
-            hidden = hidden + cross.dropout(cross.EncDecAttention.o(mixed.transpose(1, 2).flatten(2)))
-            hidden = forward(hidden)
+            hidden = _in_range(hidden + cross.dropout(cross.EncDecAttention.o(mixed.transpose(1, 2).flatten(2))))
+            hidden = _in_range(forward(hidden))
         return State(
             hidden=decoder.dropout(decoder.final_layer_norm(hidden)),
             head=state.head,
@@ -98,6 +111,11 @@ class Seq2Seq(Recommender):
             lineage=to.lineage,
             scale=state.scale,
         )
+
+
+def _in_range(hidden: Tensor) -> Tensor:
+    """float16 held below infinity, as transformers does for T5 after every part of a layer; other types as they are."""
+    return hidden.clamp(-_LARGEST, _LARGEST) if hidden.dtype == torch.float16 else hidden
 
 
 def _projected(attention: Any, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:

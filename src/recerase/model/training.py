@@ -321,7 +321,8 @@ def seq2seq_inputs(model: Recommender, table: SidTable, histories: Histories) ->
     """
     tokens, lengths = model.tokens(histories, table)
     target = torch.from_numpy(table.rows()[histories.targets]).to(tokens.device)
-    start = torch.full_like(target[:, :1], model.schema.pad)
+    module: Any = model.module
+    start = torch.full_like(target[:, :1], module.config.decoder_start_token_id)
     return {
         "input_ids": tokens,
         "attention_mask": (torch.arange(tokens.shape[1], device=tokens.device)[None] < lengths[:, None]).long(),

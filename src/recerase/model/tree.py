@@ -16,7 +16,9 @@ from torch.nn.functional import linear, pad, scaled_dot_product_attention
 _DENSE = 128
 """Nodes an ancestor up to which masking all nodes is faster than gathering the ancestors (measured with heads 32 to 64 wide)."""
 _ROUND = 16
-"""Rows of an output head are rounded up to this: a product with 1,027 columns takes 1.7 times as long as one with 1,040."""
+_SMALL_HEAD = 1 << 20
+"""On a processor the rows of an output head that has at most so many weights are rounded up: a product with 1,027 columns takes
+1.7 times as long as one with 1,040, which is worth a copy of it."""
 
 KeyValues = tuple[Tensor, Tensor]
 
@@ -80,14 +82,19 @@ class State:
     def _scores(self, rows: int) -> Tensor:
         """The head's output, with columns of -inf after the vocabulary's own where they make it faster."""
         hidden = self.hidden * self.scale if self.scale != 1.0 else self.hidden
-        more = -rows % _ROUND
-        if not more or getattr(self.head, "bias", None) is not None:
+        more, weight = -rows % _ROUND, self.head.weight
+        small = weight.device.type == "cpu" and weight.numel() <= _SMALL_HEAD
+        if not more or not small or torch.is_grad_enabled() or getattr(self.head, "bias", None) is not None:
             scores: Tensor = self.head(hidden)
             return scores
-        weight: Tensor = self.head.weight  # type: ignore[assignment]
+        assert isinstance(weight, Tensor)
         scores = linear(hidden, pad(weight, (0, 0, 0, more)))
         scores[..., rows:] = float("-inf")
         return scores
+
+    def forget(self) -> None:
+        """Let go of `log_probs`; they are computed again when asked for."""
+        self._cache.clear()
 
     def descend(self, parents: Tensor | None, count: int) -> Descent:
         """Where `count` nodes that are stepped to from here will stand; for `parents` see `Recommender.advance`."""

@@ -30,12 +30,17 @@ _FAR = 1.5
 
 def check_extendable(table: SidTable, codebooks: Codebooks | None, embeddings: FloatArray | None) -> Codebooks:
     """The codebooks, when they and the embeddings say exactly what the codes of `table` mean. Raises UsageError."""
-    if codebooks is None or embeddings is None:
+    if codebooks is None:
         raise UsageError(
-            "These SIDs come without codebooks or item embeddings, so nobody knows what their codes mean.",
+            "These SIDs come without codebooks, so nobody knows what their codes mean.",
             "Extend a directory made by recerase tokenize.",
         )
-    if codebooks.fitted or tuple(len(words) for words in codebooks.vectors) != table.schema.codes:
+    if embeddings is None and not codebooks.fitted:
+        raise UsageError(
+            "These SIDs were made in a stream that did not keep the item embeddings.",
+            "Tokenize again with --keep-embeddings.",
+        )
+    if embeddings is None or codebooks.fitted or tuple(len(words) for words in codebooks.vectors) != table.schema.codes:
         raise UsageError(
             "The codebooks were fitted to SIDs made elsewhere; codes chosen by them would be a guess.",
             "Extend these SIDs with the tool that made them, or tokenize the catalogue afresh.",

@@ -100,9 +100,13 @@ def sample_rows(n_items: int, config: TokenizeConfig) -> IntArray | None:
     return np.sort(np.random.default_rng(config.seed).choice(n_items, size, replace=False))
 
 
-def unit_sum(points: FloatArray) -> FloatArray:
-    """float64 [D] sum of up to `UNIT` embeddings: the piece in which sums are made, in memory and in a stream."""
-    total: FloatArray = points.sum(axis=0, dtype=np.float64)
+def unit_sum(points: FloatArray, before: FloatArray | None = None) -> FloatArray:
+    """float64 [D] sum of up to `UNIT` embeddings: the piece in which sums are made, in memory and in a stream.
+
+    Of a unit in parts, `before` is the sum of the parts above: rows are added one after the other, as in one part.
+    """
+    rows = points if before is None else np.concatenate([before[None], points])
+    total: FloatArray = rows.sum(axis=0, dtype=np.float64)
     return total
 
 

@@ -3,15 +3,18 @@
 The deciding choice is that every step asks for one block of rows and is the same whatever the block: sums are made in units of
 fixed size, a code is a function of its row alone, and items with different first codes never collide as long as each first code
 has SIDs enough, so collisions are resolved one first code after the other. What grows with the items is their codes (a byte a level
-up to 256 codes), a mark of which were moved, and while ids are compared 8 bytes an id; vectors wait on the disk.
+up to 256 codes), a mark of which were moved, and while ids are compared 8 bytes an id; vectors wait on the disk. Held besides are the
+sample that codewords are found on, and the items of one prefix that has more of them than SIDs: more than 262,144 are refused.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -20,7 +23,7 @@ import pyarrow as pa
 
 from recerase.catalog.columns import first_duplicate
 from recerase.catalog.dataset import Block
-from recerase.disk import Scratch
+from recerase.disk import Scratch, spare_files
 from recerase.errors import DataError, UsageError
 from recerase.parallel import Workers
 from recerase.sid.codebooks import Codebooks
@@ -35,6 +38,8 @@ _PARTS = 256
 """Files that vectors wait in at most, by their first codes."""
 _SUSPECTS = 1024
 """Hashes that several ids have, looked into at a time."""
+_MOST = 1 << 18
+"""Items with one prefix that may be more than its SIDs: what is held to tell them apart is their vectors and distances."""
 _MIX = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 """The constants of splitmix64."""
 
@@ -86,24 +91,26 @@ def stream(
     observer: Observer = SILENT,
     block: int | None = None,
 ) -> Streamed:
-    """A SID for each of N rows that are never in memory together; `scratch` is a directory for 4 N D bytes of vectors.
+    """A SID for each of N rows that are never in memory together; `scratch` is an empty directory that every process sees, with
+    room for 4 N D bytes of vectors.
 
     Each process of `crew` takes its part of the rows and of the first codes; every one gets the whole result, which does
     not depend on how many they are, nor on `block`, the rows held at a time.
 
     Raises:
         DataError: an id occurs twice, or the rows are not what `Dataset` says they must be.
-        UsageError: there are more items than SIDs, or more with one first code than SIDs that begin with it.
+        UsageError: there are more items than SIDs, more with one first code than SIDs that begin with it, or more than 262,144
+            (copies of one vector, say) with a prefix that has not so many SIDs.
     """
     crew = crew or Workers()
     _require_room(len(source), config)
-    block = block or min(max(_NUMBERS // source.width, 1024), 1 << 17)
+    block = block or max(1, min(_NUMBERS // source.width, 1 << 17))
     seen = survey(source, config, crew, observer)
     observer.start("codewords", None)
     codebooks = crew.told(codewords(seen.sample, seen.centre, config)[1] if crew.main else None)
     observer.finish("codewords")
     resolving = config.resolve == "next-nearest"
-    parts = _Parts(scratch, config.codes, source.width)
+    parts = _Parts(scratch, config.codes, source.width, min(_PARTS, *crew.gathered(spare_files())))
     mine = _coded(source, codebooks, config, parts if resolving else None, crew, block, observer)
     codes = np.concatenate(crew.gathered(mine))
     del mine
@@ -123,22 +130,42 @@ def survey(source: Source, config: TokenizeConfig, crew: Workers, observer: Obse
     start, stop = span(n_items, crew)
     sums, sample, digests, hashes = list[FloatArray](), list[FloatArray](), list[bytes](), list[IntArray]()
     observer.start("read", stop - start)
-    for piece in source.blocks(UNIT, start, stop):
-        sums.append(unit_sum(piece.vectors))
-        if wanted is None:
-            sample.append(piece.vectors)
-        else:
-            low, high = np.searchsorted(wanted, [piece.start, piece.start + len(piece.ids)])
-            sample.append(piece.vectors[wanted[low:high] - piece.start])
-        hashes.append(hashed(piece.ids))
-        digests.append(hashlib.sha256(_content(piece.ids) + np.ascontiguousarray(piece.vectors, "<f4").data).digest())
-        observer.advance("read", len(piece.ids))
+    at = start
+    for ids, parts in _units(source, start, stop):
+        total, content = None, hashlib.sha256(_content(ids))
+        for vectors in parts:
+            total = unit_sum(vectors, total)
+            if wanted is None:
+                sample.append(vectors)
+            else:
+                low, high = np.searchsorted(wanted, [at, at + len(vectors)])
+                sample.append(vectors[wanted[low:high] - at])
+            content.update(np.ascontiguousarray(vectors, "<f4").data)
+            at += len(vectors)
+        assert total is not None
+        sums.append(total)
+        hashes.append(hashed(ids))
+        digests.append(content.digest())
+        observer.advance("read", len(ids))
     observer.finish("read")
     told = crew.gathered((sums, sample, digests, hashes))
     sums, sample, digests, hashes = ([x for rank in told for x in rank[field]] for field in range(4))
     del told
     _require_distinct(source, hashes)
     return Survey(centre_of(sums, n_items), np.concatenate(sample), hashlib.sha256(b"".join(digests)).hexdigest())
+
+
+def _units(source: Source, start: int, stop: int) -> Iterator[tuple[pa.Array, Iterator[FloatArray]]]:
+    """Whole units from `start` on: the ids of one, and its embeddings in as many parts as keep each small."""
+    parts = 1
+    while parts < UNIT and UNIT // parts * source.width > _NUMBERS:
+        parts *= 2
+    if parts == 1:
+        yield from ((piece.ids, iter([piece.vectors])) for piece in source.blocks(UNIT, start, stop))
+        return
+    pieces = source.blocks(UNIT // parts, start, stop)
+    for ids in source.ids(UNIT, start, stop):
+        yield ids, (piece.vectors for piece in islice(pieces, -(-len(ids) // (UNIT // parts))))
 
 
 def span(n_items: int, crew: Workers) -> tuple[int, int]:
@@ -216,9 +243,9 @@ def _require_distinct(source: Source, hashes: list[IntArray]) -> None:
 class _Parts:
     """Vectors in files by the first code of their items; within a file in the order of the rows."""
 
-    def __init__(self, home: Path, codes: int, width: int) -> None:
+    def __init__(self, home: Path, codes: int, width: int, most: int) -> None:
         self.home, self.width, self._codes = home, width, codes
-        self.count = min(codes, _PARTS)
+        self.count = min(codes, most)
 
     def of(self, first: IntArray) -> IntArray:
         """The part of each first code."""
@@ -315,7 +342,7 @@ def _shared(codes: IntArray, parts: _Parts, crew: Workers) -> int:
 def _resolve(codes: IntArray, codebooks: Codebooks, parts: _Parts, crew: Workers, observer: Observer) -> BoolArray:
     """Give items that share a SID one of their own, in `codes` [N, L] itself; which were moved [N]. Raises UsageError."""
     sizes = [len(words) for words in codebooks.vectors]
-    below = int(np.prod([float(size) for size in sizes[1:]]))
+    below = math.prod(sizes[1:])
     most = int(np.bincount(codes[:, 0]).max())
     if most > below:
         raise UsageError(
@@ -328,7 +355,8 @@ def _resolve(codes: IntArray, codebooks: Codebooks, parts: _Parts, crew: Workers
     for part in crew.mine(parts.count).tolist():
         here = rows(part)
         if len(here):
-            out, changed = resolve_collisions(codes[here].astype(np.int32), codebooks, parts.vectors(part, crew.size))
+            vectors = parts.vectors(part, crew.size)
+            out, changed = resolve_collisions(codes[here].astype(np.int32), codebooks, vectors, most=_MOST)
             moved.append((here[changed], out[changed].astype(codes.dtype)))
         observer.advance("resolve", crew.size)
     observer.finish("resolve")
@@ -339,7 +367,7 @@ def _resolve(codes: IntArray, codebooks: Codebooks, parts: _Parts, crew: Workers
 
 
 def _require_room(n_items: int, config: TokenizeConfig) -> None:
-    if config.resolve == "next-nearest" and n_items > float(config.codes) ** config.levels:
+    if config.resolve == "next-nearest" and n_items > config.codes**config.levels:
         raise UsageError(
             f"{n_items} items cannot have different SIDs of {config.levels} levels with {config.codes} codes.",
             "Use more levels or more codes a level.",

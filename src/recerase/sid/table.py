@@ -40,6 +40,8 @@ __all__ = [
 ]
 
 TABLE_FILE = "sids.parquet"
+_MOST_LEVELS = 1024
+"""Far above any recommender, and too few for one long SID of many short ones to fill the memory."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -273,6 +275,10 @@ def _padded(values: IntArray, lengths: IntArray, levels: int) -> IntArray:
     """int32 [N, L] rows of `lengths` [N] of `values`, then -1. Where lengths differ, L is at least `levels`."""
     some = lengths[lengths > 0]
     width = int(some.max() if some.min() == some.max() else max(some.max(), levels))
+    if width > _MOST_LEVELS:
+        raise TableError(
+            f"A SID has {width:,} codes, more than {_MOST_LEVELS}.", "Check the file: a SID has a few codes."
+        )
     codes = np.full((len(lengths), width), -1, np.int32)
     codes[np.arange(width) < lengths[:, None]] = values
     return codes
