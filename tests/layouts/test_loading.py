@@ -241,7 +241,10 @@ for dtype in (None, torch.bfloat16):
     not Path("/proc/self/clear_refs").exists(), reason="the peak of a process is read from Linux's /proc"
 )
 def test_weights_are_held_once(tmp_path: Path, sids: tuple[Any, ...]) -> None:
-    """About 60 MB of them, in a fresh process; two copies would be a factor of 2, and half precision needs half."""
+    """About 60 MB of them, in a fresh process; two copies would be a factor of 2.
+
+    Half precision needs half, and a tensor or two on the way, which of 60 MB is much; stored beside its source it would be 1.5.
+    """
     small = published(tmp_path / "small", sids)
     large = published(tmp_path / "large", sids, width=512, layers=4, heads=4, feed_forward=2048)
     weights = (large / "model.safetensors").stat().st_size
@@ -251,7 +254,7 @@ def test_weights_are_held_once(tmp_path: Path, sids: tuple[Any, ...]) -> None:
     )
     peaks = [int(line) / weights for line in done.stdout.split()]
     assert 0.95 < peaks[0] < 1.2
-    assert 0.45 < peaks[1] < 0.75
+    assert 0.45 < peaks[1] < 0.95
 
 
 def file_of(header: Any, body: bytes = b"") -> bytes:
