@@ -16,6 +16,8 @@ INTERACTIONS, ITEMS, WIDTH, LEVELS = 1_000_000_000, 100_000_000, 256, 4
 EPOCH = 198_502 - 2 * 22_363
 """Training interactions of amazon_beauty_2014, behind `one epoch` in bench_erase."""
 SHAPES = ("causal 3 x 128", "T5 4+4 x 128", "causal 4 x 256")
+HELD = LEVELS + 1 + 8
+"""Bytes an item the streamed tokenizer holds, read in `sid/stream.py`: its codes, a mark, and the hash of its id."""
 PAGE = HERE / "SCALE.md"
 HEAD = ("step", "sharded by", "in every process", "bytes", "hours on two cores")
 
@@ -57,14 +59,11 @@ def hours(seconds: float) -> str:
 def steps() -> list[tuple[str, ...]]:
     """The lines of the table, in the order of HEAD."""
     wide = figure("bench_tokenize", "1,000,000 x 256", "time").value
-    ten, one = (figure("bench_tokenize", f"{n} x 32", "time").value for n in ("10,000,000", "1,000,000"))
-    grown = max(0.0, figure("bench_tokenize", "10,000,000", "grew").value)
     trie, built = figure("bench_trie", "size of the trie").value, figure("bench_trie", "build, 10,000,000").value
     mass, audit = (
         figure("bench_decode", "mass, T5", "over one decode").value,
         figure("bench_audit", "T5", "one checkpoint").value,
     )
-    least, most = hours((ten - one) / 9e6 * ITEMS), hours(wide / 1e6 * ITEMS)
     found: list[tuple[str, ...]] = [
         (
             f"vectors, {WIDTH} wide",
@@ -77,8 +76,8 @@ def steps() -> list[tuple[str, ...]]:
             f"`tokenize`, {LEVELS} levels",
             "blocks of rows",
             "codebooks; codes and hashes of ids",
-            f"{grown:.0f} an item measured: {grown * ITEMS / 1e9:.1f} GB",
-            f"{least} (what a further item took, 32 wide) to {most} (rate of 1 M x 256)",
+            f"{HELD} an item: {HELD * ITEMS / 1e9:.1f} GB",
+            f"at most {hours(wide / 1e6 * ITEMS)} (rate of 1 M x 256, codewords included)",
         ),
         (
             "trie",
