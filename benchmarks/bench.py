@@ -100,7 +100,7 @@ def page(found: Mapping[str, Mapping[str, Any] | None]) -> str:
     for name in sorted(found):
         one = found[name]
         told = [Row(**row) for row in one["rows"]] if one else []
-        out += ["", f"## `benchmarks/{name}.py`" + (f" ({one['seconds']:.0f} s)" if one else ""), ""]
+        out += ["", f"## `benchmarks/{name}.py`" + (f" ({one['seconds']:.0f} s)" if one and one["seconds"] else ""), ""]
         out += [f"{one['made']}", "", *lines(told)] if one else ["not run"]
     return "\n".join(out) + "\n"
 
