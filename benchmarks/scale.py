@@ -20,8 +20,9 @@ PAGE = HERE / "SCALE.md"
 HEAD = ("step", "sharded by", "in every process", "bytes", "hours on two cores")
 
 AFTER = """
-What divides the hours: processes, by the speed-up of `bench_processes` (batches, users and files are shared out, measurements
-gathered once), and GPUs, of which nothing was measured. An epoch over a billion interactions is not done on two cores: at least
+What divides the hours: processes (batches, users and files are shared out, measurements gathered once), and GPUs. Of two processes
+an audit gained what BENCH.md says; a training on a small shop gained nothing, and no larger one was timed. Of GPUs nothing was
+measured. An epoch over a billion interactions is not done on two cores: at least
 {operations:.0e} floating point operations for a model of 0.8 M parameters are what accelerators are for. A checkpoint that
 exists needs no training: auditing and erasing it cost what they cost at a thousandth of the size, but for the limits below.
 
