@@ -140,7 +140,7 @@ class _File:
 
     def __post_init__(self) -> None:
         if not is_torch_zip(self.data):
-            raise ValueError("it is no zip as torch.save has written since torch 1.6, and may be a plain pickle")
+            raise ValueError("it is no zip as torch.save has written since torch 1.6; save it again with a newer one")
         self._records = _records(self.data)
         inside = [name for name in self._records if name.endswith(_PICKLE) and name.count("/") == 1]
         if len(inside) != 1:
