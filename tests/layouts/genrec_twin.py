@@ -155,8 +155,8 @@ def collated(histories: list[list[list[int]]], codes: int = K) -> tuple[Tensor, 
     return ids, (torch.arange(width) % 3 * mask), mask
 
 
-def tiger(seed: int = 0, **shape: Any) -> Tiger:
-    """One with weights so large that every token and place matters."""
+def tiger(seed: int = 0, head: float = 2.0, **shape: Any) -> Tiger:
+    """One with weights so large that every token and place matters; `head` scales what it says."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = Tiger(**shape)
@@ -164,6 +164,8 @@ def tiger(seed: int = 0, **shape: Any) -> Tiger:
             for name, weight in model.named_parameters():
                 if "norm" in name:
                     weight.uniform_(0.5, 1.5)
+                elif name == "output_head.weight":
+                    weight.mul_(head)
                 elif weight.dim() == 2 and "emb" not in name and "rel_bias" not in name:
                     weight.mul_(2.0)
     return model.eval()
@@ -191,7 +193,7 @@ def sids() -> np.ndarray:
 def genrec(out: Path, *, wrapped: str = "", table: bool = True, **shape: Any) -> Path:
     """A directory with a checkpoint and, unlike genrec's own, the exported table; `wrapped` stands before every name."""
     out.mkdir(parents=True)
-    state = trained(tiger(**shape))
+    state = trained(tiger(head=0.1, **shape))
     state["model"] = {wrapped + name: tensor for name, tensor in state["model"].items()}
     torch.save(state, out / "checkpoint_final.pt")
     if table:
