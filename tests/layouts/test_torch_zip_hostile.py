@@ -182,3 +182,8 @@ def test_a_plain_pickle_is_refused() -> None:
     torch.save({"a": torch.zeros(2)}, buffer, _use_new_zipfile_serialization=False)
     with pytest.raises(CheckpointError, match="is no zip as torch"):
         read_torch_zip(buffer.getvalue(), "x.pt")
+
+
+def test_a_tensor_beyond_its_storage_is_told() -> None:
+    with pytest.raises(CheckpointError, match="needs 5 elements of a storage of 4"):
+        read_torch_zip(with_pickle(tensor_pickle(shape=(5,))))
