@@ -17,6 +17,7 @@ import numpy as np
 from recerase.errors import ArtefactError, CheckpointError, EraseError, PickleError
 from recerase.layouts.index_json import IndexFile, rewritten
 from recerase.layouts.native import CODEBOOKS, Checkpoint, _digest_of, _load_codebooks, save_codebooks
+from recerase.layouts.torch_zip import exchanged, is_torch_zip, read_torch_zip
 from recerase.store import MANIFEST, read_bytes, read_manifest, sha256_bytes, sha256_file, verify_manifest, write_bytes
 
 if TYPE_CHECKING:
@@ -31,8 +32,10 @@ if TYPE_CHECKING:
 
 OURS = (MANIFEST, "report.json", CODEBOOKS)
 """What recerase adds to a directory of another tool."""
-_COPIED = (".json", ".txt", ".model", ".md", ".jinja", ".yaml", ".yml", ".tsv", ".csv")
+_COPIED = (".json", ".txt", ".model", ".md", ".jinja", ".yaml", ".yml", ".gin", ".tsv", ".csv")
 """Endings of files that are copied as they are; anything else may hold weights."""
+_PICKLE_BEGIN = 1 << 22
+"""Bytes of a file of torch.save in which its names are looked for; they stand before the tensors."""
 
 
 def manifest_of(path: Path, names: Iterable[str]) -> Mapping[str, Any]:
@@ -94,6 +97,16 @@ def require_trust(path: Path, trusted: bool) -> None:
         )
 
 
+def says(path: Path, *words: str) -> bool:
+    """Whether a file of torch.save names all of `words` where its pickle stands, which is not read as one."""
+    try:
+        with open(path, "rb") as file:
+            begin = file.read(_PICKLE_BEGIN)
+    except OSError:
+        return False
+    return is_torch_zip(begin) and all(word.encode() in begin for word in words)
+
+
 def without_aliases(
     tensors: Mapping[str, torch.Tensor], head_too: bool
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -131,7 +144,7 @@ def write_foreign(source: Checkpoint, recommender: Recommender, table: SidTable,
     for name in extra["weights"]:
         wanted = {stored: state[extra["aliases"].get(inner, inner)] for stored, inner in extra["stored"][name].items()}
         data = reread(source.path / name, extra["files"][name])
-        patch = patched_safetensors if name.endswith(".safetensors") else patched_pickle
+        patch = extra.get("patch") or (patched_safetensors if name.endswith(".safetensors") else patched_pickle)
         write_bytes(staging / name, patch(data, wanted))
     index: IndexFile = extra["index"]
     write_bytes(staging / index.path.name, rewritten(index, reread(index.path, index.sha256), source.table, table))
@@ -174,26 +187,9 @@ def patched_safetensors(data: bytes, wanted: Mapping[str, torch.Tensor]) -> byte
 
 
 def patched_pickle(data: bytes, wanted: Mapping[str, torch.Tensor]) -> bytes:
-    """A trusted state dict with the values of `wanted` put into its own tensors: names, order, sharing and dtypes stay.
-
-    Written anew only where a value differs.
-    """
-    import io
-
-    import torch
-
-    state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    changed = False
-    for name, tensor in state.items():
-        new = wanted[name].detach().cpu().to(tensor.dtype)
-        if not torch.equal(new, tensor):
-            changed = True
-            tensor.data.copy_(new)
-    if not changed:
-        return data
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    return buffer.getvalue()
+    """A trusted state dict with the bytes of tensors exchanged whose values differ from `wanted`; nothing else of it changes."""
+    stored = read_torch_zip(data).tensors
+    return exchanged(data, {(name,): wanted[name].detach().to(tensor.dtype) for (name,), tensor in stored.items()})
 
 
 def index_option(path: Path, request: LoadRequest, found: Sequence[Path], what: str) -> Path:

@@ -184,6 +184,10 @@ def wrap(module: nn.Module, schema: SidSchema, window: int, prompt: Prompt | Non
         from recerase.model.seq2seq import Seq2Seq
 
         return Seq2Seq(module, schema, window, prompt)
+    if kind == "genrec-tiger":
+        from recerase.model.genrec import GenrecTiger
+
+        return GenrecTiger(module, schema, window, prompt)
     from recerase.model.causal import FAMILIES, Causal
 
     if kind in FAMILIES:
