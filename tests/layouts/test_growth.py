@@ -10,12 +10,16 @@ import pytest
 import torch
 from tests.layouts import causal_fixtures as causal
 from tests.layouts import growth_fixtures as fixtures
-from tests.layouts.causal_checks import OURS, csv_reader, files_of, info_reader, old_reader, tensors_of
+from tests.layouts.causal_checks import EASY, FAST, OURS, csv_reader, files_of, info_reader, old_reader, tensors_of
 from transformers import AutoModelForCausalLM, AutoTokenizer, T5ForConditionalGeneration, T5Tokenizer
 
+from recerase import api, erasure
 from recerase.__main__ import run
 from recerase.errors import EraseError
 from recerase.layouts.registry import open_checkpoint
+from recerase.report.schema import read_report
+from recerase.resume import RunState
+from recerase.runtime import RunConfig
 
 KINDS = ("lc-rec", "minionerec", "minionerec-untied", "letter-tiger")
 TOUCHED = {"tokenizer.json", "config.json", "Toys.index.json", "Toy.index.json", "model.safetensors"}
@@ -228,3 +232,52 @@ def test_the_plan_says_how_many_rows(home: Path, capsys: pytest.CaptureFixture[s
     assert "new codes a level 0, 0, 5" in {" ".join(line.split()) for line in capsys.readouterr().out.splitlines()}
     assert run(given) == 0
     assert "new rows" not in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_what_is_published_is_audited_like_any_other(
+    home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The whole command; and an audit of the directory alone, whose new code lies beyond the original's codebooks."""
+    (tmp_path / "policy.toml").write_text(EASY)
+    common = [
+        f"--data={home}/data",
+        f"--policy={tmp_path}/policy.toml",
+        "--concept=brand=Acme",
+        "--threads=1",
+        "--device=cpu",
+    ]
+    common.append("--max-users=4")
+    source, out = home / "minionerec", tmp_path / "out"
+    given = [*common, *(f"--set={pair}" for pair in FAST), "--grow-vocabulary", "auto"]
+    assert run(["erase", str(source), f"--out={out}", *given]) in (0, 5)
+    assert "2 vocabulary rows may be added: 16 SIDs are free with them, 0 without" in capfd.readouterr().err
+    table = open_checkpoint(out).table
+    report = read_report(out / "report.json")
+    added = report.method["summary"]["new_codes"]
+    assert report.method["summary"]["rows_added"] == len(added) == table.schema.vocabulary - 411 > 0
+    assert all(table.schema.rows[level][code] == row for level, code, row in added)
+    assert (table.codes[:, 2] == 5).any()
+    grown = files_of(home / "minionerec-grown")
+    assert {name: data for name, data in files_of(out).items() if name not in ("recerase.json", "report.json")} == {
+        name: data for name, data in grown.items() if name != "recerase.json"
+    }  # what the other tests look at is what is published
+    assert run(["audit", str(out), "--original", str(source), *common, "-q"]) in (0, 5)
+
+
+def test_a_run_with_the_flag_is_not_continued_without_it(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = []
+
+    def opened(self: RunState, key: dict[str, str], *more: object) -> None:
+        keys.append(key)
+        raise EraseError("far enough")
+
+    monkeypatch.setattr(erasure.RunState, "open", opened)
+    given = (home / "lc-rec", api.ConceptSpec(("brand=Acme",)), home / "data", tmp_path / "out")
+    for grow in (None, "auto", "3"):
+        with pytest.raises(EraseError, match="far enough"):
+            api.erase(*given, overrides=["min_agreement=0"], grow=grow, run=RunConfig(threads=1, device="cpu"))
+    assert len({key.get("grow vocabulary") for key in keys}) == 3
+    assert all({**key, "grow vocabulary": ""} == {**keys[0], "grow vocabulary": ""} for key in keys)

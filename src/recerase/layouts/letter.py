@@ -280,7 +280,7 @@ def remarks(checkpoint: Checkpoint) -> tuple[tuple[str, str], ...]:
         told.append(
             (
                 f"Only {spelled} of {possible} codes have a vocabulary row; any other is read as unknown.",
-                "Items are moved to codes with a row only.",
+                "Items are moved to codes with a row only; `recerase erase --grow-vocabulary auto` adds rows.",
             )
         )
     alone = sum(int((table.usage(level) == 1).sum()) for level in range(table.levels))
