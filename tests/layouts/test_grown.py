@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from recerase.errors import ArtefactError, EraseError
 from recerase.growing import codebooks_for, offered_codes
 from recerase.layouts.grown import grown, trimmed
-from recerase.layouts.grown_files import grown_safetensors, prove_tokens, regrown, token_growth
+from recerase.layouts.grown_files import grown_safetensors, prove_tokens, regrown, token_growth, token_room
 from recerase.layouts.growth import Growth, NewRow, Room, further, grown_schema, lacking, room_of
 from recerase.layouts.native import Checkpoint, load_checkpoint
 from recerase.layouts.registry import named_layout, open_checkpoint
@@ -262,6 +262,29 @@ def test_a_tokenizer_that_reads_it_otherwise_is_refused(tmp_path: Path) -> None:
         (broken / "tokenizer.json").write_text(text.replace(before, after))
         with pytest.raises(EraseError, match="does not read"):
             prove_tokens(source, broken, growth)
+
+
+def test_padding_that_is_not_needed_stays_as_it_is(tmp_path: Path) -> None:
+    """Three rows are offered, all of them padding; the one that is kept is the first, whichever was chosen."""
+    source = causal.lc_rec(tmp_path / "model", fixtures.full_world())
+    rows = json.loads((source / "config.json").read_text())["vocab_size"]
+    causal.make_weights(source, rows + 5, True, False, torch.float32)
+    written(open_checkpoint(source), tmp_path / "out", 9, (2, 6))
+    before, after = tensors_of(source), tensors_of(tmp_path / "out")
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        changed = (before[name] != after[name]).any(1).nonzero().flatten().tolist()
+        assert changed == [rows]
+    assert files_of(source)["config.json"] == files_of(tmp_path / "out")["config.json"]
+
+
+def test_an_adapter_and_a_pickle_have_no_room(tmp_path: Path) -> None:
+    source = open_checkpoint(causal.lc_rec(tmp_path / "model", fixtures.full_world()))
+    pickled = replace(source, extra={**source.extra, "weights": ["pytorch_model.bin"]})
+    with pytest.raises(EraseError, match="is a pickle, to which rows cannot be added"):
+        token_room(pickled)
+    (tmp_path / "model" / "adapter_config.json").write_text("{}")
+    with pytest.raises(EraseError, match="holds an adapter"):
+        token_room(source)
 
 
 def test_rows_that_mean_something_else_are_not_taken(tmp_path: Path) -> None:

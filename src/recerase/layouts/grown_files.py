@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from recerase.sid.table import SidTable
 
 TOKENIZER, ADDED, SETTINGS = "tokenizer.json", "added_tokens.json", "tokenizer_config.json"
+_ADAPTER = "adapter_config.json"
 _SHARDS = ".safetensors.index.json"
 _SECTIONS = {TOKENIZER: "added_tokens", SETTINGS: "added_tokens_decoder", ADDED: None}
 _SPACE = re.compile(r"\s*")
@@ -46,9 +47,14 @@ def token_growth(before: SidTable, after: SidTable) -> Growth:
 def token_room(checkpoint: Checkpoint, behind: str = "", hint: str = "") -> Room:
     """The room of a directory with a token a code: new rows come behind every token that its tokenizer's files name.
 
-    Raises EraseError when its weights are a pickle, or rows behind those tokens have a meaning of their own.
+    Raises EraseError when its weights are an adapter or a pickle, or rows behind those tokens have a meaning of their own.
     """
     path, weights = checkpoint.path, checkpoint.extra["weights"]
+    if (path / _ADAPTER).is_file():
+        raise EraseError(
+            f"{path} holds an adapter, and the rows of embedding and head are those of the model that it is laid over.",
+            "Merge it into its base model first, or leave --grow-vocabulary out.",
+        )
     if not all(name.endswith(".safetensors") for name in weights):
         raise EraseError(
             f"{path / weights[0]} is a pickle, to which rows cannot be added.", "Save it as safetensors first."
