@@ -16,6 +16,7 @@ import numpy as np
 
 from recerase.catalog import Catalogue, Concept, Histories, Items, parse_concept
 from recerase.errors import DataError
+from recerase.growing import codebooks_for
 from recerase.resume import Pieces
 from recerase.runtime import RunConfig, available_threads, choose_device, choose_dtype, code_digest, environment
 from recerase.store import canonical_json, sha256_bytes
@@ -248,7 +249,7 @@ def audited(
         inputs.catalogue,
         inputs.concept,
         embeddings=source.embeddings,
-        codebooks=source.codebooks,
+        codebooks=codebooks_for(source, inputs.subject),
         scope=inputs.scope,
         config=config,
     )

@@ -36,6 +36,7 @@ from recerase.assembly import (
 )
 from recerase.catalog import Catalogue, Preview, load_catalogue, preview
 from recerase.errors import UsageError, WriteError
+from recerase.growing import Offer, check_grow, offer, offered_codes
 from recerase.parallel import workers
 from recerase.reporting import check_outputs, render_reports, write_rendered
 from recerase.resume import RunState
@@ -58,6 +59,7 @@ def erase(
     method: str = "tracer",
     overrides: Sequence[str] = (),
     scope: Scope = "output",
+    grow: str | None = None,
     policy: str | Path | Policy | None = None,
     reference: str | Path | None = None,
     max_users: int | None = None,
@@ -69,7 +71,8 @@ def erase(
 ) -> Report:
     """Erase a concept, read the result back, audit it against what went in, and publish it at `out`.
 
-    `method` is a name or `name/preset`, `overrides` are its `key=value` settings. With Verdict.FAIL nothing is
+    `method` is a name or `name/preset`, `overrides` are its `key=value` settings. `grow` lets it give items codes that have no
+    vocabulary row yet: `auto`, or the most rows that may be added; None keeps to the rows there are. With Verdict.FAIL nothing is
     published; the report goes to `outputs` whatever the verdict, and to report.json in what is published, there
     without clock times: equal runs publish equal bytes. What an interrupted run had finished is kept beside `out`;
     `resume` as in `RunState.open`.
@@ -83,6 +86,7 @@ def erase(
     out, rules = Path(out), read_policy(policy)
     eraser, preset = get_method(method)
     settings = make_config(eraser, preset, key_values(overrides))
+    check_grow(eraser, grow)
     with (
         RunState(out) as state,
         publish(out, inputs=inputs, force=force) as result,
@@ -93,10 +97,18 @@ def erase(
         gold = open_checkpoint_for(reference, catalogue, run) if reference is not None else None
         chosen = choose_concept(concept, catalogue, before.embeddings)
         given = AuditInputs(before, before, gold, catalogue, chosen, rules, scope)
-        request = _request(given, run, state, observer)
-        entries = {"method": method, "settings": [asdict(settings), scope, max_users], "recipe": request.training}
+        offered = offer(before, chosen.members, eraser, settings, grow, run.seed)
+        if offered is not None:
+            observer.note(offered.told)
+        request = _request(given, offered, run, state, observer)
+        entries = {
+            "method": method,
+            "settings": [asdict(settings), scope, max_users],
+            "recipe": request.training,
+            **({} if grow is None else {"grow_vocabulary": grow}),
+        }
         state.open(_key(given, run, {**entries, "processes": workers().size}), resume, observer)
-        summary, seconds = _written(result.directory, state, eraser, request, settings, before)
+        summary, seconds = _written(result.directory, state, eraser, request, settings, before, offered)
         facts = {"name": method, "config": asdict(settings), "scope": scope, "summary": summary}
         result.provenance = {
             "command": "erase",
@@ -121,11 +133,13 @@ def erase(
     return report
 
 
-def _request(given: AuditInputs, run: RunConfig, state: RunState, observer: Observer) -> EraseRequest:
+def _request(
+    given: AuditInputs, offered: Offer | None, run: RunConfig, state: RunState, observer: Observer
+) -> EraseRequest:
     """What the method may know of what was opened."""
     from recerase.erase.methods import EraseRequest
 
-    before = given.subject
+    before = given.subject if offered is None else offered.checkpoint
     return EraseRequest(
         model=before.recommender,
         table=before.table,
@@ -133,6 +147,7 @@ def _request(given: AuditInputs, run: RunConfig, state: RunState, observer: Obse
         concept=given.concept.members,
         embeddings=before.embeddings,
         codebooks=before.codebooks,
+        offered=() if offered is None else offered_codes(given.subject, before),
         scope=given.scope,
         seed=run.seed,
         training=before.manifest["provenance"],
@@ -185,7 +200,13 @@ def _put_report(result: publish, report: Report) -> None:
 
 
 def _written(
-    directory: Path, state: RunState, eraser: Method, request: EraseRequest, settings: Any, before: Checkpoint
+    directory: Path,
+    state: RunState,
+    eraser: Method,
+    request: EraseRequest,
+    settings: Any,
+    before: Checkpoint,
+    offered: Offer | None,
 ) -> tuple[dict[str, Any], float]:
     """Put what the method makes into `directory`, or what an earlier run made with it; its summary, and its seconds."""
     from recerase.layouts.registry import named_layout
@@ -209,10 +230,14 @@ def _written(
             "the processes came to other weights each; those of the main one are audited and published"
         )
     summary = {name: value for name, value in erased.summary.items() if name != "seconds"}
+    source, model, table = before, erased.model, erased.table
+    if offered is not None:
+        source, model, table, figures = offered.settled(before, model, table)
+        summary |= figures
     summary, seconds = who.told((summary, round(time.monotonic() - began, 3)))
     if not who.main:
         return summary, seconds
-    named_layout(before.layout).write_back(before, erased.model, erased.table, directory)
+    named_layout(before.layout).write_back(source, model, table, directory)
     names = sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
     for name in names:
         state.write(quote(name, ""), read_bytes(directory / name))  # pieces of a state lie in no folders
@@ -257,6 +282,8 @@ class Plan:
     concept: Mapping[str, Any]
     preview: Preview
     scope: Scope
+    vocabulary: Mapping[str, Any]
+    """What --grow-vocabulary would offer; empty without it."""
 
 
 def plan_erase(
@@ -267,19 +294,22 @@ def plan_erase(
     method: str = "tracer",
     overrides: Sequence[str] = (),
     scope: Scope = "output",
+    grow: str | None = None,
     run: RunConfig = RUN,
 ) -> Plan:
     """Check everything `erase` needs and say what it would do, without writing anything.
 
-    Of a native checkpoint the SIDs alone are read; that of another tool is opened whole.
+    Of a native checkpoint the SIDs alone are read; that of another tool, or one that is to grow, is opened whole.
     """
     from recerase.erase.methods import get_method, make_config
     from recerase.layouts.native import is_native, load_sids
 
     eraser, preset = get_method(method)
     settings = make_config(eraser, preset, key_values(overrides))
+    check_grow(eraser, grow)
     catalogue = load_catalogue(data)
-    if is_native(Path(checkpoint)):
+    opened = None
+    if is_native(Path(checkpoint)) and grow is None:
         table, codebooks, embeddings = load_sids(checkpoint, item_ids=catalogue.items.item_ids)
     else:
         opened = with_codebooks(open_checkpoint_for(checkpoint, catalogue, run), catalogue.items, SILENT)
@@ -287,7 +317,9 @@ def plan_erase(
     eraser.check(table, codebooks, embeddings, settings)
     chosen = choose_concept(concept, catalogue, embeddings)
     seen = preview(chosen, catalogue, table, embeddings)
-    return Plan(eraser, asdict(settings), concept_facts(chosen, catalogue), seen, scope)
+    offered = None if opened is None else offer(opened, chosen.members, eraser, settings, grow, run.seed)
+    vocabulary = {} if offered is None else offered.facts
+    return Plan(eraser, asdict(settings), concept_facts(chosen, catalogue), seen, scope, vocabulary)
 
 
 def key_values(pairs: Sequence[str]) -> dict[str, str]:

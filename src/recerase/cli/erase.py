@@ -57,6 +57,15 @@ def erase(
     plan: Annotated[
         bool, typer.Option("--plan", help="Say what would be done; load no model, write nothing.", show_default=False)
     ] = False,
+    grow: Annotated[
+        str | None,
+        typer.Option(
+            "--grow-vocabulary",
+            metavar="auto|N",
+            help="Let items get codes that have no vocabulary row: rows are added to tokenizer, weights and config, those in use "
+            "alone. auto, or the most rows. Default: none is.",
+        ),
+    ] = None,
     reference: ReferenceOption = None,
     policy: PolicyOption = None,
     output: OutputOption = None,
@@ -105,6 +114,7 @@ def erase(
                 method=method,
                 overrides=overrides or (),
                 scope=scope.value,
+                grow=grow,
                 run=RunConfig(trust_pickle=trust_pickle, layout=layout, layout_options=layout_options(layout_set)),
             )
         )
@@ -117,6 +127,7 @@ def erase(
             method=method,
             overrides=overrides or (),
             scope=scope.value,
+            grow=grow,
             policy=policy or known.policy,
             reference=reference or known.reference,
             max_users=max_users,
@@ -149,4 +160,6 @@ def _tell_plan(plan: Plan) -> int:
     facts = {"changes": card.changes, "cost": card.cost, "source": card.source, "departs": card.departs}
     emit(facts_table(f"method {card.name}", {**facts, "scope": plan.scope}))
     emit(facts_table("settings", plan.settings))
+    if plan.vocabulary:
+        emit(facts_table("vocabulary", plan.vocabulary))
     return 0

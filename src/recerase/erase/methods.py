@@ -21,7 +21,7 @@ from recerase.model.recommender import Recommender
 from recerase.resume import Pieces
 from recerase.sid.quantize import Codebooks
 from recerase.sid.table import SidTable
-from recerase.types import SILENT, BoolArray, FloatArray, Observer, Scope
+from recerase.types import SILENT, BoolArray, FloatArray, IntArray, Observer, Scope
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ class EraseRequest:
     embeddings: FloatArray | None = None
     """[N, D] frozen item embeddings."""
     codebooks: Codebooks | None = None
+    offered: tuple[IntArray, ...] = ()
+    """A level: codes that nobody uses and that have a row and a codeword made for this run; () when there are none."""
     scope: Scope = "output"
     seed: int = 0
     training: Mapping[str, Any] = field(default_factory=dict)
@@ -71,6 +73,8 @@ class Method:
     source: str
     departs: str
     presets: tuple[str, ...] = ()
+    moves: bool = False
+    """Whether items get other SIDs, so that new vocabulary rows could be of use."""
     refuses: str = ""
     """`module:function` that says before any model is loaded which SIDs the method cannot work with; none: it takes all."""
 
@@ -112,6 +116,7 @@ METHODS: Mapping[str, Method] = {
             departs="preset paper: no. Preset default: AdamW, annealed tau, bounded losses, unique new SIDs by assignment, "
             "and a second phase that settles old and new SIDs at what the original gives to SIDs nobody ever had",
             presets=("default", "paper"),
+            moves=True,
             refuses="recerase.erase.tracer:check",
         ),
         Method(

@@ -8,6 +8,8 @@ has, and solves one assignment over all items at once.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,8 +46,51 @@ class Quantiser:
     """Share of the concept's unresolved items whose stored code is nearest, a level."""
 
 
+def usable(table: SidTable, codebooks: Codebooks, offered: Sequence[IntArray] = ()) -> list[BoolArray]:
+    """A level: bool [K_l] which codes may be given to an item.
+
+    They have a vocabulary row and, where there are codebooks, a codeword that says something: fitted codebooks know nothing of a
+    code that no item uses, unless it is among the new ones that are `offered` (a level, or nothing at all).
+    """
+    out = []
+    for level, rows in enumerate(table.schema.rows):
+        known = rows >= 0
+        if level < codebooks.levels:
+            known[len(codebooks.vectors[level]) :] = False
+            if codebooks.fitted:
+                said = table.usage(level) > 0
+                said[offered[level] if len(offered) else []] = True
+                known &= said
+        out.append(known)
+    return out
+
+
+def free_sids(table: SidTable, members: BoolArray, known: Sequence[BoolArray]) -> tuple[int, int]:
+    """SIDs of `known` codes that the commit may give: nobody has them, and no prefix of theirs is the concept's alone.
+
+    Returns their number, and that of the prefixes of L - 1 codes below which they may be: so many more a new last code makes.
+    """
+    sizes, counts = table.schema.codes, [int(level.sum()) for level in known]
+    free, prefixes = math.prod(counts), math.prod(counts[:-1])
+    sids = np.unique(table.codes[table.present], axis=0).astype(np.int64)
+    sids = sids[np.stack([level[sids[:, at]] for at, level in enumerate(known)]).all(0)]
+    for depth in range(1, table.levels):
+        keys = _keys(sids[:, :depth], sizes)
+        closed = np.isin(keys, _exclusive_prefixes(table, members, depth))
+        gone = len(np.unique(keys[closed]))
+        free -= gone * math.prod(counts[depth:])
+        prefixes -= gone * math.prod(counts[depth:-1])
+        sids = sids[~closed]
+    return free - len(sids), prefixes
+
+
 def quantiser(
-    table: SidTable, members: BoolArray, codebooks: Codebooks, embeddings: FloatArray, margin: float = 0.02
+    table: SidTable,
+    members: BoolArray,
+    codebooks: Codebooks,
+    embeddings: FloatArray,
+    margin: float = 0.02,
+    offered: Sequence[IntArray] = (),
 ) -> Quantiser:
     """Distances under the stored codes, with the stored code pinned where it is not the nearest.
 
@@ -57,18 +102,11 @@ def quantiser(
     items = np.flatnonzero(members & table.present)
     stored, own = table.codes[items].astype(np.int64), ~table.resolved[items]
     distances, pins, agreement = [], [], []
-    for level in range(table.levels):
-        known = np.zeros(table.schema.codes[level], bool)
+    for level, known in enumerate(usable(table, codebooks, offered)):
         d = np.zeros((len(items), len(known)))  # a level without a codebook: every code is as near as the others
         if level < codebooks.levels:
             d[:, len(codebooks.vectors[level]) :] = NEVER
             d[:, : len(codebooks.vectors[level])] = codebooks.distances(embeddings[items], table.codes[items], level)
-            known[: len(codebooks.vectors[level])] = True
-            if codebooks.fitted:
-                known &= table.usage(level) > 0
-        else:
-            known[:] = True
-        known &= table.schema.rows[level] >= 0
         d = np.where(known, d, NEVER)
         rows = np.arange(len(items))
         mine = d[rows, stored[:, level]]
@@ -157,6 +195,12 @@ def commit(
     if not all(bool(p.isfinite().all()) for p in phi):
         raise EraseError("The reassignment diverged: phi is no longer finite.", "Lower lr or phi_lr.")
     items = np.flatnonzero(members & table.present)
+    free, _ = free_sids(table, members, [d[0].numpy() < NEVER for d in quantiser.distances])
+    if free < len(items):
+        raise EraseError(
+            f"The concept's {len(items)} items need SIDs that nobody had, and the codes that can be used leave {free}.",
+            "Add vocabulary rows with --grow-vocabulary auto, or tokenize with more codes a level.",
+        )
     forbidden = [_exclusive_prefixes(table, members, depth + 1) for depth in range(table.levels)]
     used = _keys(table.codes[table.present], table.schema.codes)
     retained = table.codes[table.present & ~members]
@@ -257,7 +301,8 @@ def _assign(cost: FloatArray, keys: IntArray) -> IntArray:
     if len(row) < len(cost):
         raise EraseError(
             "The concept's items cannot all be given a SID that nobody has: too few candidates.",
-            "Widen the search with --set commit_candidates=200, or tokenize with more codes a level.",
+            "Widen the search with --set commit_candidates=200, add codes with --grow-vocabulary auto, or tokenize with more codes "
+            "a level.",
         )
     matched = np.empty(len(cost), np.int64)
     matched[row] = given

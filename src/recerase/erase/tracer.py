@@ -213,7 +213,7 @@ class _Run:
         request, config = self.request, self.config
         assert request.codebooks is not None
         assert request.embeddings is not None
-        quant = quantiser(request.table, self.members, request.codebooks, request.embeddings)
+        quant = quantiser(request.table, self.members, request.codebooks, request.embeddings, offered=request.offered)
         phi = [torch.zeros_like(d, requires_grad=True) for d in quant.distances]
         self.near = neighbours(request.embeddings, request.concept, config.neighbours, request.table.present)
         kind = torch.optim.SGD if config.optimizer == "sgd" else torch.optim.AdamW

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from recerase.errors import ArtefactError, CheckpointError, EraseError, PickleError
+from recerase.layouts.grown_files import grown_safetensors, prove_tokens, regrown, token_growth
 from recerase.layouts.index_json import IndexFile, rewritten
 from recerase.layouts.native import CODEBOOKS, Checkpoint, _digest_of, _load_codebooks, save_codebooks
 from recerase.layouts.torch_zip import exchanged, is_torch_zip, read_torch_zip
@@ -140,16 +141,19 @@ def write_foreign(source: Checkpoint, recommender: Recommender, table: SidTable,
             f"Layout {source.layout} cannot say that an item is not to be recommended, and this method needs that.",
             "Use --method tracer, renormalise or npo, and hide the items where recommendations are served.",
         )
+    growth = token_growth(source.table, table)
     state = recommender.module.state_dict()
     for name in extra["weights"]:
         wanted = {stored: state[extra["aliases"].get(inner, inner)] for stored, inner in extra["stored"][name].items()}
         data = reread(source.path / name, extra["files"][name])
         patch = extra.get("patch") or (patched_safetensors if name.endswith(".safetensors") else patched_pickle)
-        write_bytes(staging / name, patch(data, wanted))
+        write_bytes(staging / name, (grown_safetensors if growth.rows else patch)(data, wanted))
     index: IndexFile = extra["index"]
     write_bytes(staging / index.path.name, rewritten(index, reread(index.path, index.sha256), source.table, table))
     for name in extra["copied"]:
-        write_bytes(staging / name, reread(source.path / name, extra["files"][name]))
+        data = reread(source.path / name, extra["files"][name])
+        write_bytes(staging / name, regrown(name, data, growth, source, recommender))
+    prove_tokens(source.path, staging, growth)
     embeddings = source.embeddings
     if embeddings is not None:
         place = {str(item): row for row, item in enumerate(source.table.item_ids)}

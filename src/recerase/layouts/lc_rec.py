@@ -25,6 +25,7 @@ from recerase.layouts.causal_dir import (
     refuse_adapter,
 )
 from recerase.layouts.foreign import write_foreign
+from recerase.layouts.grown_files import token_room
 from recerase.layouts.letter import remarks
 from recerase.layouts.minionerec import csvs_of, lists_of
 from recerase.layouts.native import Checkpoint
@@ -82,5 +83,6 @@ LAYOUTS = (
         write_back=write_foreign,
         remarks=remarks,
         options=OPTIONS,
+        room=token_room,
     ),
 )

@@ -2,6 +2,10 @@
 
 The one decision: which row spells a code is read from the tokenizer's own JSON, never worked out and never asked of a tokenizer,
 so that tokens for codes in use alone, in any order, are as good as a block a level. A code without a token has no row.
+
+finetune.py leaves a tokenizer, but test.py does not read it: it takes t5-small's and adds `get_new_tokens()` (data.py), the tokens of
+the SID table sorted as text. Where that gives the ids that the directory has, a new token must sort behind all of them, or every id
+behind it would be another; `tokenizer=directory` says that the directory's own tokenizer is loaded, and any may be added.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from recerase.errors import CheckpointError, TableError
+from recerase.errors import CheckpointError, TableError, UsageError
 from recerase.layouts.foreign import (
     copied_files,
     digest_over,
@@ -23,6 +27,8 @@ from recerase.layouts.foreign import (
     stored_codebooks,
     write_foreign,
 )
+from recerase.layouts.grown_files import token_room
+from recerase.layouts.growth import Room
 from recerase.layouts.index_json import TOKEN, IndexFile, looks_like_index, read_index
 from recerase.layouts.native import CODEBOOKS, SCHEMA, Checkpoint
 from recerase.layouts.protocol import Layout, LoadRequest
@@ -156,7 +162,42 @@ def load(path: Path, request: LoadRequest) -> Checkpoint:
             "files": {name: entry["sha256"] for name, entry in manifest["files"].items()},
             "tokens": tokens,
             "generation": _generation(path),
+            "own tokenizer": _own_tokenizer(request),
         },
+    )
+
+
+def _own_tokenizer(request: LoadRequest) -> bool:
+    """Whether the user's tool loads the tokenizer that lies in the directory."""
+    said = request.options.get("tokenizer", "index")
+    if said not in ("index", "directory"):
+        raise UsageError(
+            f"tokenizer={said!s:.40} is neither index nor directory.", "Say where your tool has its tokens from."
+        )
+    return said == "directory"
+
+
+def made_again(checkpoint: Checkpoint) -> bool:
+    """Whether a vocabulary made again from the SID table, sorted, gives the ids that the directory has."""
+    tokens, index, table = checkpoint.extra["tokens"], checkpoint.extra["index"], checkpoint.table
+    ordered = [tokens[token] for token in sorted(tokens)]
+    named = [
+        len(np.setdiff1d(np.union1d(table.codes[:, level], index.kept[:, level]), [-1]))
+        for level in range(table.levels)
+    ]
+    return ordered == sorted(ordered) and sum(named) == len(tokens)
+
+
+def room(checkpoint: Checkpoint) -> Room:
+    """Behind all tokens; and sorting behind them, where they are made again from the SID table."""
+    if checkpoint.extra["own tokenizer"] or not made_again(checkpoint):
+        return token_room(checkpoint)
+    return token_room(
+        checkpoint,
+        behind=max(checkpoint.extra["tokens"]),
+        hint="LETTER's test.py makes the vocabulary again from the SID table, sorted, and only tokens that sort last keep all ids: "
+        "load the directory's tokenizer there (T5Tokenizer.from_pretrained(args.ckpt_path)) and pass "
+        "--layout-set tokenizer=directory.",
     )
 
 
@@ -239,12 +280,9 @@ def remarks(checkpoint: Checkpoint) -> tuple[tuple[str, str], ...]:
         told.append(
             (
                 f"Only {spelled} of {possible} codes have a vocabulary row; any other is read as unknown.",
-                "Items are moved to codes with a row only.",
+                "Items are moved to codes with a row only; `recerase erase --grow-vocabulary auto` adds rows.",
             )
         )
-    used = np.concatenate(
-        [rows[np.unique(table.codes[table.present, level])] for level, rows in enumerate(schema.rows)]
-    )
     alone = sum(int((table.usage(level) == 1).sum()) for level in range(table.levels))
     told.append(
         (
@@ -252,9 +290,7 @@ def remarks(checkpoint: Checkpoint) -> tuple[tuple[str, str], ...]:
             "A code that loses its last item keeps its token by a tombstone entry in the table.",
         )
     )
-    tokens: Mapping[str, int] = extra["tokens"]
-    ordered = [tokens[token] for token in sorted(tokens)]
-    if ordered != sorted(ordered) or len(np.unique(used)) + len(extra["index"].kept) < len(tokens):
+    if not made_again(checkpoint):
         told.append(
             (
                 "A vocabulary made again from the SID table would not be the one the model was trained with.",
@@ -289,6 +325,10 @@ LAYOUTS = (
         write_back=write_foreign,
         digest=digest,
         remarks=remarks,
-        options={"sids": "the SID table, where the directory holds none or several"},
+        room=room,
+        options={
+            "sids": "the SID table, where the directory holds none or several",
+            "tokenizer": "directory, where your tool loads the tokenizer from it and not from the SID table",
+        },
     ),
 )

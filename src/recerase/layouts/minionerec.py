@@ -19,6 +19,7 @@ import numpy as np
 from recerase.errors import ArtefactError, EraseError, TableError
 from recerase.layouts.causal_dir import OPTIONS, Kind, has_tokens, index_of, kind_of, read_causal, sid_text
 from recerase.layouts.foreign import patched_safetensors, reread
+from recerase.layouts.grown_files import grown_safetensors, prove_tokens, regrown, token_growth, token_room
 from recerase.layouts.index_json import IndexFile, rewritten
 from recerase.layouts.letter import remarks as token_remarks
 from recerase.layouts.native import Checkpoint, save_codebooks
@@ -114,12 +115,15 @@ def write_back(source: Checkpoint, recommender: Recommender, table: SidTable, st
     """
     extra, path = source.extra, source.path
     index: IndexFile = extra["index"]
+    growth = token_growth(source.table, table)
+    patch = grown_safetensors if growth.rows else patched_safetensors
     state = recommender.module.state_dict()
     for name in extra["weights"]:
         wanted = {key: state[key] for key in extra["stored"][name]}
-        write_bytes(staging / name, patched_safetensors(reread(path / name, extra["files"][name]), wanted))
+        write_bytes(staging / name, patch(reread(path / name, extra["files"][name]), wanted))
     for name in extra["copied"]:
-        _put(staging / name, reread(path / name, extra["files"][name]))
+        _put(staging / name, regrown(name, reread(path / name, extra["files"][name]), growth, source, recommender))
+    prove_tokens(path, staging, growth)
     _write_sids(source, index, table, staging)
     embeddings = source.embeddings
     if embeddings is not None:
@@ -185,5 +189,6 @@ LAYOUTS = (
         write_back=write_back,
         remarks=remarks,
         options=OPTIONS,
+        room=token_room,
     ),
 )

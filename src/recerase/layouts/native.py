@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from recerase.catalog.files import read_verified, reading_verified
 from recerase.errors import ArtefactError, CheckpointError, PickleError, TableError
+from recerase.layouts.growth import Room
 from recerase.layouts.protocol import Layout, LoadRequest
 from recerase.layouts.tensors import numpy_memory, read_safetensors
 from recerase.layouts.weights import CONFIG, load_module, read_tensors, weight_bytes
@@ -94,6 +95,10 @@ def _load(path: Path, request: LoadRequest) -> Checkpoint:
     )
 
 
+def _room(checkpoint: Checkpoint) -> Room:
+    return Room(checkpoint.table.schema.vocabulary)
+
+
 def _write_back(source: Checkpoint, recommender: Recommender, table: SidTable, staging: Path) -> None:
     save_checkpoint(staging, recommender, table, source.codebooks, source.embeddings)
 
@@ -107,6 +112,7 @@ LAYOUTS = (
         load=_load,
         write_back=_write_back,
         digest=lambda path: checkpoint_digest(path),
+        room=_room,
     ),
 )
 

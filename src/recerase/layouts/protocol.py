@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+    from recerase.layouts.growth import Room
     from recerase.layouts.native import Checkpoint, ItemIds
     from recerase.model.recommender import Recommender
     from recerase.sid.table import SidTable
@@ -53,6 +54,8 @@ class Layout:
     """What `Checkpoint.digest` will be, from the files alone; None: it cannot be told without options."""
     options: Mapping[str, str] = field(default_factory=dict)
     """What --layout-set may say: name -> what it is."""
+    room: Callable[[Checkpoint], Room] | None = None
+    """Where new vocabulary rows would go; raises EraseError where they cannot. None: this layout's vocabulary cannot grow."""
 
     @property
     def summary(self) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from recerase.errors import CheckpointError, TableError, UsageError
+from recerase.errors import CheckpointError, EraseError, TableError, UsageError
 from recerase.layouts.foreign import (
     copied_files,
     digest_over,
@@ -26,6 +26,7 @@ from recerase.layouts.foreign import (
     stored_codebooks,
     write_foreign,
 )
+from recerase.layouts.growth import Room
 from recerase.layouts.index_json import IndexFile, looks_like_index, read_index
 from recerase.layouts.native import CODEBOOKS, SCHEMA, Checkpoint
 from recerase.layouts.protocol import Layout, LoadRequest
@@ -219,6 +220,15 @@ def _t5_config(said: Mapping[str, Any], vocabulary: int, tied: bool) -> bytes:
     )
 
 
+def room(checkpoint: Checkpoint) -> Room:
+    """None: codes fill their rows without a gap, and the rows behind have a meaning of their own."""
+    size = checkpoint.table.schema.codes[0]
+    raise EraseError(
+        f"Every one of tiger-cf's {size} codes a level has its row, and the rows behind them are those of users.",
+        "Leave --grow-vocabulary out, or train with a larger codebook_size.",
+    )
+
+
 def remarks(checkpoint: Checkpoint) -> tuple[tuple[str, str], ...]:
     """The traps of this layout that apply, each with its remedy."""
     bucket, users = checkpoint.extra["bucket"]
@@ -257,6 +267,7 @@ LAYOUTS = (
         write_back=write_foreign,
         digest=digest,
         remarks=remarks,
+        room=room,
         options={
             "sids": "the SID table, where the directory holds none or several",
             "weights": "which .pth, where there are several",
