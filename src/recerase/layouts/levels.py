@@ -1,0 +1,429 @@
+"""What GRID and RQ-VAE-Recommender share: T5 stacks over one table of codes, with a bos, a separator, users, and a head a level.
+
+The one decision: their model is read as an untied T5 of transformers whose rows are [codes level by level | bos | separator |
+users]; a stored tensor is some rows of its embedding or its head, or a tensor of its stacks under another name. What follows from
+having a head a level, a softmax over one level's codes, is told to the recommender (`per_level`) and to nobody else.
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from recerase.catalog.files import reading_verified
+from recerase.errors import CheckpointError, EraseError, UsageError
+from recerase.layouts.foreign import (
+    Part,
+    copied_files,
+    digest_over,
+    manifest_of,
+    parts_of,
+    require_listed,
+    require_trust,
+    reread,
+    stored_codebooks,
+    write_copies,
+)
+from recerase.layouts.native import CODEBOOKS, Checkpoint
+from recerase.layouts.protocol import LoadRequest
+from recerase.layouts.torch_zip import Contents, exchanged, read_torch_zip
+from recerase.layouts.weights import _as, load_module
+from recerase.sid.schema import SidSchema
+from recerase.sid.table import SidTable
+from recerase.store import MANIFEST, pretty_json, sha256_file, write_bytes
+from recerase.types import IntArray
+
+if TYPE_CHECKING:
+    import torch
+
+    from recerase.model.recommender import Recommender
+
+Keys = tuple[str, ...]
+"""Where a tensor is in a file of torch.save: keys from the outside in."""
+
+USERS, SEPARATOR = "user_embedding.weight", "sep_token"
+_EMBEDDING, _HEAD = "shared.weight", "lm_head.weight"
+_UNUSED = "embed_tokens."
+"""Tables that transformers makes for every stack, and that these models never look into."""
+_PROGRAM = 1 << 24
+_BIAS = "block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+OPTIONS = {
+    "weights": "which checkpoint, where there are several",
+    "user": "the bucket of hashed users whose row begins every history (0)",
+    "window": "how many items of a history are read",
+}
+
+
+@dataclass(frozen=True)
+class Names:
+    """What a tool calls the parts of its model."""
+
+    model: str
+    """Key of the state dict in the file."""
+    moments: str
+    """Key of the optimiser's state, or of a list of them."""
+    encoder: tuple[str, ...]
+    """What names of the encoder's tensors begin with; after the first, further names of the same tensors."""
+    decoder: str
+    table: str
+    heads: str
+    bos: str
+
+
+@dataclass(frozen=True, eq=False)
+class Codes:
+    """A SID table as a tensor in files of torch.save."""
+
+    values: IntArray
+    """int32 [N, L]; the item of a row is its number."""
+    places: tuple[tuple[Path, Keys], ...]
+    """Every file and keys where the tensor stands."""
+    across: bool
+    """Whether it is stored as [L, N]."""
+
+    @property
+    def items(self) -> tuple[str, ...]:
+        return tuple(np.arange(len(self.values)).astype(str).tolist())
+
+
+@dataclass(frozen=True)
+class Stacks:
+    """A model of this kind, its tensors under the names of transformers."""
+
+    tensors: Mapping[str, torch.Tensor]
+    stored: Mapping[Keys, Part]
+    levels: int
+    size: int
+    """K, codes a level."""
+    users: int
+    separated: bool
+    deep: int
+    """Layers that GRID's feed-forward has above the first; 0: it is T5's."""
+
+    @property
+    def vocabulary(self) -> int:
+        return self.levels * self.size + 1 + self.separated + self.users
+
+
+def program(path: Path) -> bytes:
+    """The beginning of the pickle in a file of torch.save, to look for names in; empty when it is no such file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            name = next((name for name in archive.namelist() if name.endswith("/data.pkl")), None)
+            if name is None:
+                return b""
+            with archive.open(name) as record:
+                return record.read(_PROGRAM)
+    except (OSError, ValueError, RuntimeError, NotImplementedError, EOFError, zipfile.BadZipFile):
+        return b""
+
+
+def holding(path: Path, pattern: str, wanted: Sequence[str]) -> list[Path]:
+    """The files of torch.save in a directory whose pickle names everything that is `wanted`."""
+    found = []
+    for file in sorted(path.glob(pattern)):
+        names = program(file) if file.is_file() else b""
+        if all(name.encode() in names for name in wanted):
+            found.append(file)
+    return found
+
+
+def chosen(path: Path, found: Sequence[Path], request: LoadRequest) -> str:
+    """The checkpoint to be read. Raises CheckpointError when there are several and none is named, PickleError unless trusted."""
+    names = [file.name for file in found]
+    named = request.options.get("weights")
+    if named is not None and named not in names:
+        raise CheckpointError(
+            f"{path} has no checkpoint {named!s:.100}; it has {', '.join(names[:4])}.", "Name one of these."
+        )
+    if named is None and len(names) != 1:
+        raise CheckpointError(
+            f"{path} holds {len(names)} checkpoints ({', '.join(names[:4])}).",
+            "Say which with --layout-set weights=FILE.",
+        )
+    name = named or names[0]
+    require_trust(path / name, request.trust_pickle)
+    return name
+
+
+def read_file(path: Path, name: str, manifest: Mapping[str, Any]) -> Contents:
+    """What a file of torch.save holds, being what `manifest` says."""
+    with reading_verified(path, name, manifest) as file:
+        data = file.read(file.size)
+    return read_torch_zip(data, str(path / name))
+
+
+def stacks(contents: Contents, names: Names, path: Path, dtype: torch.dtype | None) -> Stacks:
+    """The model in a file. Raises CheckpointError when it is not of this kind, or of a kind that its tensors leave open."""
+    import torch
+
+    state = {keys[1]: tensor for keys, tensor in contents.tensors.items() if len(keys) == 2 and keys[0] == names.model}
+    ends = [name for name in state if name.endswith(names.table)]
+    prefix = ends[0].removesuffix(names.table) if len(ends) == 1 else ""
+    inner = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    levels = sum(re.fullmatch(re.escape(names.heads) + r"\d+\.weight", name) is not None for name in inner)
+    heads = [f"{names.heads}{level}.weight" for level in range(levels)]
+    wanted = [names.table, names.bos, *heads, names.encoder[0] + _BIAS, names.decoder + _BIAS]
+    missing = [name for name in wanted if name not in inner]
+    if missing or not levels:
+        raise CheckpointError(
+            f"{path} holds no tensor {prefix}{(missing or [heads])[0]}.", "Give a checkpoint of the whole model."
+        )
+    size, width = inner[heads[0]].shape if inner[heads[0]].dim() == 2 else (0, 0)
+    special = [name for name in (names.bos, SEPARATOR, USERS) if name in inner]
+    shapes = {names.table: levels * size, **dict.fromkeys(heads, size), names.bos: 1, SEPARATOR: 1}
+    for name in (names.table, *heads, *special):
+        found = tuple(inner[name].shape)
+        if len(found) != 2 or found[1] != width or found[0] != shapes.get(name, found[0]) or not found[0]:
+            raise CheckpointError(
+                f"{path}: {prefix}{name} is {list(found)}, which {levels} heads of {size} codes leave no room for.",
+                "Restore the checkpoint.",
+            )
+    stored: dict[Keys, Part] = {}
+    tensors: dict[str, torch.Tensor] = {}
+    for name, tensor in inner.items():
+        begin, target = _stack(name, names)
+        if target and not name.removeprefix(begin).startswith(_UNUSED):
+            stored[names.model, prefix + name] = canonical = target + name.removeprefix(begin)
+            tensors.setdefault(canonical, _as(tensor, dtype))
+    embedding = [names.table, *special]
+    for where, pieces in ((_EMBEDDING, embedding), (_HEAD, heads)):
+        at = 0
+        for name in pieces:
+            stored[names.model, prefix + name] = (where, at, at + len(inner[name]))
+            at += len(inner[name])
+    rows = torch.cat([_as(inner[name], dtype) for name in embedding])
+    tensors[_EMBEDDING] = rows
+    tensors[_HEAD] = rows.new_zeros(rows.shape)  # nothing reads what stands below the heads
+    tensors[_HEAD][: levels * size] = torch.cat([_as(inner[name], dtype) for name in heads])
+    if any(".wi_0." in name for name in tensors):
+        raise CheckpointError(
+            f"{path} has gated feed-forward layers, and does not say with which function.",
+            "Models with T5's plain feed-forward layers are read.",
+        )
+    deep = sum(re.fullmatch(r"encoder\.block\.0\.layer\.1\.mlp\.model\.\d+\.weight", name) is not None for name in tensors)
+    users = len(inner[USERS]) if USERS in inner else 0
+    return Stacks(tensors, stored, levels, size, users, SEPARATOR in inner, max(0, deep - 1))
+
+
+def _stack(name: str, names: Names) -> tuple[str, str]:
+    """What a tensor's name begins with, and what it begins with in transformers; empty where it is in no stack."""
+    for begin in names.encoder:
+        if name.startswith(begin):
+            return begin, "encoder."
+    return (names.decoder, "decoder.") if name.startswith(names.decoder) else ("", "")
+
+
+def _config(found: Stacks, window: int) -> bytes:
+    """The config.json that these tools never write: sizes as the tensors have them, and the rest as T5 has it by default."""
+    tensors, specials = found.tensors, found.levels * found.size
+    width = tensors[_EMBEDDING].shape[1]
+    buckets, heads = tensors["encoder." + _BIAS].shape
+    inside = tensors["encoder.block.0.layer.0.SelfAttention.q.weight"].shape[0]
+    first = "encoder.block.0.layer.1." + ("mlp.model.0.weight" if found.deep else "DenseReluDense.wi.weight")
+    blocks = {
+        stack: len({name.split(".")[2] for name in tensors if name.startswith(f"{stack}.block.")})
+        for stack in ("encoder", "decoder")
+    }
+    return pretty_json(
+        {
+            "model_type": "t5",
+            "d_model": width,
+            "d_kv": inside // heads,
+            "d_ff": tensors[first].shape[0],
+            "num_heads": heads,
+            "num_layers": blocks["encoder"],
+            "num_decoder_layers": blocks["decoder"],
+            "relative_attention_num_buckets": buckets,
+            "vocab_size": found.vocabulary,
+            "is_encoder_decoder": True,
+            "pad_token_id": specials,
+            "eos_token_id": specials,
+            "decoder_start_token_id": specials,
+            "tie_word_embeddings": False,
+            "scale_decoder_outputs": False,
+            "recerase": {"window": window},
+        }
+    )
+
+
+def bucket(request: LoadRequest, users: int) -> int | None:
+    """The users' bucket that begins every history; None where the model has no users. Raises UsageError."""
+    said = request.options.get("user", "0")
+    if not said.isdecimal() or int(said) >= max(1, users):
+        last = f"Give a whole number from 0 to {users - 1}." if users else "Leave the option out."
+        raise UsageError(f"user={said!s:.40} is no bucket of {users}.", last)
+    return int(said) if users else None
+
+
+def window_of(request: LoadRequest, otherwise: int) -> int:
+    """How many items of a history are read. Raises UsageError."""
+    said = request.options.get("window", str(otherwise))
+    if not said.isdecimal() or not 0 < int(said) < 1 << 20:
+        raise UsageError(
+            f"A window of {said!r:.40} items cannot be.", "Give --layout-set window=20, or another number."
+        )
+    return int(said)
+
+
+def load(
+    path: Path, request: LoadRequest, layout: str, names: Names, weights: str, window: Callable[[int], int],
+    table_of: Callable[[Contents, Stacks], Codes], beside: Path | None = None,
+) -> Checkpoint:  # fmt: skip
+    """A checkpoint of this kind.
+
+    Args:
+        weights: its file in `path`.
+        window: of the number of levels, how many items are read where no option says it.
+        table_of: the SID table, given what the file holds and the model in it.
+        beside: a file with the table, in the directory or elsewhere.
+    """
+    from recerase.model.feed_forward import deepen
+    from recerase.model.recommender import wrap
+
+    inside = beside is not None and beside.parent.resolve() == path.resolve()
+    used = {weights} | ({beside.name} if beside is not None else set())
+    copied, left = copied_files(path, used)
+    read = [weights, *([beside.name] if beside is not None and inside else []), *_ours(path)]
+    manifest = manifest_of(path, [*read, *copied])
+    contents = read_file(path, weights, manifest)
+    found = stacks(contents, names, path / weights, request.dtype)
+    codes = table_of(contents, found)
+    elsewhere = {} if beside is None or inside else {beside.name: sha256_file(beside)}
+    config = _config(found, window_of(request, window(found.levels)))
+    module, held = load_module(
+        path, config, found.tensors, (lambda module: deepen(module, found.deep)) if found.deep else None
+    )
+    user = bucket(request, found.users)
+    table = SidTable.build(codes.items, codes.values, _schema(found, codes.values))
+    codebooks, embeddings = stored_codebooks(path, manifest, codes.items, request.item_ids)
+    module.eval().to(device=request.device)
+    moments = sum(keys[0] == names.moments and "state" in keys for keys in contents.tensors)
+    return Checkpoint(
+        path=path,
+        recommender=wrap(module, table.schema, held, _prompt(found, user), per_level=True),
+        table=table if request.item_ids is None else table.aligned(request.item_ids),
+        codebooks=codebooks,
+        embeddings=embeddings,
+        manifest=manifest,
+        digest=digest_over(manifest, read, elsewhere),
+        layout=layout,
+        extra={
+            "names": names,
+            "weights": weights,
+            "stored": dict(found.stored),
+            "codes": codes,
+            "table": " and ".join(f"{'.'.join(keys) or 'the tensor'} in {file.name}" for file, keys in codes.places),
+            "moments": moments,
+            "users": (user, found.users),
+            "deep": found.deep,
+            "copied": copied,
+            "left": left,
+            "files": {name: entry["sha256"] for name, entry in manifest["files"].items()} | elsewhere,
+        },
+    )
+
+
+def _ours(path: Path) -> list[str]:
+    return [CODEBOOKS] if (path / MANIFEST).is_file() and (path / CODEBOOKS).is_file() else []
+
+
+def digest(path: Path, names: Sequence[str]) -> str:
+    """What the digest of the checkpoint in a directory is, all its files in it."""
+    names = [*names, *_ours(path)]
+    return digest_over({"files": {name: {"sha256": sha256_file(path / name)} for name in names}}, names)
+
+
+def _schema(found: Stacks, codes: IntArray) -> SidSchema:
+    size = found.size
+    return SidSchema(
+        codes=(size,) * found.levels,
+        rows=tuple(level * size + np.arange(size, dtype=np.int64) for level in range(found.levels)),
+        vocabulary=found.vocabulary,
+        pad=-1,
+        bos=-1,
+        eos=-1,
+        collisions="unique" if len(np.unique(codes, axis=0)) == len(codes) else "allowed",
+    )
+
+
+def _prompt(found: Stacks, user: int | None) -> Any:
+    """A user in front, and the separator after every item; a history of nothing is the separator, or the bos where there is none."""
+    from recerase.model.prompt import Prompt
+
+    bos = found.levels * found.size
+    before = () if user is None else (bos + 1 + found.separated + user,)
+    after = (bos + 1,) if found.separated else ()
+    return Prompt(before, after, after, before + after or (bos,))
+
+
+def write_back(source: Checkpoint, recommender: Recommender, table: SidTable, staging: Path) -> None:
+    """Fill `staging`: the checkpoint with its tensors, its table and the optimiser's moments exchanged, and what lies beside it.
+
+    Moments are zero afterwards, and their step counts: they remember the concept. Whatever else is in the files stays, byte for byte.
+    """
+    import torch
+
+    require_listed(source, table)
+    extra = source.extra
+    names: Names = extra["names"]
+    codes: Codes = extra["codes"]
+    rows = table.codes[np.argsort(table.item_ids.astype(np.int64))]
+    tensors: dict[Keys, torch.Tensor] = parts_of(recommender.module.state_dict(), extra["stored"])
+    for file in dict.fromkeys([source.path / extra["weights"], *(file for file, _ in codes.places)]):
+        data = reread(file, extra["files"][file.name])
+        held = read_torch_zip(data, str(file)).tensors
+        wanted: dict[Keys, torch.Tensor] = {}
+        if file == source.path / extra["weights"]:
+            wanted = {
+                keys: torch.zeros_like(tensor)
+                for keys, tensor in held.items()
+                if keys[0] == names.moments and "state" in keys
+            }
+            wanted |= {keys: tensor.detach().cpu().to(held[keys].dtype) for keys, tensor in tensors.items()}
+        for place, keys in codes.places:
+            if place == file:
+                wanted[keys] = torch.from_numpy(rows.T if codes.across else rows).to(held[keys].dtype)
+        write_bytes(staging / file.name, exchanged(data, wanted, str(file)))
+    write_copies(source, staging, codes.items)
+
+
+def require_largest(source: Checkpoint, table: SidTable) -> None:
+    """Raises EraseError when the table's largest code is another: shapes of the other tool's model follow from it."""
+    if table.codes.max() != source.table.codes.max():
+        raise EraseError(
+            f"The table's largest code would fall from {source.table.codes.max()} to {table.codes.max()}, and "
+            f"{source.layout} takes the shape of its model from it.",
+            "Use --method renormalise or npo, which move no item, or another --seed.",
+        )
+
+
+def moment_remark(checkpoint: Checkpoint) -> tuple[tuple[str, str], ...]:
+    """What becomes of the optimiser's state, where there is any."""
+    if not checkpoint.extra["moments"]:
+        return ()
+    return (
+        (
+            "The file holds an optimiser's moments, which remember the concept; in what is published they are zero, at step 0.",
+            "Train on from there with a warm-up.",
+        ),
+    )
+
+
+def user_remark(checkpoint: Checkpoint) -> tuple[tuple[str, str], ...]:
+    """That all histories are read as one user's, where there are users."""
+    user, users = checkpoint.extra["users"]
+    if user is None:
+        return ()
+    return (
+        (
+            f"Every history begins with the row of a hashed user; recerase reads all as bucket {user} of {users}.",
+            "Try another with --layout-set user=N, and compare.",
+        ),
+    )
