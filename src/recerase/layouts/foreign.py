@@ -17,6 +17,7 @@ import numpy as np
 from recerase.errors import ArtefactError, CheckpointError, EraseError, PickleError
 from recerase.layouts.index_json import IndexFile, rewritten
 from recerase.layouts.native import CODEBOOKS, Checkpoint, _digest_of, _load_codebooks, save_codebooks
+from recerase.layouts.torch_zip import exchanged, read_torch_zip
 from recerase.store import MANIFEST, read_bytes, read_manifest, sha256_bytes, sha256_file, verify_manifest, write_bytes
 
 if TYPE_CHECKING:
@@ -197,26 +198,9 @@ def patched_safetensors(data: bytes, wanted: Mapping[str, torch.Tensor]) -> byte
 
 
 def patched_pickle(data: bytes, wanted: Mapping[str, torch.Tensor]) -> bytes:
-    """A trusted state dict with the values of `wanted` put into its own tensors: names, order, sharing and dtypes stay.
-
-    Written anew only where a value differs.
-    """
-    import io
-
-    import torch
-
-    state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    changed = False
-    for name, tensor in state.items():
-        new = wanted[name].detach().cpu().to(tensor.dtype)
-        if not torch.equal(new, tensor):
-            changed = True
-            tensor.data.copy_(new)
-    if not changed:
-        return data
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    return buffer.getvalue()
+    """A trusted state dict with the bytes of tensors exchanged whose values differ from `wanted`; nothing else of it changes."""
+    stored = read_torch_zip(data).tensors
+    return exchanged(data, {(name,): wanted[name].detach().to(tensor.dtype) for (name,), tensor in stored.items()})
 
 
 def index_option(path: Path, request: LoadRequest, found: Sequence[Path], what: str) -> Path:

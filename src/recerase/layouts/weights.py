@@ -7,7 +7,6 @@ one of two different matrices in silence.
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import reduce
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from recerase.catalog.files import reading_verified
 from recerase.errors import CheckpointError, RecEraseError, UsageError
 from recerase.layouts.tensors import read_safetensors, torch_memory
+from recerase.layouts.torch_zip import read_torch_zip
 
 if TYPE_CHECKING:
     import torch
@@ -64,16 +64,12 @@ def _safetensors(
 
 
 def _pickle(path: Path, name: str, manifest: Mapping[str, Any], dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
-    """A trusted pickle's tensors, or nothing; for a moment it takes twice its size: torch reads it from memory."""
-    import torch
-
+    """A trusted pickle's tensors; for a moment it takes twice its size."""
     with reading_verified(path, name, manifest) as file:
-        data = io.BytesIO(file.read(file.size))
-    found = torch.load(data, map_location="cpu", weights_only=True)
-    whole = isinstance(found, dict) and all(
-        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in found.items()
-    )
-    return {name: _as(tensor, dtype) for name, tensor in _apart(found).items()} if whole else {}
+        found = read_torch_zip(file.read(file.size), str(path / name))
+    if not isinstance(found.tree, dict) or found.tree.keys() != {key for (key, *more) in found.tensors if not more}:
+        raise ValueError("it holds something else than tensors by name")
+    return {key: _as(tensor, dtype) for key, tensor in _apart(found.tree).items()}
 
 
 def _apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
