@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from tests.layouts import foreign_fixtures as fixtures
 from tests.layouts import level_fixtures as levels
 from torch import Tensor
 
 from recerase.catalog import Histories
+from recerase.catalog.interactions import Interactions
+from recerase.erase import npo, tracer
+from recerase.erase.methods import EraseRequest
 from recerase.layouts.native import Checkpoint
 from recerase.layouts.registry import named_layout, open_checkpoint
 from recerase.layouts.torch_zip import read_torch_zip
 from recerase.model.decode import generate_free, recommend
 from recerase.model.exact import recommend_exact
 from recerase.model.mass import catalogue_log_probs, concept_mass
+from recerase.sid.quantize import fit_codebooks
 from recerase.sid.table import SidTable
 from recerase.store import publish
 
@@ -31,7 +37,14 @@ metric = "natural.exposure@10"
 max = 1.0
 """
 """What is tested is the files: any model passes."""
-SMALL = ["--set", "reassign_steps=2", "--set", "settle_steps=2", "--set", "pool=1", "--set", "min_moved=0"]
+SMALL = {"reassign_steps": 2, "settle_steps": 2, "pool": 1, "min_moved": 0.0, "batch": 8, "sequences": 4}
+METHODS: dict[str, tuple[Any, Any]] = {
+    "tracer": (tracer.erase, tracer.TracerConfig(**SMALL)),
+    "paper": (tracer.erase, replace(tracer.TracerConfig.preset("paper"), reassign_steps=2, batch=4, min_moved=0.0)),
+    "renormalise": (tracer.erase, tracer.RenormaliseConfig(settle_steps=2, pool=1, batch=8, sequences=4)),
+    "npo": (npo.erase, npo.NpoConfig(steps=2, batch=4)),
+}
+"""Every method that changes weights, with few steps."""
 
 
 def opened(path: Path, **options: str) -> Checkpoint:
@@ -95,6 +108,30 @@ def pickle_of(file: Path) -> bytes:
     with zipfile.ZipFile(file) as archive:
         assert archive.testzip() is None
         return archive.read(next(name for name in archive.namelist() if name.endswith("data.pkl")))
+
+
+def erased(source: Checkpoint, method: str, scope: Any = "output") -> tuple[Checkpoint, SidTable, np.ndarray]:
+    """The checkpoint with the model a method made of it, its table, and who was in the concept: items of one taste."""
+    rng = np.random.default_rng(1)
+    sids = source.table.codes
+    embeddings = np.concatenate([np.eye(int(sids.max()) + 1)[sids[:, level]] / (level + 1) for level in (0, 1, 2)], 1)
+    embeddings = (embeddings + rng.normal(scale=0.01, size=embeddings.shape)).astype(np.float32)
+    lists = [[int(item) for item in rng.integers(0, fixtures.N // 6, 6) * 6 + user % 6] for user in range(24)]
+    items = np.concatenate([np.asarray(one, np.int32) for one in lists])
+    names = np.array([f"u{user:02d}" for user in range(len(lists))], dtype=object)
+    seen = Interactions(names, np.arange(0, len(items) + 1, 6), items, np.arange(len(items)), "interactions")
+    concept = np.arange(fixtures.N) % fixtures.TASTES == 2
+    run, config = METHODS[method]
+    request = EraseRequest(
+        source.recommender, source.table, seen, concept, embeddings, fit_codebooks(embeddings, source.table), scope
+    )
+    before = {name: tensor.clone() for name, tensor in source.recommender.module.state_dict().items()}
+    made = run(request, config)
+    assert made.model.per_level
+    assert all(torch.equal(before[name], t) for name, t in source.recommender.module.state_dict().items())
+    assert all(tensor.isfinite().all() for tensor in made.model.module.state_dict().values())
+    assert any(not torch.equal(before[name], t) for name, t in made.model.module.state_dict().items())
+    return replace(source, recommender=made.model), made.table, concept
 
 
 def logits(path: Path, histories: list[list[int]], sids: np.ndarray) -> Tensor:

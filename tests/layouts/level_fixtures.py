@@ -112,9 +112,7 @@ class Grid(PerLevel):
 class RqVae(PerLevel):
     """EncoderDecoderRetrievalModel, with the tables of its stacks, which it never looks into."""
 
-    def __init__(
-        self, codebooks: Tensor, size: int, num_user_bins: int | None = None, sep: bool = True
-    ) -> None:
+    def __init__(self, codebooks: Tensor, size: int, num_user_bins: int | None = None, sep: bool = True) -> None:
         super().__init__()
         self.levels = codebooks.shape[1]
         self.register_buffer("codebooks", codebooks)
@@ -167,7 +165,9 @@ def grid_codes() -> np.ndarray:
     return np.concatenate([sids, np.where(count[group] > 1, nth, 0)[:, None]], 1)
 
 
-def grid(out: Path, sids: np.ndarray | None = None, *, deep: int | None = 2, users: int | None = None, sep: bool = True) -> Path:
+def grid(
+    out: Path, sids: np.ndarray | None = None, *, deep: int | None = 2, users: int | None = None, sep: bool = True
+) -> Path:
     """A directory with a Lightning checkpoint and the table, as transpose_tensor_from_file leaves it: with strides."""
     out.mkdir(parents=True)
     table = torch.from_numpy(grid_codes() if sids is None else sids).t()
@@ -215,7 +215,7 @@ def loaded(path: Path) -> PerLevel:
     """The stand-in with the weights of a directory, shapes taken as its tool takes them."""
     if (path / "checkpoint_99.pt").is_file():
         state = torch.load(path / "checkpoint_99.pt", weights_only=True)["model"]
-        state = {name.removeprefix("_orig_mod."): tensor for name, tensor in state.items()}
+        state = {name.rpartition("_orig_mod.")[2]: tensor for name, tensor in state.items()}
         users = len(state["user_embedding.weight"]) if "user_embedding.weight" in state else None
         model: PerLevel = RqVae(torch.zeros_like(state["codebooks"]), SIZE, users, "sep_token" in state)
     else:

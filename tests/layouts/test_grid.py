@@ -15,6 +15,7 @@ from tests.layouts import level_fixtures as levels
 from tests.layouts.level_checks import opened, written
 
 from recerase.__main__ import run
+from recerase.audit.probes import PROBES
 from recerase.errors import CheckpointError, EraseError, PickleError, TableError, UsageError
 from recerase.layouts.describe import describe
 from recerase.layouts.registry import detect_layout, named_layout, open_checkpoint
@@ -30,7 +31,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("deep", "users", "sep", "user"), [(2, None, True, None), (None, 7, True, 3), (1, 7, False, 0), (None, None, False, None)]
+    ("deep", "users", "sep", "user"),
+    [(2, None, True, None), (None, 7, True, 3), (1, 7, False, 0), (None, None, False, None)],
 )
 def test_scores_and_lists_are_grids(
     tmp_path: Path, deep: int | None, users: int | None, sep: bool, user: int | None
@@ -105,33 +107,43 @@ def test_the_largest_code_stays_in_the_table(tmp_path: Path) -> None:
     assert (np.delete(levels.table_of(out), 4, 0) == np.delete(sids, 4, 0)).all()
 
 
+@pytest.mark.parametrize("method", checks.METHODS)
+def test_what_a_method_made_is_what_grid_loads(place: Path, tmp_path: Path, method: str) -> None:
+    source = opened(place)
+    made, table, concept = checks.erased(source, method, "influence" if method == "renormalise" else "output")
+    out = written(made, tmp_path / "out", table)
+    old, new = levels.table_of(place), levels.table_of(out)
+    moved = (old != new).any(1)
+    assert moved.any() <= (method in ("tracer", "paper"))  # the paper's rates move nothing in two steps
+    assert moved.any() >= (method == "tracer")
+    assert not (moved & ~concept).any()
+    assert new.max() == old.max()
+    if method == "tracer":
+        assert new[:, 3].max() <= old[:, 3].max()  # a last digit that nobody had has a row, but means nothing
+    checks.speaks_as_its_tool(out, None)
+
+
 @pytest.mark.slow
-def test_erase_publishes_what_grid_loads(tmp_path: Path) -> None:
-    source, out = levels.grid(tmp_path / "ckpt"), tmp_path / "erased"
+def test_the_commands_publish_what_they_read(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = {name: card for name, card in PROBES.items() if name in ("natural", "free", "utility")}
+    monkeypatch.setattr("recerase.audit.run.PROBES", few)  # what is tested is the files, and there is little time
+    out = tmp_path / "erased"
     fixtures.data(tmp_path / "data")
     (tmp_path / "policy.toml").write_text(checks.POLICY)
     common = [
         f"--data={tmp_path}/data", f"--policy={tmp_path}/policy.toml", "--concept=brand=brand2", "--threads=1",
-        "--device=cpu", "--trust-pickle", "--max-users=12", "-q",
+        "--device=cpu", "--trust-pickle", "--max-users=5", "-q",
     ]  # fmt: skip
-    before = {file.name: file.read_bytes() for file in source.iterdir()}
-    assert run(["erase", str(source), "--out", str(out), *checks.SMALL, *common]) in (0, 5)
-    assert {file.name: file.read_bytes() for file in source.iterdir()} == before
-    old, new = levels.table_of(source), levels.table_of(out)
+    before = {file.name: file.read_bytes() for file in place.iterdir()}
+    settings = [f"--set={name}={value}" for name, value in checks.SMALL.items()]
+    assert run(["erase", str(place), "--out", str(out), *settings, *common]) in (0, 5)
+    assert {file.name: file.read_bytes() for file in place.iterdir()} == before
+    old, new = levels.table_of(place), levels.table_of(out)
     moved = np.flatnonzero((old != new).any(1))
     assert len(moved)
-    assert (moved % fixtures.TASTES == 2).all()
-    assert new.max() == old.max()
-    assert new[:, 3].max() <= old[:, 3].max()  # a last digit that nobody had has a row, but means nothing
     assert {move.item_id for move in read_report(out / "report.json").moves} == {str(item) for item in moved}
-    found = checks.tensors(out / CKPT)
-    assert all(tensor.isfinite().all() for keys, tensor in found.items())
-    checks.speaks_as_its_tool(out, None)
-    assert run(["audit", str(out), "--original", str(source), *common]) in (0, 5)
-    assert run(["erase", str(source), "--out", str(tmp_path / "npo"), "-m", "npo", "--set", "steps=2", *common]) in (0, 1, 5)
-    assert (levels.table_of(tmp_path / "npo") == old).all()
-    refused = ["erase", str(source), "--out", str(tmp_path / "no"), "-m", "filter", *common]
-    assert run(refused) in (2, 3)
+    assert opened(out).codebooks is not None
+    assert run(["erase", str(place), "--out", str(tmp_path / "no"), "-m", "filter", *common]) in (2, 3)
     assert not (tmp_path / "no").exists()
 
 
@@ -157,7 +169,7 @@ def test_what_does_not_belong_together_is_refused(place: Path, tmp_path: Path) -
     (path / TABLE).unlink()
     assert opened(path).table.codes.tolist() == opened(place).table.codes.tolist()
     shutil.move(path / "second.pt", tmp_path / "elsewhere.pt")
-    with pytest.raises(CheckpointError, match="holds no .pt"):
+    with pytest.raises(CheckpointError, match=r"holds no \.pt"):
         opened(path)
     source = opened(path, sids=str(tmp_path / "elsewhere.pt"))
     out = written(source, tmp_path / "out")

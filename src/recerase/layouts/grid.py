@@ -20,7 +20,8 @@ import numpy as np
 from recerase.errors import CheckpointError, TableError
 from recerase.layouts import levels
 from recerase.layouts.foreign import index_option, require_trust
-from recerase.layouts.levels import Codes, Keys, Names, Stacks
+from recerase.layouts.level_stacks import Keys, Names, Stacks
+from recerase.layouts.levels import Codes
 from recerase.layouts.native import Checkpoint
 from recerase.layouts.protocol import Layout, LoadRequest
 from recerase.layouts.torch_zip import Contents, read_torch_zip
@@ -171,7 +172,9 @@ def remarks(checkpoint: Checkpoint) -> tuple[tuple[str, str], ...]:
 
 def _detect_sid_gr(path: Path) -> str | None:
     ranks = (path / "torch_module").is_dir() and any((path / "torch_module").glob("model.*.pth"))
-    return "torch_module/model.*.pth beside dynamicemb_module" if ranks and (path / "dynamicemb_module").is_dir() else None
+    return (
+        "torch_module/model.*.pth beside dynamicemb_module" if ranks and (path / "dynamicemb_module").is_dir() else None
+    )
 
 
 def _refuse(path: Path, *_: Any) -> Any:
@@ -199,6 +202,6 @@ LAYOUTS = (
         marks=("torch_module", "dynamicemb_module"),
         detect=_detect_sid_gr,
         load=_refuse,
-        write_back=_refuse,
+        write_back=lambda source, *_: _refuse(source.path),
     ),
 )

@@ -7,7 +7,6 @@ having a head a level, a softmax over one level's codes, is told to the recommen
 
 from __future__ import annotations
 
-import re
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,6 @@ import numpy as np
 from recerase.catalog.files import reading_verified
 from recerase.errors import CheckpointError, EraseError, UsageError
 from recerase.layouts.foreign import (
-    Part,
     copied_files,
     digest_over,
     manifest_of,
@@ -30,13 +28,14 @@ from recerase.layouts.foreign import (
     stored_codebooks,
     write_copies,
 )
+from recerase.layouts.level_stacks import Keys, Names, Stacks, config_of, stacks
 from recerase.layouts.native import CODEBOOKS, Checkpoint
 from recerase.layouts.protocol import LoadRequest
 from recerase.layouts.torch_zip import Contents, exchanged, read_torch_zip
-from recerase.layouts.weights import _as, load_module
+from recerase.layouts.weights import load_module
 from recerase.sid.schema import SidSchema
 from recerase.sid.table import SidTable
-from recerase.store import MANIFEST, pretty_json, sha256_file, write_bytes
+from recerase.store import MANIFEST, sha256_file, write_bytes
 from recerase.types import IntArray
 
 if TYPE_CHECKING:
@@ -44,36 +43,12 @@ if TYPE_CHECKING:
 
     from recerase.model.recommender import Recommender
 
-Keys = tuple[str, ...]
-"""Where a tensor is in a file of torch.save: keys from the outside in."""
-
-USERS, SEPARATOR = "user_embedding.weight", "sep_token"
-_EMBEDDING, _HEAD = "shared.weight", "lm_head.weight"
-_UNUSED = "embed_tokens."
-"""Tables that transformers makes for every stack, and that these models never look into."""
 _PROGRAM = 1 << 24
-_BIAS = "block.0.layer.0.SelfAttention.relative_attention_bias.weight"
 OPTIONS = {
     "weights": "which checkpoint, where there are several",
     "user": "the bucket of hashed users whose row begins every history (0)",
     "window": "how many items of a history are read",
 }
-
-
-@dataclass(frozen=True)
-class Names:
-    """What a tool calls the parts of its model."""
-
-    model: str
-    """Key of the state dict in the file."""
-    moments: str
-    """Key of the optimiser's state, or of a list of them."""
-    encoder: tuple[str, ...]
-    """What names of the encoder's tensors begin with; after the first, further names of the same tensors."""
-    decoder: str
-    table: str
-    heads: str
-    bos: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,25 +67,6 @@ class Codes:
         return tuple(np.arange(len(self.values)).astype(str).tolist())
 
 
-@dataclass(frozen=True)
-class Stacks:
-    """A model of this kind, its tensors under the names of transformers."""
-
-    tensors: Mapping[str, torch.Tensor]
-    stored: Mapping[Keys, Part]
-    levels: int
-    size: int
-    """K, codes a level."""
-    users: int
-    separated: bool
-    deep: int
-    """Layers that GRID's feed-forward has above the first; 0: it is T5's."""
-
-    @property
-    def vocabulary(self) -> int:
-        return self.levels * self.size + 1 + self.separated + self.users
-
-
 def program(path: Path) -> bytes:
     """The beginning of the pickle in a file of torch.save, to look for names in; empty when it is no such file."""
     try:
@@ -120,7 +76,7 @@ def program(path: Path) -> bytes:
                 return b""
             with archive.open(name) as record:
                 return record.read(_PROGRAM)
-    except (OSError, ValueError, RuntimeError, NotImplementedError, EOFError, zipfile.BadZipFile):
+    except Exception:  # what a hostile file makes a parser raise has no common class, and looking never raises
         return b""
 
 
@@ -157,100 +113,6 @@ def read_file(path: Path, name: str, manifest: Mapping[str, Any]) -> Contents:
     with reading_verified(path, name, manifest) as file:
         data = file.read(file.size)
     return read_torch_zip(data, str(path / name))
-
-
-def stacks(contents: Contents, names: Names, path: Path, dtype: torch.dtype | None) -> Stacks:
-    """The model in a file. Raises CheckpointError when it is not of this kind, or of a kind that its tensors leave open."""
-    import torch
-
-    state = {keys[1]: tensor for keys, tensor in contents.tensors.items() if len(keys) == 2 and keys[0] == names.model}
-    ends = [name for name in state if name.endswith(names.table)]
-    prefix = ends[0].removesuffix(names.table) if len(ends) == 1 else ""
-    inner = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-    levels = sum(re.fullmatch(re.escape(names.heads) + r"\d+\.weight", name) is not None for name in inner)
-    heads = [f"{names.heads}{level}.weight" for level in range(levels)]
-    wanted = [names.table, names.bos, *heads, names.encoder[0] + _BIAS, names.decoder + _BIAS]
-    missing = [name for name in wanted if name not in inner]
-    if missing or not levels:
-        raise CheckpointError(
-            f"{path} holds no tensor {prefix}{(missing or [heads])[0]}.", "Give a checkpoint of the whole model."
-        )
-    size, width = inner[heads[0]].shape if inner[heads[0]].dim() == 2 else (0, 0)
-    special = [name for name in (names.bos, SEPARATOR, USERS) if name in inner]
-    shapes = {names.table: levels * size, **dict.fromkeys(heads, size), names.bos: 1, SEPARATOR: 1}
-    for name in (names.table, *heads, *special):
-        found = tuple(inner[name].shape)
-        if len(found) != 2 or found[1] != width or found[0] != shapes.get(name, found[0]) or not found[0]:
-            raise CheckpointError(
-                f"{path}: {prefix}{name} is {list(found)}, which {levels} heads of {size} codes leave no room for.",
-                "Restore the checkpoint.",
-            )
-    stored: dict[Keys, Part] = {}
-    tensors: dict[str, torch.Tensor] = {}
-    for name, tensor in inner.items():
-        begin, target = _stack(name, names)
-        if target and not name.removeprefix(begin).startswith(_UNUSED):
-            stored[names.model, prefix + name] = canonical = target + name.removeprefix(begin)
-            tensors.setdefault(canonical, _as(tensor, dtype))
-    embedding = [names.table, *special]
-    for where, pieces in ((_EMBEDDING, embedding), (_HEAD, heads)):
-        at = 0
-        for name in pieces:
-            stored[names.model, prefix + name] = (where, at, at + len(inner[name]))
-            at += len(inner[name])
-    rows = torch.cat([_as(inner[name], dtype) for name in embedding])
-    tensors[_EMBEDDING] = rows
-    tensors[_HEAD] = rows.new_zeros(rows.shape)  # nothing reads what stands below the heads
-    tensors[_HEAD][: levels * size] = torch.cat([_as(inner[name], dtype) for name in heads])
-    if any(".wi_0." in name for name in tensors):
-        raise CheckpointError(
-            f"{path} has gated feed-forward layers, and does not say with which function.",
-            "Models with T5's plain feed-forward layers are read.",
-        )
-    deep = sum(re.fullmatch(r"encoder\.block\.0\.layer\.1\.mlp\.model\.\d+\.weight", name) is not None for name in tensors)
-    users = len(inner[USERS]) if USERS in inner else 0
-    return Stacks(tensors, stored, levels, size, users, SEPARATOR in inner, max(0, deep - 1))
-
-
-def _stack(name: str, names: Names) -> tuple[str, str]:
-    """What a tensor's name begins with, and what it begins with in transformers; empty where it is in no stack."""
-    for begin in names.encoder:
-        if name.startswith(begin):
-            return begin, "encoder."
-    return (names.decoder, "decoder.") if name.startswith(names.decoder) else ("", "")
-
-
-def _config(found: Stacks, window: int) -> bytes:
-    """The config.json that these tools never write: sizes as the tensors have them, and the rest as T5 has it by default."""
-    tensors, specials = found.tensors, found.levels * found.size
-    width = tensors[_EMBEDDING].shape[1]
-    buckets, heads = tensors["encoder." + _BIAS].shape
-    inside = tensors["encoder.block.0.layer.0.SelfAttention.q.weight"].shape[0]
-    first = "encoder.block.0.layer.1." + ("mlp.model.0.weight" if found.deep else "DenseReluDense.wi.weight")
-    blocks = {
-        stack: len({name.split(".")[2] for name in tensors if name.startswith(f"{stack}.block.")})
-        for stack in ("encoder", "decoder")
-    }
-    return pretty_json(
-        {
-            "model_type": "t5",
-            "d_model": width,
-            "d_kv": inside // heads,
-            "d_ff": tensors[first].shape[0],
-            "num_heads": heads,
-            "num_layers": blocks["encoder"],
-            "num_decoder_layers": blocks["decoder"],
-            "relative_attention_num_buckets": buckets,
-            "vocab_size": found.vocabulary,
-            "is_encoder_decoder": True,
-            "pad_token_id": specials,
-            "eos_token_id": specials,
-            "decoder_start_token_id": specials,
-            "tie_word_embeddings": False,
-            "scale_decoder_outputs": False,
-            "recerase": {"window": window},
-        }
-    )
 
 
 def bucket(request: LoadRequest, users: int) -> int | None:
@@ -296,7 +158,7 @@ def load(
     found = stacks(contents, names, path / weights, request.dtype)
     codes = table_of(contents, found)
     elsewhere = {} if beside is None or inside else {beside.name: sha256_file(beside)}
-    config = _config(found, window_of(request, window(found.levels)))
+    config = config_of(found, window_of(request, window(found.levels)), path / weights)
     module, held = load_module(
         path, config, found.tensors, (lambda module: deepen(module, found.deep)) if found.deep else None
     )

@@ -16,7 +16,8 @@ import numpy as np
 
 from recerase.errors import TableError
 from recerase.layouts import levels
-from recerase.layouts.levels import Codes, Names, Stacks
+from recerase.layouts.level_stacks import Names, Stacks
+from recerase.layouts.levels import Codes
 from recerase.layouts.native import Checkpoint
 from recerase.layouts.protocol import Layout, LoadRequest
 from recerase.layouts.torch_zip import Contents
@@ -52,7 +53,12 @@ def load(path: Path, request: LoadRequest) -> Checkpoint:
         buffers = [keys for keys in contents.tensors if keys[0] == _NAMES.model and keys[-1].endswith("codebooks")]
         tensor = contents.tensors[buffers[0]] if len(buffers) == 1 else None
         fits = tensor is not None and tensor.dim() == 2 and tensor.shape[1] == found.levels and tensor.numel() > 0
-        if tensor is None or not fits or tensor.is_floating_point() or not 0 <= int(tensor.min()) <= int(tensor.max()) < found.size:
+        if (
+            tensor is None
+            or not fits
+            or tensor.is_floating_point()
+            or not 0 <= int(tensor.min()) <= int(tensor.max()) < found.size
+        ):
             raise TableError(
                 f"{path / weights} has no buffer codebooks [items, {found.levels}] of codes below {found.size}.",
                 "Give a checkpoint of train_decoder.py as it wrote it.",

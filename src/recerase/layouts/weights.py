@@ -137,7 +137,8 @@ def load_module(
 ) -> tuple[Any, int]:
     """Build the module that the config describes around exactly `tensors`, without a copy of them.
 
-    `adapt` changes what transformers has no config for, before there are weights. It is built without memory, and stays so but for what no file holds: a config may claim sizes that nothing has.
+    `adapt` changes what transformers has no config for, before there are weights.
+    It is built without memory, and stays so but for what no file holds: a config may claim sizes that nothing has.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM

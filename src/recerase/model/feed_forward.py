@@ -1,4 +1,4 @@
-"""A T5 whose feed-forward layers are deeper than T5's: what GRID calls `mlp_layers` (T5MultiLayerFF, components/network_blocks/mlp.py).
+"""A T5 whose feed-forward layers are deeper than T5's: what GRID calls `mlp_layers` (T5MultiLayerFF, with its mlp.py).
 
 The one decision: names of parameters are GRID's below the layer, so a checkpoint's tensors go in and come out as they are called.
 """

@@ -228,9 +228,7 @@ def _shared(module: torch.nn.Module, loss: float, n: int) -> tuple[float, int]:
     return loss / max(total, 1.0), int(total)
 
 
-def sequence_loss(
-    module: torch.nn.Module, inputs: Mapping[str, Tensor], own: Sequence[Tensor] | None = None
-) -> Tensor:
+def sequence_loss(module: torch.nn.Module, inputs: Mapping[str, Tensor], own: Sequence[Tensor] | None = None) -> Tensor:
     """Mean cross-entropy over the labelled codes, over the whole vocabulary. Labels [B, T] are aligned with outputs.
 
     `own`: a position, int64 [K] the rows among which alone its code is chosen, for a model with a softmax a level.
