@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 
@@ -177,6 +178,37 @@ def test_what_does_not_belong_together_is_refused(place: Path, tmp_path: Path) -
     (path / CKPT).write_bytes((path / CKPT).read_bytes()[:-300])
     with pytest.raises(CheckpointError):
         detect_layout(path)
+
+
+def test_a_damaged_checkpoint_is_refused_in_a_sentence(place: Path, tmp_path: Path) -> None:
+    assert pickle.dumps(opened(place))  # so that it can be told to other processes
+    whole = torch.load(place / CKPT, weights_only=False)
+    spoiled = {
+        "twice, with different values": {"model.encoder.final_layer_norm.weight": torch.zeros(levels.WIDTH)},
+        "no real numbers": {"sep_token": torch.zeros(1, levels.WIDTH, dtype=torch.int64)},
+        "do not say the sizes": {
+            "decoder.decoder.block.x": torch.zeros(1),
+            "gone": "encoder.encoder.encoder.block.0.layer.0.SelfAttention.q",
+        },
+        "does not fit 4 heads of 9": {"decoder.decoder_mlp.1.weight": torch.zeros(8, levels.WIDTH)},
+        "holds no tensor decoder.decoder_mlp.0.weight": {"gone": "decoder.decoder_mlp"},
+        "gated": {"decoder.decoder.block.0.layer.2.DenseReluDense.wi_0.weight": torch.zeros(2, 2)},
+        "weights missing": {"gone": "decoder.decoder.block.1.layer.0.SelfAttention.k"},
+        "holds NaN": {"decoder.bos_token": torch.full((1, levels.WIDTH), float("nan"))},
+    }
+    for number, (said, changes) in enumerate(spoiled.items()):
+        path = tmp_path / str(number)
+        path.mkdir()
+        shutil.copy2(place / TABLE, path)
+        gone = str(changes.pop("gone", "nothing"))
+        state = {
+            name: tensor
+            for name, tensor in whole["state_dict"].items()
+            if not name.startswith((gone, gone.replace("encoder.encoder.encoder.", "model.encoder.")))
+        }
+        torch.save({**whole, "state_dict": {**state, **changes}}, path / CKPT)
+        with pytest.raises(CheckpointError, match=said):
+            opened(path)
 
 
 def test_inspect_tells_the_traps_and_reads_a_table_alone(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from recerase.catalog.interactions import Histories
 from recerase.erase import objectives
@@ -133,6 +135,21 @@ def test_targets_and_losses_are_finite_and_nothing_is_lost_to_other_levels(
     assert loss > 0  # p* differs from p
     loss.backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.module.parameters())
+
+
+def test_rows_that_are_only_read_take_no_room(model: Recommender, table: SidTable, histories: Histories) -> None:
+    """Those of hashed users may be more than all codes together."""
+    few = replace(model.schema, vocabulary=int(max(rows.max() for rows in model.schema.rows)) + 1)
+    module = copy.deepcopy(model.module)
+    more = torch.randn(50, 16)
+    module.set_input_embeddings(nn.Embedding.from_pretrained(torch.cat([module.shared.weight.detach(), more])))
+    module.lm_head.weight = nn.Parameter(torch.cat([module.lm_head.weight.detach(), more]))
+    wide = wrap(module, few, model.window, per_level=True)
+    tokens, lengths = model.tokens(histories, table)
+    with torch.inference_mode():
+        wanted, found = (m.start(tokens, lengths).log_probs for m in (model, wide))
+    assert found.shape == (len(histories), few.vocabulary)
+    assert torch.allclose(found, wanted, atol=1e-6)
 
 
 def test_it_is_kept_around_another_module_and_refused_for_causal_models(

@@ -207,7 +207,7 @@ def _schema(found: Stacks, codes: IntArray) -> SidSchema:
     return SidSchema(
         codes=(size,) * found.levels,
         rows=tuple(level * size + np.arange(size, dtype=np.int64) for level in range(found.levels)),
-        vocabulary=found.vocabulary,
+        vocabulary=found.levels * size,
         pad=-1,
         bos=-1,
         eos=-1,

@@ -202,7 +202,7 @@ def generate_free(
                 if ended is not None:
                     token = token.masked_fill(ended.gather(1, parents), -1)
                 path = torch.cat([past, token[..., None]], 2)
-            if ends or model.per_level:  # there may be fewer sequences than beams
+            if ends:  # there may be fewer sequences than beams
                 path = torch.where(torch.isfinite(score)[..., None], path, 0)
             rows_out[rows, : path.shape[1]] = path.cpu().numpy()
             scores_out[rows, : path.shape[1]] = score.cpu().numpy()

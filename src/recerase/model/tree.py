@@ -24,6 +24,16 @@ KeyValues = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
+class Own:
+    """The rows of a model with a head a level, and so a softmax a level."""
+
+    rows: tuple[Tensor, ...]
+    """A depth: int64 [K] the rows of the codes that may come next."""
+    vocabulary: int
+    """V. The module may have more rows, for what is read and never written."""
+
+
+@dataclass(frozen=True, eq=False)
 class State:
     """A model standing at the root (`depth` 0) or at Q nodes of depth `depth` after each of B histories."""
 
@@ -42,8 +52,8 @@ class State:
     lineage: Tensor | None = field(default=None, repr=False)
     """int64 [Q, s] or [B, Q, s]: where among the n nodes the ancestors of each of the Q stand, oldest first, itself last."""
     scale: float = 1.0
-    own: tuple[Tensor, ...] | None = field(default=None, repr=False)
-    """A depth: int64 [K] the rows of the codes that may come next, among which alone the model chooses; None: among all rows."""
+    own: Own | None = field(default=None, repr=False)
+    """Among which rows the model chooses at each depth; None: among all."""
     _cache: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def take(self, rows: Tensor) -> State:
@@ -110,13 +120,13 @@ class State:
         assert self.own is not None
         hidden = self.hidden * self.scale if self.scale != 1.0 else self.hidden
         weight: Tensor = self.head.weight  # type: ignore[assignment]
-        return linear(hidden, weight.index_select(0, self.own[self.depth]))
+        return linear(hidden, weight.index_select(0, self.own.rows[self.depth]))
 
     def _spread(self, found: Tensor) -> Tensor:
         """[..., V] with `found` [..., K] at the rows of the next level's codes, and -inf elsewhere."""
         assert self.own is not None
-        whole = found.new_full((*found.shape[:-1], self._rows), float("-inf"))
-        return whole.index_copy(-1, self.own[self.depth], found)
+        whole = found.new_full((*found.shape[:-1], self.own.vocabulary), float("-inf"))
+        return whole.index_copy(-1, self.own.rows[self.depth], found)
 
     def forget(self) -> None:
         """Let go of `log_probs`; they are computed again when asked for."""
