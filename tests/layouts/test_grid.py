@@ -19,7 +19,7 @@ from recerase.__main__ import run
 from recerase.audit.probes import PROBES
 from recerase.errors import CheckpointError, EraseError, PickleError, TableError, UsageError
 from recerase.layouts.describe import describe
-from recerase.layouts.registry import detect_layout, named_layout, open_checkpoint
+from recerase.layouts.registry import named_layout, open_checkpoint
 from recerase.report.schema import read_report
 
 CKPT, TABLE = "checkpoint_003_000040.ckpt", "merged_predictions_tensor.pt"
@@ -176,8 +176,8 @@ def test_what_does_not_belong_together_is_refused(place: Path, tmp_path: Path) -
     out = written(source, tmp_path / "out")
     assert (out / "elsewhere.pt").read_bytes() == (tmp_path / "elsewhere.pt").read_bytes()
     (path / CKPT).write_bytes((path / CKPT).read_bytes()[:-300])
-    with pytest.raises(CheckpointError):
-        detect_layout(path)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        opened(path, sids=str(tmp_path / "elsewhere.pt"))
 
 
 def test_a_damaged_checkpoint_is_refused_in_a_sentence(place: Path, tmp_path: Path) -> None:

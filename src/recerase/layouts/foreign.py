@@ -17,7 +17,7 @@ import numpy as np
 from recerase.errors import ArtefactError, CheckpointError, EraseError, PickleError
 from recerase.layouts.index_json import IndexFile, rewritten
 from recerase.layouts.native import CODEBOOKS, Checkpoint, _digest_of, _load_codebooks, save_codebooks
-from recerase.layouts.torch_zip import exchanged, read_torch_zip
+from recerase.layouts.torch_zip import exchanged, is_torch_zip, read_torch_zip
 from recerase.store import MANIFEST, read_bytes, read_manifest, sha256_bytes, sha256_file, verify_manifest, write_bytes
 
 if TYPE_CHECKING:
@@ -34,8 +34,10 @@ Part = str | tuple[str, int, int]
 """What a stored tensor is in the module: a tensor by name, or of that name the rows from here to there."""
 OURS = (MANIFEST, "report.json", CODEBOOKS)
 """What recerase adds to a directory of another tool."""
-_COPIED = (".json", ".txt", ".model", ".md", ".jinja", ".yaml", ".yml", ".tsv", ".csv")
+_COPIED = (".json", ".txt", ".model", ".md", ".jinja", ".yaml", ".yml", ".gin", ".tsv", ".csv")
 """Endings of files that are copied as they are; anything else may hold weights."""
+_PICKLE_BEGIN = 1 << 22
+"""Bytes of a file of torch.save in which its names are looked for; they stand before the tensors."""
 
 
 def manifest_of(path: Path, names: Iterable[str]) -> Mapping[str, Any]:
@@ -97,6 +99,16 @@ def require_trust(path: Path, trusted: bool) -> None:
         )
 
 
+def says(path: Path, *words: str) -> bool:
+    """Whether a file of torch.save names all of `words` where its pickle stands, which is not read as one."""
+    try:
+        with open(path, "rb") as file:
+            begin = file.read(_PICKLE_BEGIN)
+    except OSError:
+        return False
+    return is_torch_zip(begin) and all(word.encode() in begin for word in words)
+
+
 def without_aliases(
     tensors: Mapping[str, torch.Tensor], head_too: bool
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -130,7 +142,7 @@ def write_foreign(source: Checkpoint, recommender: Recommender, table: SidTable,
     for name in extra["weights"]:
         wanted = parts_of(state, extra["stored"][name], extra["aliases"])
         data = reread(source.path / name, extra["files"][name])
-        patch = patched_safetensors if name.endswith(".safetensors") else patched_pickle
+        patch = extra.get("patch") or (patched_safetensors if name.endswith(".safetensors") else patched_pickle)
         write_bytes(staging / name, patch(data, wanted))
     index: IndexFile = extra["index"]
     write_bytes(staging / index.path.name, rewritten(index, reread(index.path, index.sha256), source.table, table))

@@ -12,6 +12,7 @@ scored by one softmax a level (_beam_search_one_step). NVIDIA's sid_gr takes the
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ import numpy as np
 
 from recerase.errors import CheckpointError, TableError
 from recerase.layouts import levels
-from recerase.layouts.foreign import index_option, require_trust
+from recerase.layouts.foreign import index_option, require_trust, says
 from recerase.layouts.level_stacks import Keys, Names, Stacks
 from recerase.layouts.levels import Codes
 from recerase.layouts.native import Checkpoint
@@ -47,12 +48,10 @@ _NAMES = Names(
 _HYPER: Keys = ("hyper_parameters", "codebooks")
 _TOKENS = 120
 """Its configs' sequence_length: codes of a history, the last ones."""
-_SMALL = 4096
-"""Bytes of the pickle around one tensor, at most."""
 
 
-def _checkpoints(path: Path) -> list[Path]:
-    return levels.holding(path, "*.ckpt", [_TABLE, _NAMES.bos])
+def _checkpoints(path: Path) -> list[str]:
+    return levels.holding(path, "*.ckpt", _TABLE, _NAMES.bos)
 
 
 def _detect(path: Path) -> str | None:
@@ -60,13 +59,21 @@ def _detect(path: Path) -> str | None:
 
 
 def _tables(path: Path) -> list[Path]:
-    """Files that hold nothing but a tensor of whole numbers, by their pickle."""
-    found = []
-    for file in sorted(path.glob("*.pt")):
-        said = levels.program(file) if file.is_file() else b""
-        if len(said) < _SMALL and (b"LongStorage" in said or b"IntStorage" in said):
-            found.append(file)
-    return found
+    """Files of torch.save that hold one storage, of whole numbers."""
+    return [
+        file
+        for file in sorted(path.glob("*.pt"))
+        if (says(file, "LongStorage") or says(file, "IntStorage")) and _storages(file) == 1
+    ]
+
+
+def _storages(path: Path) -> int:
+    """How many storages are in a file; 0 where it cannot be told."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return sum("/data/" in name for name in archive.namelist())
+    except Exception:  # what a hostile file makes a parser raise has no common class, and looking never raises
+        return 0
 
 
 def _read_table(path: Path, trusted: bool) -> tuple[IntArray, Contents]:

@@ -7,15 +7,13 @@ having a head a level, a softmax over one level's codes, is told to the recommen
 
 from __future__ import annotations
 
-import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recerase.catalog.files import reading_verified
 from recerase.errors import CheckpointError, EraseError, UsageError
 from recerase.layouts.foreign import (
     copied_files,
@@ -25,6 +23,7 @@ from recerase.layouts.foreign import (
     require_listed,
     require_trust,
     reread,
+    says,
     stored_codebooks,
     write_copies,
 )
@@ -32,7 +31,7 @@ from recerase.layouts.level_stacks import Keys, Names, Stacks, config_of, stacks
 from recerase.layouts.native import CODEBOOKS, Checkpoint
 from recerase.layouts.protocol import LoadRequest
 from recerase.layouts.torch_zip import Contents, exchanged, read_torch_zip
-from recerase.layouts.weights import load_module
+from recerase.layouts.weights import load_module, read_torch_file
 from recerase.sid.schema import SidSchema
 from recerase.sid.table import SidTable
 from recerase.store import MANIFEST, sha256_file, write_bytes
@@ -43,7 +42,6 @@ if TYPE_CHECKING:
 
     from recerase.model.recommender import Recommender
 
-_PROGRAM = 1 << 24
 OPTIONS = {
     "weights": "which checkpoint, where there are several",
     "user": "the bucket of hashed users whose row begins every history (0)",
@@ -67,32 +65,13 @@ class Codes:
         return tuple(np.arange(len(self.values)).astype(str).tolist())
 
 
-def program(path: Path) -> bytes:
-    """The beginning of the pickle in a file of torch.save, to look for names in; empty when it is no such file."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            name = next((name for name in archive.namelist() if name.endswith("/data.pkl")), None)
-            if name is None:
-                return b""
-            with archive.open(name) as record:
-                return record.read(_PROGRAM)
-    except Exception:  # what a hostile file makes a parser raise has no common class, and looking never raises
-        return b""
+def holding(path: Path, pattern: str, *names: str) -> list[str]:
+    """The files of torch.save in a directory that name all of `names`."""
+    return sorted(file.name for file in path.glob(pattern) if says(file, *names))
 
 
-def holding(path: Path, pattern: str, wanted: Sequence[str]) -> list[Path]:
-    """The files of torch.save in a directory whose pickle names everything that is `wanted`."""
-    found = []
-    for file in sorted(path.glob(pattern)):
-        names = program(file) if file.is_file() else b""
-        if all(name.encode() in names for name in wanted):
-            found.append(file)
-    return found
-
-
-def chosen(path: Path, found: Sequence[Path], request: LoadRequest) -> str:
+def chosen(path: Path, names: Sequence[str], request: LoadRequest) -> str:
     """The checkpoint to be read. Raises CheckpointError when there are several and none is named, PickleError unless trusted."""
-    names = [file.name for file in found]
     named = request.options.get("weights")
     if named is not None and named not in names:
         raise CheckpointError(
@@ -106,13 +85,6 @@ def chosen(path: Path, found: Sequence[Path], request: LoadRequest) -> str:
     name = named or names[0]
     require_trust(path / name, request.trust_pickle)
     return name
-
-
-def read_file(path: Path, name: str, manifest: Mapping[str, Any]) -> Contents:
-    """What a file of torch.save holds, being what `manifest` says."""
-    with reading_verified(path, name, manifest) as file:
-        data = file.read(file.size)
-    return read_torch_zip(data, str(path / name))
 
 
 def bucket(request: LoadRequest, users: int) -> int | None:
@@ -154,7 +126,7 @@ def load(
     copied, left = copied_files(path, used)
     read = [weights, *([beside.name] if beside is not None and inside else []), *_ours(path)]
     manifest = manifest_of(path, [*read, *copied])
-    contents = read_file(path, weights, manifest)
+    contents = read_torch_file(path, weights, manifest)
     found = stacks(contents, names, path / weights, request.dtype)
     codes = table_of(contents, found)
     elsewhere = {} if beside is None or inside else {beside.name: sha256_file(beside)}

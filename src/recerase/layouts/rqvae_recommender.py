@@ -37,8 +37,8 @@ _WINDOW = 20
 """Items of a history of Amazon's (DATASET_NAME_TO_MAX_SEQ_LEN, data/processed.py), the one dataset that it trains on."""
 
 
-def _checkpoints(path: Path) -> list[Path]:
-    return levels.holding(path, "*.pt", [_TABLE, _FINAL])
+def _checkpoints(path: Path) -> list[str]:
+    return levels.holding(path, "*.pt", _TABLE, _FINAL)
 
 
 def _detect(path: Path) -> str | None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from recerase.catalog.files import reading_verified
 from recerase.errors import CheckpointError, RecEraseError, UsageError
 from recerase.layouts.tensors import read_safetensors, torch_memory
-from recerase.layouts.torch_zip import read_torch_zip
+from recerase.layouts.torch_zip import Contents, read_torch_zip
 
 if TYPE_CHECKING:
     import torch
@@ -64,16 +64,24 @@ def _safetensors(
 
 
 def _pickle(path: Path, name: str, manifest: Mapping[str, Any], dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
-    """A trusted pickle's tensors; for a moment it takes twice its size."""
-    with reading_verified(path, name, manifest) as file:
-        found = read_torch_zip(file.read(file.size), str(path / name))
+    """A trusted pickle's tensors."""
+    found = read_torch_file(path, name, manifest)
     if not isinstance(found.tree, dict) or found.tree.keys() != {key for (key, *more) in found.tensors if not more}:
         raise ValueError("it holds something else than tensors by name")
-    return {key: _as(tensor, dtype) for key, tensor in _apart(found.tree).items()}
+    return apart(found.tree, dtype)
 
 
-def _apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Tensors of a pickle, each alone in its memory: there, several may look at one."""
+def read_torch_file(path: Path, name: str, manifest: Mapping[str, Any]) -> Contents:
+    """What a trusted file of torch.save holds; for a moment it takes twice its size. Raises CheckpointError."""
+    with reading_verified(path, name, manifest) as file:
+        return read_torch_zip(file.read(file.size), str(path / name))
+
+
+def apart(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
+    """Tensors of a pickle as `dtype` (None: as stored), each alone in its memory: there, several may look at one.
+
+    Raises ValueError for one that holds no real numbers, UsageError when they are too large for `dtype`.
+    """
     import torch
 
     seen: set[int] = set()
@@ -81,7 +89,8 @@ def _apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     for name, tensor in tensors.items():
         place = tensor.untyped_storage()
         alone = tensor.is_contiguous() and place.nbytes() == tensor.nbytes and place.data_ptr() not in seen
-        found[name] = tensor.detach() if alone else tensor.detach().clone(memory_format=torch.contiguous_format)
+        own = tensor.detach() if alone else tensor.detach().clone(memory_format=torch.contiguous_format)
+        found[name] = _as(own, dtype)
         seen.add(place.data_ptr())
     return found
 

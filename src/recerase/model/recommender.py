@@ -202,6 +202,10 @@ def wrap(
         from recerase.model.seq2seq import Seq2Seq
 
         return Seq2Seq(module, schema, window, prompt, per_level)
+    if kind == "genrec-tiger" and not per_level:
+        from recerase.model.genrec import GenrecTiger
+
+        return GenrecTiger(module, schema, window, prompt)
     from recerase.model.causal import FAMILIES, Causal
 
     if kind in FAMILIES and not per_level:
