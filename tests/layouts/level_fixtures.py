@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -176,7 +177,7 @@ def grid(
     hyper = {
         "codebooks": torch.load(out / "merged_predictions_tensor.pt"),
         "num_hierarchies": table.shape[0],
-        "num_embeddings_per_hierarchy": None,
+        "num_embeddings_per_hierarchy": int(table.max()) + 1,  # Lightning looks after it was derived
         "mlp_layers": deep,
         "optimizer": functools.partial(torch.optim.Adam, lr=0.001),
         "evaluator": nn.Identity(),
@@ -193,6 +194,7 @@ def grid(
             "lr_schedulers": [],
             "hparams_name": "kwargs",
             "hyper_parameters": hyper,
+            "datamodule_hyper_parameters": {"config": SimpleNamespace(semantic_id_map=table.clone())},
         },
         out / "checkpoint_003_000040.ckpt",
     )

@@ -84,6 +84,8 @@ def test_changed_rows_go_where_they_came_from(place: Path, tmp_path: Path) -> No
     wanted = levels.grid_codes()
     wanted[2] = [8, 7, 6, 2]
     assert levels.table_of(out).tolist() == wanted.tolist() == new[HYPER].t().tolist()
+    whole = torch.load(out / CKPT, weights_only=False)
+    assert whole["datamodule_hyper_parameters"]["config"].semantic_id_map.t().tolist() == wanted.tolist()
     assert checks.pickle_of(out / TABLE) == checks.pickle_of(place / TABLE)  # strides too
     checks.speaks_as_its_tool(out, None)
 
@@ -99,6 +101,15 @@ def test_the_largest_code_stays_in_the_table(tmp_path: Path) -> None:
     with pytest.raises(EraseError, match="largest code would fall from 8 to 7"):
         written(source, tmp_path / "out", lower)
     assert not (tmp_path / "out").exists()
+    whole = torch.load(tmp_path / "ckpt" / CKPT, weights_only=False)
+    smaller = torch.from_numpy(np.where(sids == 8, 7, sids)).t()
+    whole["hyper_parameters"]["codebooks"] = smaller
+    (tmp_path / "given").mkdir()
+    torch.save(whole, tmp_path / "given" / CKPT)
+    torch.save(smaller, tmp_path / "given" / TABLE)
+    given = opened(tmp_path / "given")  # nine codes a level though the table has eight: its config gives the number
+    assert not any("largest code" in what for what, _ in named_layout("grid").remarks(given))
+    written(given, tmp_path / "free", given.table.replace(np.flatnonzero((sids == 8).any(1)), np.array([[3, 3, 3, 3]])))
     aligned = open_checkpoint(
         tmp_path / "ckpt", item_ids=[str(i) for i in reversed(range(len(sids)))], trust_pickle=True
     )

@@ -1,8 +1,8 @@
 """GRID (snap-research): a Lightning .ckpt of SemanticIDEncoderDecoder, and the SID table as a LongTensor [L, N] in a .pt.
 
 The one decision: both files are one checkpoint. GRID spells histories from the .pt (map_sparse_id_to_semantic_id, pre_processing.py)
-and takes the number of codes from its largest (tiger_generation_model.py: `codebooks.max() + 1`), and Lightning keeps a copy of it
-among the hyperparameters; all are read, held against each other, and written. A reassignment that would lower the largest code, with
+and takes the number of codes from its largest (tiger_generation_model.py: `codebooks.max() + 1`), and Lightning keeps copies of it
+among the hyperparameters of model and datamodule; all are read, held against each other, and written. A reassignment that would lower the largest code, with
 which GRID could not load the weights any more, is refused.
 
 The last digit of its SIDs is 0, or 1 to n for items that would share one (deduplicate_rows_in_tensor, tensor_utils.py). Beams are
@@ -100,12 +100,12 @@ def read_tensor_table(path: Path, trusted: bool) -> SidTable:
     return SidTable.build(np.arange(len(codes)).astype(str), codes, schema)
 
 
-def _fixed(contents: Contents) -> int | None:
-    """The number of codes that its hyperparameters fix; None where it follows from the table."""
-    said = contents.tree.get("hyper_parameters") if isinstance(contents.tree, dict) else None
-    given = said.get("num_embeddings_per_hierarchy") if isinstance(said, dict) else None
-    both = isinstance(said, dict) and said.get("num_hierarchies") is not None
-    return given if both and type(given) is int else None
+def _derived(checkpoint: Checkpoint) -> bool:
+    """Whether the model's shapes may follow from the table's largest code.
+
+    They cannot where the model has more codes; hyperparameters hold the number in either case, as Lightning found it when it looked.
+    """
+    return int(checkpoint.table.codes.max()) + 1 == checkpoint.table.schema.codes[0]
 
 
 def _codes(path: Path, weights: str, beside: Path, codes: IntArray, contents: Contents, found: Stacks) -> Codes:
@@ -127,24 +127,19 @@ def _codes(path: Path, weights: str, beside: Path, codes: IntArray, contents: Co
 
 def load(path: Path, request: LoadRequest) -> Checkpoint:
     """Read a directory with a GRID checkpoint; see `Layout.load`."""
-    from dataclasses import replace
-
     weights = levels.chosen(path, _checkpoints(path), request)
     beside = index_option(path, request, _tables(path), ".pt with a SID table, a tensor [levels, items]")
     codes, _ = _read_table(beside, request.trust_pickle)
-    fixed: list[int | None] = []
 
     def table_of(contents: Contents, found: Stacks) -> Codes:
-        fixed.append(_fixed(contents))
         return _codes(path, weights, beside, codes, contents, found)
 
-    made = levels.load(path, request, NAME, _NAMES, weights, lambda n: max(1, _TOKENS // n), table_of, beside)
-    return replace(made, extra={**made.extra, "fixed": fixed[0]})
+    return levels.load(path, request, NAME, _NAMES, weights, lambda n: max(1, _TOKENS // n), table_of, beside)
 
 
 def write_back(source: Checkpoint, recommender: Recommender, table: SidTable, staging: Path) -> None:
     """See `levels.write_back`. Raises EraseError when the table's largest code would be another."""
-    if source.extra["fixed"] is None:
+    if _derived(source):
         levels.require_largest(source, table)
     levels.write_back(source, recommender, table, staging)
 
@@ -166,7 +161,7 @@ def remarks(checkpoint: Checkpoint) -> tuple[tuple[str, str], ...]:
             "If the training config says otherwise, only the window can be given, with --layout-set window=N.",
         )
     )
-    if checkpoint.extra["fixed"] is None:
+    if _derived(checkpoint):
         told.append(
             (
                 f"GRID takes its shapes from the largest code in the table, {checkpoint.table.codes.max()}; an erasure that would "

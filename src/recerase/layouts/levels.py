@@ -7,6 +7,7 @@ having a head a level, a softmax over one level's codes, is told to the recommen
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ from recerase.layouts.foreign import (
 from recerase.layouts.level_stacks import Keys, Names, Stacks, config_of, stacks
 from recerase.layouts.native import CODEBOOKS, Checkpoint
 from recerase.layouts.protocol import LoadRequest
-from recerase.layouts.torch_zip import Contents, exchanged, read_torch_zip
+from recerase.layouts.torch_zip import Contents, _records, exchanged, read_torch_zip
 from recerase.layouts.weights import load_module, read_torch_file
 from recerase.sid.schema import SidSchema
 from recerase.sid.table import SidTable
@@ -200,7 +201,8 @@ def _prompt(found: Stacks, user: int | None) -> Any:
 def write_back(source: Checkpoint, recommender: Recommender, table: SidTable, staging: Path) -> None:
     """Fill `staging`: the checkpoint with its tensors, its table and the optimiser's moments exchanged, and what lies beside it.
 
-    Moments are zero afterwards, and their step counts: they remember the concept. Whatever else is in the files stays, byte for byte.
+    Moments are zero afterwards, and their step counts: they remember the concept. Copies of the table that are kept inside objects
+    (GRID's datamodule, for one) go with it. Whatever else is in the files stays, byte for byte.
     """
     import torch
 
@@ -210,6 +212,7 @@ def write_back(source: Checkpoint, recommender: Recommender, table: SidTable, st
     codes: Codes = extra["codes"]
     rows = table.codes[np.argsort(table.item_ids.astype(np.int64))]
     tensors: dict[Keys, torch.Tensor] = parts_of(recommender.module.state_dict(), extra["stored"])
+    pairs = [(old.tobytes(), new.tobytes()) for old, new in zip(_laid_out(codes.values), _laid_out(rows), strict=True)]
     for file in dict.fromkeys([source.path / extra["weights"], *(file for file, _ in codes.places)]):
         data = reread(file, extra["files"][file.name])
         held = read_torch_zip(data, str(file)).tensors
@@ -224,8 +227,29 @@ def write_back(source: Checkpoint, recommender: Recommender, table: SidTable, st
         for place, keys in codes.places:
             if place == file:
                 wanted[keys] = torch.from_numpy(rows.T if codes.across else rows).to(held[keys].dtype)
-        write_bytes(staging / file.name, exchanged(data, wanted, str(file)))
+        changed = exchanged(data, wanted, str(file))
+        write_bytes(staging / file.name, _copies_too(changed, pairs) if (rows != codes.values).any() else changed)
     write_copies(source, staging, codes.items)
+
+
+def _copies_too(data: bytes, pairs: Sequence[tuple[bytes, bytes]]) -> bytes:
+    """A file of torch.save with the second of a pair (of equal length) in every storage that holds just the first.
+
+    For a tensor that is there once more, inside an object whose class is not known.
+    """
+    out, new = bytearray(data), dict(pairs)
+    for name, record in _records(data).items():
+        found = new.get(data[record.begin : record.end]) if "/data/" in name else None
+        if found is not None:
+            out[record.begin : record.end] = found
+            for at in record.sums:
+                out[at : at + 4] = zlib.crc32(found).to_bytes(4, "little")
+    return bytes(out)
+
+
+def _laid_out(codes: IntArray) -> list[IntArray]:
+    """A table [N, L] in every way that its memory may be laid out."""
+    return [np.ascontiguousarray(way, kind) for way in (codes, codes.T) for kind in ("<i8", "<i4")]
 
 
 def require_largest(source: Checkpoint, table: SidTable) -> None:
