@@ -2,8 +2,8 @@
 
 The one decision: both files are one checkpoint. GRID spells histories from the .pt (map_sparse_id_to_semantic_id, pre_processing.py)
 and takes the number of codes from its largest (tiger_generation_model.py: `codebooks.max() + 1`), and Lightning keeps copies of it
-among the hyperparameters of model and datamodule; all are read, held against each other, and written. A reassignment that would lower the largest code, with
-which GRID could not load the weights any more, is refused.
+among the hyperparameters of model and datamodule. All are written, and the model's is held against the .pt. A reassignment that
+would lower the largest code, with which GRID could not load the weights any more, is refused.
 
 The last digit of its SIDs is 0, or 1 to n for items that would share one (deduplicate_rows_in_tensor, tensor_utils.py). Beams are
 scored by one softmax a level (_beam_search_one_step). NVIDIA's sid_gr takes the same .pt (sid_sequence_dataset.py); its checkpoints
