@@ -151,7 +151,10 @@ def walk(model: Recommender, state: State, found: Frontier, virgin: bool = False
         if virgin and len(rank.closed):
             around = log_probs[:, rank.parent[rank.closed]]  # [B, n_closed, V]
             least = around[:, :, rank.codes].min(2).values
-            mean = torch.where(rank.virgin.sum(1) > 0, (around * rank.virgin).sum(2), least)
+            even = (around.masked_fill(rank.virgin == 0, 0.0) * rank.virgin).sum(
+                2
+            )  # -inf may stand where the weight is 0
+            mean = torch.where(rank.virgin.sum(1) > 0, even, least)
             beside.append(mean if reach is None else mean + reach[:, rank.parent[rank.closed]])
         elif virgin:
             beside.append(total[:, :0])

@@ -32,8 +32,12 @@ def coherence_mass(sid_log_prob: Tensor) -> Tensor:
 
 
 def distil(log_probs: Tensor, target: Tensor) -> Tensor:
-    """KL(target || model) summed over the nodes of a path, mean over histories; both [B, L, V] log-probabilities."""
-    return (target.exp() * (target - log_probs)).sum((1, 2)).mean()
+    """KL(target || model) summed over the nodes of a path, mean over histories; both [B, L, V] log-probabilities.
+
+    Rows that the model cannot choose (-inf, where each level has a softmax of its own) have no part in it.
+    """
+    gap = (target - log_probs).masked_fill(log_probs == float("-inf"), 0.0)
+    return (target.exp() * gap).sum((1, 2)).mean()
 
 
 def match(sid_log_prob: Tensor, target: Tensor, slope: float = 2.0) -> Tensor:

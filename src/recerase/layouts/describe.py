@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from recerase.errors import ArtefactError, PickleError, RecEraseError, UsageError
+from recerase.layouts.foreign import require_trust
 from recerase.layouts.index_json import IndexFile
 from recerase.layouts.native import SIDS, Checkpoint, is_native, load_sids
 from recerase.layouts.registry import detect_layout, layouts, open_checkpoint, recognised
@@ -55,7 +56,7 @@ def describe(
         opened.append(found)
         _checkpoint(found, facts, problems)
 
-    kind, look = _recognise(path, checkpoint, layout)
+    kind, look = _recognise(path, checkpoint, layout, trust_pickle)
     facts: dict[str, Any] = {}
     problems: list[str] = []
     broken = _manifest(path, facts, problems, made_by_us=layout is None and not kind.endswith(_OTHERS))
@@ -75,7 +76,7 @@ Look = Callable[[Path, dict[str, Any], list[str]], None]
 _OTHERS = " checkpoint of another tool"
 
 
-def _recognise(path: Path, checkpoint: Look, layout: str | None) -> tuple[str, Look]:
+def _recognise(path: Path, checkpoint: Look, layout: str | None, trusted: bool) -> tuple[str, Look]:
     if path.is_dir():
         if is_native(path) and layout in (None, "native"):
             return "native checkpoint", checkpoint
@@ -87,10 +88,13 @@ def _recognise(path: Path, checkpoint: Look, layout: str | None) -> tuple[str, L
             return "data directory", _data
     elif path.suffix == ".json":
         return ("audit report", _report) if b"recerase.audit/" in read_bytes(path) else ("SID table", _json_table)
+    elif path.suffix == ".pt":
+        require_trust(path, trusted)
+        return "SID table", _tensor_table
     raise ArtefactError(
         f"{path} is nothing recerase reads.",
         f"It reads checkpoints ({', '.join(layout.name for layout in layouts())}), SID directories, data directories, "
-        "SID tables (.json) and audit reports (.json).",
+        "SID tables (.json, .pt) and audit reports (.json).",
     )
 
 
@@ -150,6 +154,8 @@ def _files(checkpoint: Checkpoint, facts: dict[str, Any]) -> None:
     index = extra.get("index")
     if isinstance(index, IndexFile):
         facts["SID table"] = index.path.name
+    if "table" in extra:
+        facts["SID table"] = extra["table"]
     if "prompt" in extra:
         facts["prompt"] = "".join(extra["prompt"]["text"])
     facts["copied"] = list(extra.get("copied", ()))
@@ -168,6 +174,12 @@ def _json_table(path: Path, facts: dict[str, Any], problems: list[str]) -> None:
     from recerase.sid.table import read_json_table
 
     _table(read_json_table(path), facts, problems)
+
+
+def _tensor_table(path: Path, facts: dict[str, Any], problems: list[str]) -> None:
+    from recerase.layouts.grid import read_tensor_table
+
+    _table(read_tensor_table(path, trusted=True), facts, problems)
 
 
 def _table(table: SidTable, facts: dict[str, Any], problems: list[str]) -> None:

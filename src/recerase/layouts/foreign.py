@@ -8,7 +8,7 @@ other weights (optimiser states, older checkpoints) is left behind: it would bri
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from recerase.sid.table import SidTable
     from recerase.types import FloatArray
 
+Part = str | tuple[str, int, int]
+"""What a stored tensor is in the module: a tensor by name, or of that name the rows from here to there."""
 OURS = (MANIFEST, "report.json", CODEBOOKS)
 """What recerase adds to a directory of another tool."""
 _COPIED = (".json", ".txt", ".model", ".md", ".jinja", ".yaml", ".yml", ".gin", ".tsv", ".csv")
@@ -136,28 +138,56 @@ def write_foreign(source: Checkpoint, recommender: Recommender, table: SidTable,
     Raises EraseError for what the layout cannot say, ArtefactError when a file of the source has changed since it was read.
     """
     extra = source.extra
-    if (table.listed != source.table.listed).any():
-        raise EraseError(
-            f"Layout {source.layout} cannot say that an item is not to be recommended, and this method needs that.",
-            "Use --method tracer, renormalise or npo, and hide the items where recommendations are served.",
-        )
+    require_listed(source, table)
     growth = token_growth(source.table, table)
     state = recommender.module.state_dict()
     for name in extra["weights"]:
-        wanted = {stored: state[extra["aliases"].get(inner, inner)] for stored, inner in extra["stored"][name].items()}
+        wanted = parts_of(state, extra["stored"][name], extra["aliases"])
         data = reread(source.path / name, extra["files"][name])
         patch = extra.get("patch") or (patched_safetensors if name.endswith(".safetensors") else patched_pickle)
         write_bytes(staging / name, (grown_safetensors if growth.rows else patch)(data, wanted))
     index: IndexFile = extra["index"]
     write_bytes(staging / index.path.name, rewritten(index, reread(index.path, index.sha256), source.table, table))
-    for name in extra["copied"]:
-        data = reread(source.path / name, extra["files"][name])
-        write_bytes(staging / name, regrown(name, data, growth, source, recommender))
+    write_copies(source, staging, index.items, lambda name, data: regrown(name, data, growth, source, recommender))
     prove_tokens(source.path, staging, growth)
+
+
+def require_listed(source: Checkpoint, table: SidTable) -> None:
+    """Raises EraseError when items are to be unlisted, which files of other tools cannot say."""
+    if (table.listed != source.table.listed).any():
+        raise EraseError(
+            f"Layout {source.layout} cannot say that an item is not to be recommended, and this method needs that.",
+            "Use --method tracer, renormalise or npo, and hide the items where recommendations are served.",
+        )
+
+
+def parts_of(
+    state: Mapping[str, torch.Tensor], stored: Mapping[Any, Part], aliases: Mapping[str, str] | None = None
+) -> dict[Any, torch.Tensor]:
+    """The values of stored tensors, each all of a tensor of the module or some rows of one."""
+    found = {}
+    for key, part in stored.items():
+        inner, rows = (part, slice(None)) if isinstance(part, str) else (part[0], slice(*part[1:]))
+        found[key] = state[(aliases or {}).get(inner, inner)][rows]
+    return found
+
+
+def write_copies(
+    source: Checkpoint,
+    staging: Path,
+    items: Sequence[str],
+    change: Callable[[str, bytes], bytes] = lambda name, data: data,
+) -> None:
+    """Write the copied files, each as `change` makes it of its name and content, and the codebooks with the embeddings of `items`.
+
+    `items` are in the order of the other tool's table.
+    """
+    for name in source.extra["copied"]:
+        write_bytes(staging / name, change(name, reread(source.path / name, source.extra["files"][name])))
     embeddings = source.embeddings
     if embeddings is not None:
         place = {str(item): row for row, item in enumerate(source.table.item_ids)}
-        embeddings = embeddings[[place[item] for item in index.items]]
+        embeddings = embeddings[[place[item] for item in items]]
     save_codebooks(staging, source.codebooks, embeddings)
 
 

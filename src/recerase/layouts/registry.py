@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from recerase.layouts.native import Checkpoint, ItemIds
 
-_MODULES = ("native", "letter", "tiger_cf", "minionerec", "lc_rec", "genrec")
+_MODULES = ("native", "letter", "tiger_cf", "minionerec", "lc_rec", "genrec", "grid", "rqvae_recommender")
 _SHOWN = 8
 """Names of files that an error lists of what it found."""
 

@@ -8,7 +8,7 @@ one of two different matrices in silence.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -141,9 +141,12 @@ def _read_config(data: bytes, path: Path, tensors: Mapping[str, torch.Tensor]) -
         raise CheckpointError(f"{path / CONFIG} cannot be used: {reason}.", "Restore the config.") from error
 
 
-def load_module(path: Path, data: bytes, tensors: Mapping[str, torch.Tensor]) -> tuple[Any, int]:
+def load_module(
+    path: Path, data: bytes, tensors: Mapping[str, torch.Tensor], adapt: Callable[[Any], None] | None = None
+) -> tuple[Any, int]:
     """Build the module that the config describes around exactly `tensors`, without a copy of them.
 
+    `adapt` changes what transformers has no config for, before there are weights.
     It is built without memory, and stays so but for what no file holds: a config may claim sizes that nothing has.
     """
     import torch
@@ -155,6 +158,8 @@ def load_module(path: Path, data: bytes, tensors: Mapping[str, torch.Tensor]) ->
         with torch.random.fork_rng():
             with torch.device("meta"):
                 module = family.from_config(config, trust_remote_code=False)
+                if adapt is not None:
+                    adapt(module)
             claimed, held = module.num_parameters(), sum(tensor.numel() for tensor in tensors.values())
             if claimed > 4 * held:  # tied tensors, up to four in T5, are stored once
                 raise ValueError(f"it claims {claimed:,} parameters, the weights have {held:,}")

@@ -49,7 +49,14 @@ class Recommender(ABC):
 
     kind: Kind
 
-    def __init__(self, module: nn.Module, schema: SidSchema, window: int, prompt: Prompt | None = None) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        schema: SidSchema,
+        window: int,
+        prompt: Prompt | None = None,
+        per_level: bool = False,
+    ) -> None:
         rows = module.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
         if rows < schema.vocabulary:
             raise CheckpointError(
@@ -68,11 +75,18 @@ class Recommender(ABC):
                 "Prompt, tokenizer and weights do not belong together; use those of one training.",
             )
         self.module, self.schema, self.window, self.prompt = module, schema, window, prompt
+        self.per_level = per_level
+        """Whether the model has a softmax a level, over the rows that the schema names there, and not one over all rows."""
         self._pad = max(schema.pad, 0)  # what stands there is masked
 
     def around(self, module: nn.Module) -> Recommender:
         """The same recommender with the weights of another module of its architecture: how SIDs are spelled stays."""
-        return wrap(module, self.schema, self.window, self.prompt)
+        return wrap(module, self.schema, self.window, self.prompt, self.per_level)
+
+    @property
+    def level_rows(self) -> tuple[Tensor, ...]:
+        """A level: int64 [K] vocabulary rows of its codes, those the vocabulary lacks left out."""
+        return tuple(torch.from_numpy(rows[rows >= 0]).to(self.device) for rows in self.schema.rows)
 
     @property
     def device(self) -> torch.device:
@@ -172,8 +186,12 @@ def new_recommender(config: ModelConfig, schema: SidSchema, seed: int = 0) -> Re
         return new_seq2seq(config, schema)
 
 
-def wrap(module: nn.Module, schema: SidSchema, window: int, prompt: Prompt | None = None) -> Recommender:
+def wrap(
+    module: nn.Module, schema: SidSchema, window: int, prompt: Prompt | None = None, per_level: bool = False
+) -> Recommender:
     """The recommender around a loaded transformers model, by its architecture.
+
+    `per_level`: its output head is one head a level, stacked, each with a softmax of its own.
 
     Raises:
         CheckpointError: an architecture that is not supported, or something in it that is not.
@@ -183,16 +201,16 @@ def wrap(module: nn.Module, schema: SidSchema, window: int, prompt: Prompt | Non
     if kind == "t5":
         from recerase.model.seq2seq import Seq2Seq
 
-        return Seq2Seq(module, schema, window, prompt)
-    if kind == "genrec-tiger":
+        return Seq2Seq(module, schema, window, prompt, per_level)
+    if kind == "genrec-tiger" and not per_level:
         from recerase.model.genrec import GenrecTiger
 
         return GenrecTiger(module, schema, window, prompt)
     from recerase.model.causal import FAMILIES, Causal
 
-    if kind in FAMILIES:
+    if kind in FAMILIES and not per_level:
         return Causal(module, schema, window, prompt)
     raise CheckpointError(
-        f"A model of type {kind!r} is not supported.",
+        f"A model of type {kind!r} {'with a softmax a level ' * per_level}is not supported.",
         f"Supported are {', '.join(FAMILIES)} (causal) and t5 (seq2seq) checkpoints.",
     )

@@ -17,7 +17,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 from recerase.errors import CheckpointError
 from recerase.model.prompt import Prompt
 from recerase.model.recommender import ModelConfig, Recommender
-from recerase.model.tree import Kin, State, padding_bias, tree_attention
+from recerase.model.tree import Kin, Own, State, padding_bias, tree_attention
 from recerase.sid.schema import SidSchema
 
 _LARGEST = torch.finfo(torch.float16).max - 1000
@@ -54,8 +54,15 @@ class Seq2Seq(Recommender):
 
     kind = "seq2seq"
 
-    def __init__(self, module: nn.Module, schema: SidSchema, window: int, prompt: Prompt | None = None) -> None:
-        super().__init__(module, schema, window, prompt)
+    def __init__(
+        self,
+        module: nn.Module,
+        schema: SidSchema,
+        window: int,
+        prompt: Prompt | None = None,
+        per_level: bool = False,
+    ) -> None:
+        super().__init__(module, schema, window, prompt, per_level)
         config: Any = module.config
         if not isinstance(config.decoder_start_token_id, int) or config.decoder_start_token_id < 0:
             raise CheckpointError(
@@ -73,9 +80,10 @@ class Seq2Seq(Recommender):
         prompt = tuple((_heads(c.k(read), c), _heads(c.v(read), c)) for c in crosses)
         first = tokens.new_full((1,), module.config.decoder_start_token_id)
         scale = module.config.d_model**-0.5 if module.config.scale_decoder_outputs else 1.0
-        root = State(read[:, 0], module.lm_head, -1, prompt, bias, lengths, scale=scale)
+        own = Own(self.level_rows, self.schema.vocabulary) if self.per_level else None
+        root = State(read[:, 0], module.lm_head, -1, prompt, bias, lengths, scale=scale, own=own)
         at = self.advance(root, first, None)
-        return State(at.hidden[:, 0], at.head, 0, prompt, bias, lengths, at.nodes, at.lineage, scale)
+        return State(at.hidden[:, 0], at.head, 0, prompt, bias, lengths, at.nodes, at.lineage, scale, own)
 
     def advance(self, state: State, rows: Tensor, parents: Tensor | None) -> State:
         decoder: Any = self.module.decoder
@@ -110,6 +118,7 @@ class Seq2Seq(Recommender):
             nodes=tuple(nodes),
             lineage=to.lineage,
             scale=state.scale,
+            own=state.own,
         )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -194,7 +194,7 @@ def _epoch(
             loss = torch.zeros(())
             if inputs is not None and n:
                 with torch.autocast(model.device.type, torch.bfloat16, enabled=config.bf16):
-                    loss = sequence_loss(module, inputs)
+                    loss = sequence_loss(module, inputs, model.level_rows if model.per_level else None)
                 loss.backward()
             mean, n = _shared(module, float(loss.detach()), n)
             torch.nn.utils.clip_grad_norm_(module.parameters(), config.clip)
@@ -228,11 +228,19 @@ def _shared(module: torch.nn.Module, loss: float, n: int) -> tuple[float, int]:
     return loss / max(total, 1.0), int(total)
 
 
-def sequence_loss(module: torch.nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
-    """Mean cross-entropy over the labelled codes, over the whole vocabulary. Labels [B, T] are aligned with outputs."""
+def sequence_loss(module: torch.nn.Module, inputs: Mapping[str, Tensor], own: Sequence[Tensor] | None = None) -> Tensor:
+    """Mean cross-entropy over the labelled codes, over the whole vocabulary. Labels [B, T] are aligned with outputs.
+
+    `own`: a position, int64 [K] the rows among which alone its code is chosen, for a model with a softmax a level.
+    """
     labels = inputs["labels"]
     arguments = {k: v for k, v in inputs.items() if k != "labels"}
     logits = module(**arguments, use_cache=False).logits  # [B, T, V]
+    if own is not None:
+        others = torch.ones(logits.shape[1:], dtype=torch.bool, device=logits.device)
+        for position, rows in enumerate(own):
+            others[position, rows] = False
+        logits = logits.masked_fill(others, float("-inf"))
     return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
 
 

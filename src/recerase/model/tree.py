@@ -24,6 +24,16 @@ KeyValues = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
+class Own:
+    """The rows of a model with a head a level, and so a softmax a level."""
+
+    rows: tuple[Tensor, ...]
+    """A depth: int64 [K] the rows of the codes that may come next."""
+    vocabulary: int
+    """V. The module may have more rows, for what is read and never written."""
+
+
+@dataclass(frozen=True, eq=False)
 class State:
     """A model standing at the root (`depth` 0) or at Q nodes of depth `depth` after each of B histories."""
 
@@ -42,6 +52,8 @@ class State:
     lineage: Tensor | None = field(default=None, repr=False)
     """int64 [Q, s] or [B, Q, s]: where among the n nodes the ancestors of each of the Q stand, oldest first, itself last."""
     scale: float = 1.0
+    own: Own | None = field(default=None, repr=False)
+    """Among which rows the model chooses at each depth; None: among all."""
     _cache: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def take(self, rows: Tensor) -> State:
@@ -57,19 +69,29 @@ class State:
             nodes=None if self.nodes is None else tuple((k[rows], v[rows]) for k, v in self.nodes),
             lineage=lineage[rows] if lineage is not None and lineage.dim() == 3 else lineage,
             scale=self.scale,
+            own=self.own,
         )
 
     @property
     def log_probs(self) -> Tensor:
-        """Exact log-softmax over the whole vocabulary, float32: [B, V] at the root, [B, Q, V] at nodes."""
+        """Exact log-softmax over the whole vocabulary, float32: [B, V] at the root, [B, Q, V] at nodes.
+
+        Of a model with a softmax a level it is over the codes of the next level, and -inf everywhere else.
+        """
         if "log_probs" not in self._cache:
             rows = self._rows
-            self._cache["log_probs"] = torch.log_softmax(self._scores(rows).float(), -1)[..., :rows]
+            if self.own is None:
+                found = torch.log_softmax(self._scores(rows).float(), -1)[..., :rows]
+            else:
+                found = self._spread(torch.log_softmax(self._own_scores.float(), -1))
+            self._cache["log_probs"] = found
         return self._cache["log_probs"]
 
     @property
     def logits(self) -> Tensor:
-        """What the output head says, before any softmax; same shape as `log_probs`."""
+        """What the output head says, before any softmax; same shape as `log_probs`, and -inf where that always is."""
+        if self.own is not None:
+            return self._spread(self._own_scores)
         rows = self._rows
         return self._scores(rows)[..., :rows]
 
@@ -91,6 +113,20 @@ class State:
         scores = linear(hidden, pad(weight, (0, 0, 0, more)))
         scores[..., rows:] = float("-inf")
         return scores
+
+    @property
+    def _own_scores(self) -> Tensor:
+        """[..., K] the head's output for the codes of the next level alone."""
+        assert self.own is not None
+        hidden = self.hidden * self.scale if self.scale != 1.0 else self.hidden
+        weight: Tensor = self.head.weight  # type: ignore[assignment]
+        return linear(hidden, weight.index_select(0, self.own.rows[self.depth]))
+
+    def _spread(self, found: Tensor) -> Tensor:
+        """[..., V] with `found` [..., K] at the rows of the next level's codes, and -inf elsewhere."""
+        assert self.own is not None
+        whole = found.new_full((*found.shape[:-1], self.own.vocabulary), float("-inf"))
+        return whole.index_copy(-1, self.own.rows[self.depth], found)
 
     def forget(self) -> None:
         """Let go of `log_probs`; they are computed again when asked for."""
