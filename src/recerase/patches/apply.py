@@ -1,7 +1,7 @@
 """`apply_patch` and `revert_patch`: a directory made from another and a patch, whole and as promised, or not at all.
 
-The one decision: both ends are held against digests. Every file of the directory must be what the patch was made from, none missing and
-none more, and every file that is written must be what the patch promises; recerase.json is made anew from what the patch brought along.
+The one decision: both ends are held against digests. Every file of the directory must be what the patch was made from, none missing
+and none more, and every file that is written must be what the patch promises; recerase.json is made anew from what the patch brings.
 """
 
 from __future__ import annotations
@@ -101,5 +101,7 @@ def _check_source(directory: Path, patch: Patch, way: Way, observer: Observer) -
     found = seals(directory, sorted(there.items()), observer, f"checking {directory.name}")
     for name, seal in found.items():
         if seal != wanted[name]:
-            turned = " is as it should become: the patch seems to be in already" if seal == sides[name][1] else " differs"
+            turned = (
+                " is as it should become: the patch seems to be in already" if seal == sides[name][1] else " differs"
+            )
             raise ArtefactError(f"{directory} is not what the patch was made from: {name}{turned}.", meant)

@@ -56,7 +56,9 @@ class Blob:
             except OSError as error:
                 raise ArtefactError(f"Cannot read {self.path}: {error.strerror}.", "Check the disk.") from error
             if not part:
-                raise ArtefactError(f"{self.path} became shorter while it was read.", "Run again when nobody writes there.")
+                raise ArtefactError(
+                    f"{self.path} became shorter while it was read.", "Run again when nobody writes there."
+                )
             parts.append(part)
             at += len(part)
         self._seen(count)
@@ -187,7 +189,7 @@ def _runs(mask: np.ndarray, gap: int) -> list[list[int]]:
     places = np.flatnonzero(mask)
     breaks = np.flatnonzero(np.diff(places) > gap + 1)
     begins, ends = places[np.append(0, breaks + 1)], places[np.append(breaks, len(places) - 1)] + 1
-    return np.stack([begins, ends], 1).tolist()  # type: ignore[no-any-return]
+    return np.stack([begins, ends], 1).tolist()
 
 
 def _by_pieces(old: bytes, new: bytes, found: _Steps) -> None:

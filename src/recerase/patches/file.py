@@ -5,8 +5,8 @@
     forward.new/NAME            uint8 the bytes that are new in it, compressed with zlib where the document says so
     backward.steps/, .new/      the same, the other way round; a one-way patch has none
 
-The one decision: nothing in it is believed. It is compared with its own digest, every step with the sizes it speaks of, every name with
-what a name may be, and the files it makes with the digests it promises; and nothing it claims is made room for before it is checked.
+The one decision: nothing in it is believed. It is compared with its own digest, every step with the sizes it speaks of, every name
+with what a name may be, and the files it makes with the digests it promises; nothing it claims is made room for before it is checked.
 """
 
 from __future__ import annotations
@@ -88,6 +88,30 @@ class Patch:
         """Files that have no part in it, on either side."""
         return tuple(self.document["left"])
 
+    def facts(self) -> dict[str, Any]:
+        """What is in it, for people: name -> value, in the order to be shown."""
+        changes = self.files.values()
+        changed = [change for change in changes if change.before and change.after and change.before != change.after]
+        added, gone = (sum(getattr(change, side) is None for change in changes) for side in ("before", "after"))
+        same = len(self.files) - len(changed) - added - gone
+        rows = [
+            f"{tensor}: {count} of {whole}"
+            for said in self.document["files"].values()
+            for tensor, (count, whole) in said.get("rows", {}).items()
+        ]
+        return {
+            "kind": self.document["kind"],
+            "made by": self.document["tool"],
+            "digest": self.digest,
+            "files": f"{len(changed)} files changed, {added} added, {gone} removed, {same} unchanged",
+            "changed bytes": sum(change.after.bytes for change in changed if change.after),
+            "changed rows": rows,
+            "moves": len(self.document["moves"]),
+            "unlisted": len(self.document["listing"].get("unlisted", ())),
+            "left out": list(self.left),
+            "note": self.document["note"],
+        }
+
     def provenance(self, way: Way) -> Mapping[str, Any] | None:
         """What recerase.json says of the directory that is made; None where there was none."""
         found: Mapping[str, Any] | None = self.document["provenance"]["after" if way == "forward" else "before"]
@@ -101,7 +125,10 @@ def write_patch(path: Path, files: Mapping[str, Change], facts: Mapping[str, Any
     tensors: dict[str, Any] = {}
     told: dict[str, Any] = {}
     for name, change in files.items():
-        told[name] = {side: vars(seal) if seal else None for side, seal in zip(("before", "after"), change.sides("forward"), strict=False)}
+        told[name] = {
+            side: vars(seal) if seal else None
+            for side, seal in zip(("before", "after"), change.sides("forward"), strict=False)
+        }
         for way, delta in (("forward", change.forward), ("backward", change.backward)):
             if delta is not None:
                 packed = zlib.compress(delta.new, 9)
@@ -132,9 +159,24 @@ def read_patch(path: str | Path) -> Patch:
             raise ValueError("its digest differs from its content: it was changed after it was written")
         return Patch(_changes(document, tensors), _whole(document))
     except OSError as error:
-        raise ArtefactError(f"Cannot read {path}: {error.strerror or error}.", "Check the path and its permissions.") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError, MemoryError, zlib.error) as error:
-        reason = " ".join(str(error).split())[:200] if isinstance(error, ValueError) else "it does not say all that a patch must say"
+        raise ArtefactError(
+            f"Cannot read {path}: {error.strerror or error}.", "Check the path and its permissions."
+        ) from error
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        OverflowError,
+        MemoryError,
+        zlib.error,
+    ) as error:
+        reason = (
+            " ".join(str(error).split())[:200]
+            if isinstance(error, ValueError)
+            else "it does not say all that a patch must say"
+        )
         raise ArtefactError(f"{path} is not a patch that can be used: {reason}.", _AGAIN) from error
 
 
@@ -212,7 +254,10 @@ def _unfolded(name: str, data: bytes, packed: Any, size: int) -> bytes:
 
 def _data_digest(tensors: Mapping[str, Any]) -> str:
     """sha256 over every tensor with its name and shape."""
-    told = {name: [list(a.shape), str(a.dtype), sha256_bytes(np.ascontiguousarray(a).tobytes())] for name, a in tensors.items()}
+    told = {
+        name: [list(a.shape), str(a.dtype), sha256_bytes(np.ascontiguousarray(a).tobytes())]
+        for name, a in tensors.items()
+    }
     return sha256_bytes(canonical_json(told))
 
 

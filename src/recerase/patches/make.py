@@ -101,9 +101,7 @@ def _provenance(directory: Path) -> Any:
     return read_manifest(directory)["provenance"]
 
 
-def _seals(
-    directory: Path, leave: Sequence[str], left: set[str], observer: Observer, task: str
-) -> dict[str, Seal]:
+def _seals(directory: Path, leave: Sequence[str], left: set[str], observer: Observer, task: str) -> dict[str, Seal]:
     """Every file's size and digest; names that match `leave` go to `left`."""
     named = [(name, size) for name, size in listing(directory) if name != MANIFEST]
     left |= {name for name, _ in named if any(fnmatchcase(name, pattern) for pattern in leave)}

@@ -36,7 +36,9 @@ def told_moves(before: Path, after: Path, run: RunConfig, observer: Observer, on
             "from": None if one_way else _codes(old, row),
             "to": _codes(new, row),
         }
-        for row in np.flatnonzero((old.codes != new.codes).any(1) if old.codes.shape == new.codes.shape else _differ(old, new))
+        for row in np.flatnonzero(
+            (old.codes != new.codes).any(1) if old.codes.shape == new.codes.shape else _differ(old, new)
+        )
     ]
     names = {"unlisted": old.listed & ~new.listed, "listed": new.listed & ~old.listed}
     return {"moves": moves, "listing": {name: [str(i) for i in old.item_ids[mask]] for name, mask in names.items()}}
@@ -49,7 +51,7 @@ def _differ(old: SidTable, new: SidTable) -> np.ndarray:
     return np.asarray((first != second).any(1))
 
 
-def _codes(table: SidTable, row: int) -> list[int] | None:
+def _codes(table: SidTable, row: np.integer[Any]) -> list[int] | None:
     codes = [int(code) for code in table.codes[row] if code >= 0]
     return codes or None
 
@@ -61,7 +63,5 @@ def _table(path: Path, run: RunConfig) -> SidTable:
 
     if is_native(path) and run.layout in (None, "native"):
         return load_sids(path)[0]
-    opened = open_checkpoint(
-        path, trust_pickle=run.trust_pickle, layout=run.layout, options=dict(run.layout_options)
-    )
+    opened = open_checkpoint(path, trust_pickle=run.trust_pickle, layout=run.layout, options=dict(run.layout_options))
     return opened.table

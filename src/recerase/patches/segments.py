@@ -71,7 +71,11 @@ def _zip(file: Blob) -> list[Segment]:
     for member in members:
         if member.compress_type == zipfile.ZIP_STORED and member.file_size:
             local = file.read(member.header_offset, _LOCAL_HEADER)
-            begin = member.header_offset + _LOCAL_HEADER + sum(int.from_bytes(local[at : at + 2], "little") for at in (26, 28))
+            begin = (
+                member.header_offset
+                + _LOCAL_HEADER
+                + sum(int.from_bytes(local[at : at + 2], "little") for at in (26, 28))
+            )
             found.append(Segment(member.filename.partition("/")[2], begin, begin + member.file_size))
     return found
 
