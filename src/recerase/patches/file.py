@@ -96,8 +96,9 @@ class Patch:
         same = len(self.files) - len(changed) - added - gone
         rows = [
             f"{tensor}: {count} of {whole}"
-            for said in self.document["files"].values()
-            for tensor, (count, whole) in said.get("rows", {}).items()
+            for change in changes
+            if change.forward is not None
+            for tensor, (count, whole) in change.forward.rows.items()
         ]
         return {
             "kind": self.document["kind"],
@@ -107,9 +108,9 @@ class Patch:
             "changed bytes": sum(change.after.bytes for change in changed if change.after),
             "changed rows": rows,
             "moves": len(self.document["moves"]),
-            "unlisted": len(self.document["listing"].get("unlisted", ())),
+            "unlisted": len(self.document["listing"]["unlisted"]),
             "left out": list(self.left),
-            "note": self.document["note"],
+            "note": NOTES[self.document["kind"]],
         }
 
     def provenance(self, way: Way) -> Mapping[str, Any] | None:
@@ -185,7 +186,7 @@ def _whole(document: Any) -> Mapping[str, Any]:
     sides = document["provenance"]
     kinds = (
         (document["kind"], str), (document["tool"], str), (document["left"], list), (document["moves"], list),
-        (sides["before"] or {}, dict), (sides["after"] or {}, dict), (document["listing"], dict),
+        (sides["before"] or {}, dict), (sides["after"] or {}, dict), (document["listing"]["unlisted"], list),
     )  # fmt: skip
     if not all(isinstance(value, kind) for value, kind in kinds) or document["kind"] not in NOTES:
         raise ValueError("a part of it is of another kind")
@@ -239,7 +240,8 @@ def _delta(
     fresh, copied = int(counts[~copies].sum()), int(counts[copies].sum())
     if fresh + copied != target.bytes or fresh != said[way]["bytes"] or copied > MOST_COPIED * held:
         raise ValueError(f"the steps to {name!r:.80} do not make a file of {target.bytes:,} bytes")
-    return Delta(steps, _unfolded(name, packed.tobytes(), said[way]["zlib"], fresh))
+    rows = {str(tensor): (int(count), int(of)) for tensor, (count, of) in said.get("rows", {}).items()}
+    return Delta(steps, _unfolded(name, packed.tobytes(), said[way]["zlib"], fresh), rows)
 
 
 def _unfolded(name: str, data: bytes, packed: Any, size: int) -> bytes:
