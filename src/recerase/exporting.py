@@ -173,6 +173,11 @@ def export_prefixes(
     opened, catalogue, chosen = _opened(checkpoint, concept, data, run, observer)
     table = opened.table
     members = chosen.members if chosen is not None else np.zeros(len(table), bool)
+    if opened.recommender.kind not in ("causal", "seq2seq"):
+        raise UsageError(
+            f"A model of layout {opened.layout} does not write SIDs code by code, so that no prefix allows a next one.",
+            "Hide items by id: `recerase export blocklist`.",
+        )
     trie = Trie.build(table, table.listed & ~members)
     if trie.n_nodes(trie.levels) == 0:
         raise UsageError("No listed item is left to be generated.", "Name a smaller concept.")

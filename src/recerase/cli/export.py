@@ -101,6 +101,8 @@ def prefixes(
 ) -> int:
     """Write which vocabulary rows may follow which, for constrained decoding; with --concept, without its items.
 
+    Without --concept it is the table of all listed items, whatever recerase.toml names.
+
     JSON is what a `prefix_allowed_tokens_fn` looks up: "row-row" (the rows generated so far) to the rows that may follow. Items of the
     concept that share a SID with a retained item stay within reach, and are named.
 
@@ -114,23 +116,23 @@ def prefixes(
     from recerase.exporting import HIDING
 
     known = read_settings(settings)
-    specs = concept or known.concepts
     with observing(quiet) as observer:
         made = api.export_prefixes(
             choose(checkpoint, known.checkpoint, "CKPT", "checkpoint"),
             choose(data, known.data, "--data", "data"),
             out,
-            concept=concept_spec(specs, name, yes) if specs else None,
+            concept=concept_spec(concept, name, yes) if concept else None,
             force=force,
             run=_run(trust_pickle, layout, layout_set),
             observer=observer,
         )
-    say(f"{made.prefixes} prefixes of {made.sids} SIDs; {made.hidden} listed items of a concept are left out", quiet)
+    without = f"; {made.hidden} items of the concept are left out" if concept else ""
+    say(f"{made.prefixes} prefixes of {made.sids} SIDs{without}", quiet)
     if made.reachable:
         more = f" and {len(made.reachable) - 3} more" if len(made.reachable) > 3 else ""
         named = ", ".join(made.reachable[:3])
         say(f"{named}{more} share a SID with retained items and stay within reach: drop them by item id", quiet)
-    if specs:
+    if concept:
         say(HIDING, quiet)
     emit(str(made.path))
     return 0

@@ -36,6 +36,7 @@ NOTES = {
 _FREE, _A_BYTE = 64 << 20, 64
 """Bytes that compressed bytes may unfold to whatever their number, and further ones each."""
 _LARGEST = 1 << 50
+_SAMPLE = 1 << 20
 _AGAIN = "Get the patch again, or make it again with `recerase patch make`."
 
 Way = Literal["forward", "backward"]
@@ -132,10 +133,10 @@ def write_patch(path: Path, files: Mapping[str, Change], facts: Mapping[str, Any
         }
         for way, delta in (("forward", change.forward), ("backward", change.backward)):
             if delta is not None:
-                packed = zlib.compress(delta.new, 9)
-                small = len(packed) < 0.9 * len(delta.new) <= 0.9 * (_FREE + _A_BYTE * len(packed))
+                packed = _folded(delta.new)
+                small = packed is not None
                 tensors[f"{way}.steps/{name}"] = delta.steps
-                tensors[f"{way}.new/{name}"] = np.frombuffer(packed if small else delta.new, np.uint8)
+                tensors[f"{way}.new/{name}"] = np.frombuffer(delta.new if packed is None else packed, np.uint8)
                 told[name][way] = {"bytes": len(delta.new), "zlib": small}
         if change.forward is not None and change.forward.rows:
             told[name]["rows"] = {tensor: list(rows) for tensor, rows in change.forward.rows.items()}
@@ -181,6 +182,11 @@ def read_patch(path: str | Path) -> Patch:
         raise ArtefactError(f"{path} is not a patch that can be used: {reason}.", _AGAIN) from error
 
 
+def usable_name(name: str) -> bool:
+    """Whether a patch may speak of a file of that name."""
+    return plain_name(name) and name != MANIFEST and ".recerase-" not in name and name.isprintable()
+
+
 def _whole(document: Any) -> Mapping[str, Any]:
     """The document, if the parts that are used later are of their kinds."""
     sides = document["provenance"]
@@ -202,7 +208,7 @@ def _changes(document: Any, tensors: dict[str, Any]) -> dict[str, Change]:
     folders = {parent.as_posix() for name in files for parent in PurePosixPath(name).parents}
     changes = {}
     for name, said in files.items():
-        if not plain_name(name) or name == MANIFEST or name in folders or ".recerase-" in name:
+        if not usable_name(name) or name in folders:
             raise ValueError(f"it names {name!r:.80}, which is no file of a checkpoint")
         before, after = (None if said[side] is None else _seal(said[side]) for side in ("before", "after"))
         forward = _delta(name, "forward", said, tensors, before, after)
@@ -242,6 +248,15 @@ def _delta(
         raise ValueError(f"the steps to {name!r:.80} do not make a file of {target.bytes:,} bytes")
     rows = {str(tensor): (int(count), int(of)) for tensor, (count, of) in said.get("rows", {}).items()}
     return Delta(steps, _unfolded(name, packed.tobytes(), said[way]["zlib"], fresh), rows)
+
+
+def _folded(data: bytes) -> bytes | None:
+    """Compressed bytes, where that pays (texts, and not weights) and they are not so few that they would be refused."""
+    sample = data[:_SAMPLE]
+    if len(zlib.compress(sample)) > 0.7 * len(sample):
+        return None
+    packed = zlib.compress(data, 9)
+    return packed if len(data) <= _FREE + _A_BYTE * len(packed) else None
 
 
 def _unfolded(name: str, data: bytes, packed: Any, size: int) -> bytes:

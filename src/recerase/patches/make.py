@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from recerase.assembly import RUN, given_paths
 from recerase.disk import listing
 from recerase.errors import ArtefactError, UsageError
 from recerase.patches.delta import Blob, Delta, find_delta, made_from
-from recerase.patches.file import Change, Patch, Seal, write_patch
+from recerase.patches.file import Change, Patch, Seal, usable_name, write_patch
 from recerase.patches.moves import told_moves
 from recerase.runtime import RunConfig, environment
 from recerase.store import MANIFEST, check_file_output, read_manifest, verify_manifest
@@ -67,11 +67,13 @@ def make_patch(
     left: set[str] = set()
     provenance = [_provenance(path) for path in (before, after)]
     sides = [_seals(path, leave, left, observer, f"reading {path.name}") for path in (before, after)]
+    _check_left(leave, left)
     names = sorted({*sides[0], *sides[1]})
     pairs = {name: (sides[0].get(name), sides[1].get(name)) for name in names}
     differing = [name for name, (old, new) in pairs.items() if old != new]
     if not differing:
         raise UsageError(f"{before} and {after} hold the same files.", "There is nothing to patch.")
+    _tell_large(pairs, one_way, observer)
     total = sum(seal.bytes for name in differing for seal in pairs[name] if seal) * (1 if one_way else 2)
     meter = Meter(observer, "comparing and proving", 2 * total)
     changes = {name: Change(*pairs[name]) for name in names}
@@ -101,9 +103,30 @@ def _provenance(directory: Path) -> Any:
     return read_manifest(directory)["provenance"]
 
 
+def _check_left(leave: Sequence[str], left: set[str]) -> None:
+    """Raises UsageError for a name to be left out that no file has."""
+    for pattern in leave:
+        if not any(fnmatchcase(name, pattern) for name in left):
+            raise UsageError(f"No file of either directory is called {pattern!r:.80}.", "Check --leave.")
+
+
+def _tell_large(pairs: Mapping[str, tuple[Seal | None, Seal | None]], one_way: bool, observer: Observer) -> None:
+    """A note on every large file that goes: its bytes are in the patch for nothing but to come back."""
+    for name, (old, new) in pairs.items():
+        if old is not None and new is None and old.bytes >= _MIB and not one_way:
+            observer.note(
+                f"{name} is only there before, and the patch holds its {old.bytes:,} bytes: --leave it out, if you can"
+            )
+
+
 def _seals(directory: Path, leave: Sequence[str], left: set[str], observer: Observer, task: str) -> dict[str, Seal]:
     """Every file's size and digest; names that match `leave` go to `left`."""
     named = [(name, size) for name, size in listing(directory) if name != MANIFEST]
+    strange = [name for name, _ in named if not usable_name(name)]
+    if strange:
+        raise UsageError(
+            f"{directory} holds {strange[0]!r:.100}, a name that no patch can hold.", "Rename or remove it."
+        )
     left |= {name for name, _ in named if any(fnmatchcase(name, pattern) for pattern in leave)}
     return seals(directory, [(name, size) for name, size in named if name not in left], observer, task)
 
