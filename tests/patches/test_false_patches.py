@@ -135,6 +135,7 @@ def test_a_forged_patch_is_one_sentence(home: Path, tmp_path: Path, how: str) ->
     assert f"{path} is not a patch that can be used: " in refused.value.message
     assert len(refused.value.message) < 400 + len(str(path))
     assert "\n" not in refused.value.message
+    assert how != "a bomb" or "claims 1,073,741,824 bytes" in refused.value.message  # before it is unfolded
     assert [file.name for file in tmp_path.iterdir()] == ["p"]
 
 
