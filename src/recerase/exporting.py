@@ -97,11 +97,9 @@ def export_blocklist(
     assert chosen is not None
     rows = blocklist_table(opened.table, chosen.members, _spelling(opened))
     codes = opened.table.codes[chosen.members & opened.table.present]
-    shared = _sharing(opened.table, chosen.members)
-    hit = np.unique(opened.table.codes[shared], axis=0)
-    made = Blocked(
-        out, len(chosen), len(np.unique(codes, axis=0)), len(hit), int(shared.sum()), len(chosen) - len(codes)
-    )
+    also = np.unique(opened.table.codes[chosen.members][~rows["alone"].to_numpy()], axis=0)
+    retained = len(rows["retained_items"].combine_chunks().flatten().unique())
+    made = Blocked(out, len(chosen), len(np.unique(codes, axis=0)), len(also), retained, len(chosen) - len(codes))
     counts = {name: getattr(made, name) for name in ("items", "sids", "shared", "retained", "without")}
     facts = {**_facts(BLOCKLIST, opened, chosen, catalogue), "note": HIDING, "counts": counts}
     write_bytes(out, _rendered(rows, facts, out.suffix.lower()))
@@ -125,7 +123,7 @@ def blocklist_table(table: SidTable, members: BoolArray, tokens: Mapping[int, st
         text = pa.array([tokens.get(row) for row in rows.tolist()], pa.string())
         spelled = pa.ListArray.from_arrays(pa.array(length), text, mask=absent)
     groups = table.groups()
-    others = np.flatnonzero(_sharing(table, members))
+    others = np.flatnonzero(~members & table.present & np.isin(groups, groups[members & table.present]))
     others = others[np.argsort(groups[others], kind="stable")]
     first = np.searchsorted(groups[others], groups[place], "left")
     many = np.where(table.present[place], np.searchsorted(groups[others], groups[place], "right") - first, 0)
@@ -145,12 +143,6 @@ def blocklist_table(table: SidTable, members: BoolArray, tokens: Mapping[int, st
             "retained_items": retained,
         }
     )
-
-
-def _sharing(table: SidTable, members: BoolArray) -> BoolArray:
-    """[N] retained items that have the SID of one of `members`."""
-    groups = table.groups()
-    return np.asarray(~members & table.present & np.isin(groups, groups[members & table.present]))
 
 
 def export_prefixes(

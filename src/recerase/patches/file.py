@@ -37,6 +37,8 @@ _FREE, _A_BYTE = 64 << 20, 64
 """Bytes that compressed bytes may unfold to whatever their number, and further ones each."""
 _LARGEST = 1 << 50
 _SAMPLE = 1 << 20
+_SHOWN = 8
+"""Tensors that people are shown by name."""
 _AGAIN = "Get the patch again, or make it again with `recerase patch make`."
 
 Way = Literal["forward", "backward"]
@@ -107,7 +109,8 @@ class Patch:
             "digest": self.digest,
             "files": f"{len(changed)} files changed, {added} added, {gone} removed, {same} unchanged",
             "changed bytes": sum(change.after.bytes for change in changed if change.after),
-            "changed rows": rows,
+            "changed rows": rows[:_SHOWN]
+            + ([f"and in {len(rows) - _SHOWN} more tensors"] if len(rows) > _SHOWN else []),
             "moves": len(self.document["moves"]),
             "unlisted": len(self.document["listing"]["unlisted"]),
             "left out": list(self.left),
