@@ -21,6 +21,8 @@ FLOORS = {
     **dict.fromkeys(["model", "layouts"], 2),
     **dict.fromkeys(["audit", "erase"], 3),
     **dict.fromkeys(["assembly", "reporting", "growing", "erasure", "tokenizing", "streaming", "api"], 4),
+    "prefixes": 2,
+    **dict.fromkeys(["exporting", "patches"], 4),
     "demo": 5,
     "cli": 6,
     **dict.fromkeys(["__main__", "__init__"], 7),

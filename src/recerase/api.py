@@ -34,7 +34,11 @@ from recerase.assembly import (
 from recerase.catalog import Catalogue, Concept, Preview, load_catalogue, preview
 from recerase.erasure import Plan, erase, plan_erase
 from recerase.errors import CheckpointError, UsageError
+from recerase.exporting import export_blocklist, export_prefixes
 from recerase.parallel import workers
+from recerase.patches.apply import apply_patch, revert_patch
+from recerase.patches.file import read_patch
+from recerase.patches.make import make_patch
 from recerase.reporting import (
     bless_report,
     check_baseline,
@@ -62,16 +66,22 @@ __all__ = [
     "Recommended",
     "Tokenized",
     "Trained",
+    "apply_patch",
     "audit",
     "bless_report",
     "concept_preview",
     "erase",
+    "export_blocklist",
+    "export_prefixes",
     "import_data",
     "init_policy",
     "inspect",
+    "make_patch",
     "plan_erase",
+    "read_patch",
     "read_policy",
     "recommend",
+    "revert_patch",
     "tokenize",
     "train",
     "verify_report",

@@ -18,7 +18,7 @@ import resource
 import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from recerase.errors import ArtefactError, WriteError
 
@@ -67,6 +67,13 @@ def listing(directory: Path) -> list[tuple[str, int]]:
     """Every file below a directory, but what only serves writing them: relative name and size, in name order."""
     paths = (path for path in directory.rglob("*") if path.is_file() and not path.name.endswith(_HIDDEN))
     return sorted((path.relative_to(directory).as_posix(), path.stat().st_size) for path in paths)
+
+
+def plain_name(name: str) -> bool:
+    """Whether a name that a file gives for another says a place below its directory, in one spelling."""
+    plain = PurePosixPath(name)
+    strange = name in ("", ".") or "\0" in name or plain.is_absolute() or ".." in plain.parts
+    return not strange and plain.as_posix() == name
 
 
 @contextlib.contextmanager

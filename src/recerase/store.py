@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -23,6 +23,7 @@ from recerase.disk import (
     digest_of,
     listing,
     make_parents,
+    plain_name,
     put,
     resolved,
     settle,
@@ -329,8 +330,7 @@ def verify_manifest(directory: str | os.PathLike[str], needed: Iterable[str] = (
 
 def _inside(directory: Path, name: str) -> Path:
     """Where a manifest's file is. Raises ArtefactError unless the name is plain and stays below the directory, links followed."""
-    plain = PurePosixPath(name)
-    if name in ("", ".") or "\0" in name or plain.is_absolute() or ".." in plain.parts or plain.as_posix() != name:
+    if not plain_name(name):
         raise ArtefactError(f"{directory / MANIFEST} names {name!r}, which is no file of this directory.", _MAKE_AGAIN)
     path = directory / name
     if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(directory)):

@@ -60,6 +60,11 @@ class Job:
         return self.home / "audit.json"
 
     @property
+    def patch(self) -> Path:
+        """What makes `erased` of `model`."""
+        return self.home / "patch.safetensors"
+
+    @property
     def policy(self) -> Path:
         return self.home / "policy.toml"
 
@@ -79,7 +84,7 @@ class Job:
 
 @pytest.fixture(scope="session")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
-    """data, sids, model, erased, audit.json and policy.toml of a tiny shop (260 items, 150 users)."""
+    """data, sids, model, erased, audit.json, patch.safetensors and policy.toml of a tiny shop (260 items, 150 users)."""
     home = tmp_path_factory.mktemp("job")
     with publish(home / "data") as made:
         write_catalogue(made.directory, *demo_catalogue(0, n_items=260, n_users=150))
@@ -93,6 +98,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
     assert run(["erase", f"{home}/model", "--out", f"{home}/erased", "-m", "filter", *at]) in (0, 5)
     audit = ["audit", f"{home}/erased", "--original", f"{home}/model", "-o", f"{home}/audit.json", *at]
     assert run(audit) in (0, 5)
+    assert run(["patch", "make", f"{home}/model", f"{home}/erased", "--out", f"{home}/patch.safetensors", "-q"]) == 0
     return Job(home)
 
 

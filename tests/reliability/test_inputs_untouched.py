@@ -81,6 +81,16 @@ COMMANDS: dict[str, list[str]] = {
     "report verify": ["report", "verify", "{report}", "--subject", "{erased}", "--data", "{data}"],
     "report diff": ["report", "diff", "{report}", "{erased}/report.json"],
     "report bless": ["report", "bless", "{report}", "--reason", "a test", "--out", "{new}.json"],
+    "export blocklist": [
+        *("export", "blocklist", "{model}", "--data={data}", "--concept={concept}", "--out", "{new}.json"),
+    ],
+    "export prefixes": [
+        *("export", "prefixes", "{model}", "--data={data}", "--concept={concept}", "--out", "{new}.parquet"),
+    ],
+    "patch make": ["patch", "make", "{model}", "{erased}", "--out", "{new}.safetensors"],
+    "patch apply": ["patch", "apply", "{model}", "{patch}", "--out", "{new}"],
+    "patch revert": ["patch", "revert", "{erased}", "{patch}", "--out", "{new}"],
+    "patch show": ["patch", "show", "{patch}"],
     "policy init": ["policy", "init", "--out", "{new}.toml"],
     "policy check": ["policy", "check", "{policy}"],
     "policy explain": ["policy", "explain", "{policy}"],
@@ -89,7 +99,8 @@ COMMANDS: dict[str, list[str]] = {
 
 
 def words(line: list[str], job: Job, given: Path, new: Path) -> list[str]:
-    places = {name: getattr(job, name) for name in ("data", "sids", "model", "erased", "report", "policy", "concept")}
+    kept = ("data", "sids", "model", "erased", "report", "patch", "policy", "concept")
+    places = {name: getattr(job, name) for name in kept}
     return [word.format(**places, given=given, new=new) for word in line]
 
 
@@ -115,7 +126,9 @@ def test_every_command_is_among_them() -> None:
     for name, command in get_command(app).commands.items():  # type: ignore[attr-defined]
         parts = getattr(command, "commands", None)
         leaves |= {f"{name} {part}" for part in parts} if parts else {name}
-    tested = {" ".join(line[: 2 if line[0] in ("report", "policy") else 1]) for line in COMMANDS.values()}
+    tested = {
+        " ".join(line[: 2 if line[0] in ("export", "patch", "policy", "report") else 1]) for line in COMMANDS.values()
+    }
     assert tested == leaves - {"demo"}
 
 
@@ -167,6 +180,8 @@ WRITERS = {
     "erase, checkpoint": ("model", ["erase", "{model}", "--out", "{new}", "-m", "filter", *ON]),
     "erase, data": ("data", ["erase", "{model}", "--out", "{new}", "-m", "filter", *ON]),
     "erase, reference": ("erased", ["erase", "{model}", "--out", "{new}", "--reference", "{erased}", *ON]),
+    "patch apply": ("model", ["patch", "apply", "{model}", "{patch}", "--out", "{new}"]),
+    "patch revert": ("erased", ["patch", "revert", "{erased}", "{patch}", "--out", "{new}"]),
     "import": ("data", ["import", "csv", "{data}/items.parquet", "{data}/interactions.parquet", "--out", "{new}"]),
 }
 

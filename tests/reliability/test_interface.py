@@ -43,6 +43,7 @@ JSON = {
     "inspect SIDs": "inspect {sids} --json",
     "inspect data": "inspect {data} --json",
     "inspect a report": "inspect {report} --json",
+    "patch show": "patch show {patch} --json",
     "audit": AUDIT + " --json -q",
 }
 PATHS = {
@@ -50,6 +51,11 @@ PATHS = {
     "train": "train {data} --sids {sids} --epochs 1 --width 8 --layers 1 --heads 1 --window 3 --threads 1 --out {out} -q",
     "recommend": "recommend {model} --data {data} --top 3 --threads 1 --out {out} -q",
     "policy init": "policy init --out {out}",
+    "export blocklist": "export blocklist {model} --concept {concept} --data {data} --out {table} -q",
+    "export prefixes": "export prefixes {model} --data {data} --out {table} -q",
+    "patch make": "patch make {model} {erased} --out {out} -q",
+    "patch apply": "patch apply {model} {patch} --out {out} -q",
+    "patch revert": "patch revert {erased} {patch} --out {out} -q",
     "import": "import jsonl {items} {acts} --out {out} -q",
     "erase": ERASE + " --out {out} -q",
 }
@@ -61,6 +67,7 @@ TABLES = {
     "concept": "concept {concept} --data {data} --sids {model}",
     "inspect a checkpoint": "inspect {model} -q",
     "inspect data": "inspect {data} -q",
+    "patch show": "patch show {patch}",
     "report show": "report show {report}",
     "report verify": "report verify {report}",
     "erase --plan": ERASE + " --plan",
@@ -70,7 +77,8 @@ TABLES = {
 
 
 def words(line: str, job: Job, **more: Path) -> list[str]:
-    names = {n: getattr(job, n) for n in ("data", "sids", "model", "erased", "report", "policy", "concept")}
+    kept = ("data", "sids", "model", "erased", "report", "patch", "policy", "concept")
+    names = {n: getattr(job, n) for n in kept}
     return shlex.split(line.format(**{n: shlex.quote(str(v)) for n, v in (names | more).items()}))
 
 
@@ -81,7 +89,12 @@ def said(job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Said:
     acts = [{"user_id": u, "item_id": i, "timestamp": t} for u in "xy" for t, i in enumerate("abca")]
     for name, rows in (("items.jsonl", items), ("acts.jsonl", acts)):
         (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    places = {"items": tmp_path / "items.jsonl", "acts": tmp_path / "acts.jsonl", "out": tmp_path / "out"}
+    places = {
+        "items": tmp_path / "items.jsonl",
+        "acts": tmp_path / "acts.jsonl",
+        "out": tmp_path / "out",
+        "table": tmp_path / "out.json",
+    }
 
     def tell(line: str) -> tuple[int, str, str]:
         capsys.readouterr()
@@ -113,9 +126,10 @@ def test_a_command_that_makes_something_says_where_and_no_more(
     code, out, err = said(PATHS[name])
     assert code in (0, 5) if name == "erase" else code == 0
     assert err == ""
-    assert out.splitlines()[-1] == str(tmp_path / "out")
+    made = tmp_path / ("out.json" if "{table}" in PATHS[name] else "out")
+    assert out.splitlines()[-1] == str(made)
     assert name == "erase" or len(out.splitlines()) == 1  # erase shows its rules first
-    assert (tmp_path / "out").exists()
+    assert made.exists()
     figure("interface: commands silent on stderr with -q", 1, of=1)
 
 

@@ -15,9 +15,11 @@ from recerase.cli import (
     concept,
     demo,
     erase,
+    export,
     import_data,
     inspect,
     listing,
+    patch,
     policy,
     recommend,
     report,
@@ -73,11 +75,13 @@ app.command("inspect", rich_help_panel=START)(inspect.inspect)
 app.command("concept", rich_help_panel=CHECKPOINT)(concept.concept)
 app.command("audit", rich_help_panel=CHECKPOINT)(audit.audit)
 app.command("erase", rich_help_panel=CHECKPOINT)(erase.erase)
+app.add_typer(export.app, name="export", rich_help_panel=CHECKPOINT)
+app.add_typer(patch.app, name="patch", rich_help_panel=CHECKPOINT)
 app.add_typer(report.app, name="report", rich_help_panel=PAPERS)
 app.add_typer(policy.app, name="policy", rich_help_panel=PAPERS)
 app.command("list", rich_help_panel=PAPERS)(listing.list_parts)
 
-for group in (app, report.app, policy.app):
+for group in (app, export.app, patch.app, report.app, policy.app):
     group.info.cls = HelpGroup
     for command in group.registered_commands:
         command.cls = HelpCommand
