@@ -20,12 +20,12 @@ from recerase.layouts.foreign import (
     digest_over,
     index_option,
     manifest_of,
-    reread,
     stored_codebooks,
 )
 from recerase.layouts.index_json import IndexFile, looks_like_index, read_index
 from recerase.layouts.letter import TOKEN_FILES, _generation, _weights, schema_of, token_rows
 from recerase.layouts.native import CODEBOOKS, SCHEMA, Checkpoint
+from recerase.layouts.patching import reread
 from recerase.layouts.prompts import PROMPT_OPTION, Template, load_tokenizer, make_prompt, template_of
 from recerase.layouts.protocol import LoadRequest
 from recerase.layouts.weights import CONFIG, load_module, read_tensors

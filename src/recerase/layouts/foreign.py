@@ -17,7 +17,8 @@ import numpy as np
 from recerase.errors import ArtefactError, CheckpointError, EraseError, PickleError
 from recerase.layouts.index_json import IndexFile, rewritten
 from recerase.layouts.native import CODEBOOKS, Checkpoint, _digest_of, _load_codebooks, save_codebooks
-from recerase.store import MANIFEST, read_bytes, read_manifest, sha256_bytes, sha256_file, verify_manifest, write_bytes
+from recerase.layouts.patching import reread, write_patched
+from recerase.store import MANIFEST, read_manifest, sha256_file, verify_manifest, write_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -130,9 +131,7 @@ def write_foreign(source: Checkpoint, recommender: Recommender, table: SidTable,
     state = recommender.module.state_dict()
     for name in extra["weights"]:
         wanted = {stored: state[extra["aliases"].get(inner, inner)] for stored, inner in extra["stored"][name].items()}
-        data = reread(source.path / name, extra["files"][name])
-        patch = patched_safetensors if name.endswith(".safetensors") else patched_pickle
-        write_bytes(staging / name, patch(data, wanted))
+        write_patched(staging / name, source.path / name, extra["files"][name], wanted)
     index: IndexFile = extra["index"]
     write_bytes(staging / index.path.name, rewritten(index, reread(index.path, index.sha256), source.table, table))
     for name in extra["copied"]:
@@ -142,58 +141,6 @@ def write_foreign(source: Checkpoint, recommender: Recommender, table: SidTable,
         place = {str(item): row for row, item in enumerate(source.table.item_ids)}
         embeddings = embeddings[[place[item] for item in index.items]]
     save_codebooks(staging, source.codebooks, embeddings)
-
-
-def reread(path: Path, digest: str) -> bytes:
-    """A file's content if it still is what was read before. Raises ArtefactError."""
-    data = read_bytes(path)
-    if sha256_bytes(data) != digest:
-        raise ArtefactError(f"{path} was changed while it was in use.", "Run again when nobody writes there.")
-    return data
-
-
-def patched_safetensors(data: bytes, wanted: Mapping[str, torch.Tensor]) -> bytes:
-    """A safetensors file (of known good form) with the bytes of tensors exchanged whose values differ from `wanted`."""
-    import json
-
-    import torch
-
-    from recerase.layouts.tensors import DTYPES
-
-    begin = 8 + int.from_bytes(data[:8], "little")
-    out = bytearray(data)
-    for name, entry in json.loads(data[8:begin]).items():
-        if name == "__metadata__":
-            continue
-        first, last = (begin + at for at in entry["data_offsets"])
-        kind = getattr(torch, DTYPES[entry["dtype"]][0])
-        new = wanted[name].detach().cpu().to(kind).contiguous().flatten()
-        if first < last and not torch.equal(torch.frombuffer(bytearray(data[first:last]), dtype=kind), new):
-            out[first:last] = new.view(torch.uint8).numpy().tobytes()
-    return bytes(out)
-
-
-def patched_pickle(data: bytes, wanted: Mapping[str, torch.Tensor]) -> bytes:
-    """A trusted state dict with the values of `wanted` put into its own tensors: names, order, sharing and dtypes stay.
-
-    Written anew only where a value differs.
-    """
-    import io
-
-    import torch
-
-    state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    changed = False
-    for name, tensor in state.items():
-        new = wanted[name].detach().cpu().to(tensor.dtype)
-        if not torch.equal(new, tensor):
-            changed = True
-            tensor.data.copy_(new)
-    if not changed:
-        return data
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    return buffer.getvalue()
 
 
 def index_option(path: Path, request: LoadRequest, found: Sequence[Path], what: str) -> Path:

@@ -18,10 +18,10 @@ import numpy as np
 
 from recerase.errors import ArtefactError, EraseError, TableError
 from recerase.layouts.causal_dir import OPTIONS, Kind, has_tokens, index_of, kind_of, read_causal, sid_text
-from recerase.layouts.foreign import patched_safetensors, reread
 from recerase.layouts.index_json import IndexFile, rewritten
 from recerase.layouts.letter import remarks as token_remarks
 from recerase.layouts.native import Checkpoint, save_codebooks
+from recerase.layouts.patching import reread, write_patched
 from recerase.layouts.prompts import Template
 from recerase.layouts.protocol import Layout, LoadRequest
 from recerase.layouts.sidecars import decoded, interactions, listed_items, rewritten_list, sid_columns
@@ -116,8 +116,8 @@ def write_back(source: Checkpoint, recommender: Recommender, table: SidTable, st
     index: IndexFile = extra["index"]
     state = recommender.module.state_dict()
     for name in extra["weights"]:
-        wanted = {key: state[key] for key in extra["stored"][name]}
-        write_bytes(staging / name, patched_safetensors(reread(path / name, extra["files"][name]), wanted))
+        wanted = {stored: state[inner] for stored, inner in extra["stored"][name].items()}
+        write_patched(staging / name, path / name, extra["files"][name], wanted)
     for name in extra["copied"]:
         _put(staging / name, reread(path / name, extra["files"][name]))
     _write_sids(source, index, table, staging)
