@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from recerase.errors import ArtefactError, EraseError, TableError
+from recerase.layouts.adapters import remarks as adapter_remarks
 from recerase.layouts.causal_dir import OPTIONS, Kind, has_tokens, index_of, kind_of, read_causal, sid_text
 from recerase.layouts.index_json import IndexFile, rewritten
 from recerase.layouts.letter import remarks as token_remarks
@@ -164,7 +165,7 @@ def _spelled(table: SidTable, rows: Any) -> Mapping[str, str]:
 
 def remarks(checkpoint: Checkpoint) -> tuple[tuple[str, str], ...]:
     """The traps of this layout that apply, each with its remedy."""
-    told = list(token_remarks(checkpoint))
+    told = [*token_remarks(checkpoint), *adapter_remarks(checkpoint)]
     if checkpoint.table.ragged:
         told.append(("SIDs differ in length.", "Methods tracer, renormalise and npo need one length; filter works."))
     unlisted = int((checkpoint.table.present & ~checkpoint.table.listed).sum())

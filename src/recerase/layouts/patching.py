@@ -62,7 +62,9 @@ def _patched(source: Path, digest: str, wanted: Mapping[str, torch.Tensor]) -> I
             if file.sha256() != digest:
                 raise _changed(source)
     except OSError as error:
-        raise ArtefactError(f"Cannot read {source}: {error.strerror}.", "Check the disk, or restore the file.") from error
+        raise ArtefactError(
+            f"Cannot read {source}: {error.strerror}.", "Check the disk, or restore the file."
+        ) from error
 
 
 def _blocks(file: Verified, entry: Entry, new: torch.Tensor | None) -> Iterator[bytes]:
