@@ -10,17 +10,20 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from tests.layouts.adapter_fixtures import adapter, theirs
+from tests.layouts.adapter_fixtures import TARGETS, adapter, loud, theirs
 from tests.layouts.causal_checks import EASY, FAST, OURS, files_of
-from tests.layouts.causal_fixtures import make_weights, make_world, write_data
+from tests.layouts.causal_fixtures import make_tokenizer, make_weights, make_world, minionerec, write_data
+from tests.layouts.foreign_fixtures import codes, index_of
+from transformers import AutoModelForCausalLM, T5Config, T5ForConditionalGeneration
 
 from recerase import api
 from recerase.assembly import choose_concept, open_checkpoint_for
 from recerase.catalog import load_catalogue
 from recerase.catalog.interactions import Histories
 from recerase.erase.methods import EraseRequest, get_method, make_config
-from recerase.errors import CheckpointError, PickleError
+from recerase.errors import CheckpointError, OutputError, PickleError
 from recerase.layouts.registry import detect_layout, named_layout, open_checkpoint
 from recerase.runtime import RunConfig
 
@@ -46,8 +49,8 @@ def logits(module: Any, ids: torch.Tensor = IDS) -> torch.Tensor:
     return found
 
 
-def erased(shop: Path, source: Path, out: Path, trust_pickle: bool = False) -> None:
-    """Erase with a method that is quick, and write back; without an audit."""
+def erased(shop: Path, source: Path, out: Path, trust_pickle: bool = False) -> dict[str, torch.Tensor]:
+    """Erase with a method that is quick, and write back; the state that was written, without an audit."""
     run = RunConfig(threads=1, device="cpu", trust_pickle=trust_pickle)
     catalogue = load_catalogue(shop / "data")
     before = open_checkpoint_for(source, catalogue, run)
@@ -57,6 +60,7 @@ def erased(shop: Path, source: Path, out: Path, trust_pickle: bool = False) -> N
     made = method.run(request, make_config(method, None, {"steps": "2", "batch": "4"}))
     out.mkdir()
     named_layout(before.layout).write_back(before, made.model, made.table, out)
+    return made.model.module.state_dict()
 
 
 def test_it_is_recognised_and_has_pefts_numbers(shop: Path) -> None:
@@ -109,10 +113,12 @@ def test_from_end_to_end(shop: Path, tmp_path: Path) -> None:
 def test_what_the_adapter_does_not_hold_cannot_change(shop: Path, tmp_path: Path) -> None:
     """Only LoRA factors over a base that has all rows; the base is bit for bit what it was, in memory and on the disk."""
     world = make_world()
-    source = adapter(tmp_path / "lora", tmp_path / "base", world, new_rows=False, modules_to_save=None, config_too=False)
+    source = adapter(
+        tmp_path / "lora", tmp_path / "base", world, new_rows=False, modules_to_save=None, config_too=False
+    )
     assert any("does not hold embed_tokens and lm_head" in what for what, _ in api.inspect(source).traps)
     base = files_of(tmp_path / "base")
-    erased(shop, source, tmp_path / "out")
+    made = erased(shop, source, tmp_path / "out")
     assert files_of(tmp_path / "base") == base
     old, new = (open_checkpoint(place).recommender.module for place in (source, tmp_path / "out"))
     was, now = old.state_dict(), new.state_dict()
@@ -120,6 +126,7 @@ def test_what_the_adapter_does_not_hold_cannot_change(shop: Path, tmp_path: Path
     assert held == {name for name in was if "lora_" in name}
     assert all(torch.equal(was[name], now[name]) for name in was.keys() - held)
     assert not all(torch.equal(was[name], now[name]) for name in held)
+    assert all(torch.equal(made[name], now[name]) for name in now)  # what was trained is what was written
     assert torch.equal(logits(new), logits(theirs(tmp_path / "out", tmp_path / "base")))
 
 
@@ -128,7 +135,11 @@ def test_only_the_changed_tensors_bytes_are_exchanged(shop: Path, tmp_path: Path
     out = tmp_path / "out"
     out.mkdir()
     named_layout("lc-rec").write_back(opened, opened.recommender, opened.table, out)
-    assert all((out / name).read_bytes() == content for name, content in files_of(shop / "adapter").items() if name != "training_args.bin")
+    assert all(
+        (out / name).read_bytes() == content
+        for name, content in files_of(shop / "adapter").items()
+        if name != "training_args.bin"
+    )
     with torch.no_grad():
         opened.recommender.module.get_parameter("model.layers.1.self_attn.q_proj.lora_B.default.weight")[0, 0] += 1
     again = tmp_path / "again"
@@ -161,13 +172,19 @@ def test_variants_have_pefts_numbers_too(shop: Path, tmp_path: Path, settings: d
         assert torch.equal(opened.recommender.start(IDS, torch.tensor([IDS.shape[1]])).logits, state.logits)
 
 
-def test_bfloat16_is_peft_too(tmp_path: Path) -> None:
+def test_bfloat16_is_peft_too(shop: Path, tmp_path: Path) -> None:
     """peft computes factors in float32 beside a base of bfloat16, and so do we."""
     source = adapter(tmp_path / "lora", tmp_path / "base", make_world(), dtype=torch.bfloat16)
     tensors = load_file(source / "adapter_model.safetensors")
     assert {t.dtype for name, t in tensors.items() if "lora_" not in name} == {torch.bfloat16}
     opened = open_checkpoint(source)
     assert torch.equal(logits(opened.recommender.module), logits(theirs(source, tmp_path / "base")))
+    erased(shop, source, tmp_path / "out")
+    made = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert {name: t.dtype for name, t in made.items()} == {name: t.dtype for name, t in tensors.items()}
+    assert not torch.equal(made["base_model.model.lm_head.weight"], tensors["base_model.model.lm_head.weight"])
+    ours = open_checkpoint(tmp_path / "out").recommender.module
+    assert torch.equal(logits(ours), logits(theirs(tmp_path / "out", tmp_path / "base")))
     save_file({name: t.bfloat16() for name, t in tensors.items()}, source / "adapter_model.safetensors")
     assert torch.equal(logits(open_checkpoint(source).recommender.module), logits(theirs(source, tmp_path / "base")))
 
@@ -202,7 +219,7 @@ def test_the_base_may_be_named(shop: Path, tmp_path: Path) -> None:
     make_weights(other, 64, True, False, torch.float32)
     assert open_checkpoint(source, options={"base": str(other)}).digest != opened.digest
     for wrong in (tmp_path / "nothing", shop / "adapter"):
-        with pytest.raises(CheckpointError, match="no base model|is an adapter too"):
+        with pytest.raises(CheckpointError, match=r"no base model|is an adapter too"):
             open_checkpoint(source, options={"base": str(wrong)})
 
 
@@ -212,7 +229,9 @@ def test_random_rows_are_refused(shop: Path, tmp_path: Path) -> None:
         source = adapter(tmp_path / f"lora{number}", tmp_path / "base", make_world(), modules_to_save=saved)
         with pytest.raises(CheckpointError, match="would be random"):
             open_checkpoint(source)
-    source = adapter(tmp_path / "tied", tmp_path / "tied_base", make_world(), tied=True, modules_to_save=["embed_tokens"])
+    source = adapter(
+        tmp_path / "tied", tmp_path / "tied_base", make_world(), tied=True, modules_to_save=["embed_tokens"]
+    )
     with pytest.raises(CheckpointError, match="does not hold lm_head"):
         open_checkpoint(source)
 
@@ -248,12 +267,48 @@ def test_what_is_not_supported_is_refused_in_one_sentence(shop: Path, tmp_path: 
         open_checkpoint(source)
 
 
-def test_a_t5_may_have_an_adapter(tmp_path: Path) -> None:
-    from peft import LoraConfig, PeftModel, get_peft_model
-    from tests.layouts.causal_fixtures import make_tokenizer
-    from tests.layouts.foreign_fixtures import codes, index_of
-    from transformers import T5Config, T5ForConditionalGeneration
+def test_other_layouts_have_adapters_too(tmp_path: Path) -> None:
+    """MiniOneRec over Qwen2: without a config.json of its own, the base says what it is."""
+    source, base = minionerec(tmp_path / "lora", make_world(), tied=True), tmp_path / "base"
+    base.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.move(source / name, base / name)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        whole = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=2, target_modules=TARGETS))
+        loud(whole)
+    whole.peft_config["default"].base_model_name_or_path = str(base)
+    whole.save_pretrained(source, save_embedding_layers=False)
+    assert detect_layout(source).name == "minionerec"
+    opened = open_checkpoint(source)
+    assert torch.equal(logits(opened.recommender.module), logits(theirs(source, base)))
+    assert opened.recommender.module.lm_head.weight is opened.recommender.module.model.embed_tokens.weight  # type: ignore[union-attr]
+    assert any("does not hold embed_tokens and lm_head" in what for what, _ in api.inspect(source).traps)
 
+
+def test_a_vocabulary_that_peft_saved_by_itself_is_held(tmp_path: Path) -> None:
+    """Without modules_to_save, peft writes resized embeddings beside the factors (save_embedding_layers)."""
+    source = adapter(tmp_path / "lora", tmp_path / "base", make_world(), modules_to_save=None)
+    whole = theirs(source, tmp_path / "base")
+    with pytest.raises(CheckpointError, match="would be random"):
+        open_checkpoint(source)
+    whole.save_pretrained(source, save_embedding_layers=True)
+    opened = open_checkpoint(source)
+    assert torch.equal(logits(opened.recommender.module), logits(whole))
+    held = {name for name, p in opened.recommender.module.named_parameters() if p.requires_grad and "lora_" not in name}
+    assert held == {"model.embed_tokens.weight", "lm_head.weight"}
+
+
+def test_the_base_is_no_place_for_the_result(shop: Path) -> None:
+    with pytest.raises(OutputError, match="base"):
+        api.erase(
+            shop / "adapter", ACME, shop / "data", shop / "base" / "out", method="npo", policy=shop / "policy.toml",
+            run=RunConfig(threads=1, device="cpu"),
+        )  # fmt: skip
+    assert not (shop / "base" / "out").exists()
+
+
+def test_a_t5_may_have_an_adapter(tmp_path: Path) -> None:
     index = index_of(codes())
     source, base = tmp_path / "lora", tmp_path / "base"
     source.mkdir()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.layouts.causal_checks import files_of, loads, tensors_of
-from tests.layouts.causal_fixtures import lc_rec, make_weights, make_world, minionerec
+from tests.layouts.causal_fixtures import lc_rec, make_world, minionerec
 from tests.layouts.foreign_fixtures import letter
 from transformers import T5ForConditionalGeneration
 
@@ -25,7 +25,11 @@ INDEX = "model.safetensors.index.json"
 
 def in_shards(path: Path, limit: str = "8KB") -> None:
     """The weights of a directory, saved again by transformers in several files."""
-    whole = loads(path) if "llama" in (path / "config.json").read_text() else T5ForConditionalGeneration.from_pretrained(path)
+    whole = (
+        loads(path)
+        if "llama" in (path / "config.json").read_text()
+        else T5ForConditionalGeneration.from_pretrained(path)
+    )
     config = (path / "config.json").read_bytes()
     (path / "model.safetensors").unlink()
     whole.save_pretrained(path, max_shard_size=limit)  # type: ignore[operator]
@@ -57,7 +61,11 @@ def test_one_shard_changes_and_the_index_stays(tmp_path: Path, name: str) -> Non
     shards = sorted(path.name for path in source.glob("model-*.safetensors"))
     assert len(shards) > 2
     weights = json.loads((source / INDEX).read_text())["weight_map"]
-    tensor = "encoder.block.1.layer.1.DenseReluDense.wo.weight" if name == "letter-tiger" else "model.layers.1.mlp.up_proj.weight"
+    tensor = (
+        "encoder.block.1.layer.1.DenseReluDense.wo.weight"
+        if name == "letter-tiger"
+        else "model.layers.1.mlp.up_proj.weight"
+    )
     before, after = files_of(source), files_of(written(source, tmp_path / "out", tensor))
     assert {file for file in after if after[file] != before[file]} == {weights[tensor]}
     was, now = tensors_of(source), tensors_of(tmp_path / "out")
@@ -90,7 +98,11 @@ def test_an_index_that_lies_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("pieces", [1, 2])
 def test_pickles_are_read_where_they_are_trusted(tmp_path: Path, name: str, pieces: int) -> None:
     source = tmp_path / "in"
-    made = letter(source) if name == "letter-tiger" else {"lc-rec": lc_rec, "minionerec": minionerec}[name](source, make_world(), tied=True)
+    made = (
+        letter(source)
+        if name == "letter-tiger"
+        else {"lc-rec": lc_rec, "minionerec": minionerec}[name](source, make_world(), tied=True)
+    )
     tensors = load_file(made / "model.safetensors")
     copies = ("lm_head.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
     first = "shared.weight" if name == "letter-tiger" else "model.embed_tokens.weight"

@@ -72,7 +72,6 @@ _REFUSED = (
     "use_bdlora",
     "arrow_config",
     "kasa_config",
-    "auto_mapping",
 )
 """Settings of a LoraConfig under which the model is more, or other, than a base and factors beside its layers."""
 
@@ -233,6 +232,7 @@ def _lora(path: Path, data: bytes) -> Any:
         said = json.loads(data)
         kind = said.pop("peft_type")
         known = {field.name for field in dataclasses.fields(LoraConfig)}
+        said.pop("auto_mapping", None)  # which class peft would make the base of
         other = [key for key, value in said.items() if (key not in known or key in _REFUSED) and value]
         if kind != "LORA":
             raise ValueError(f"it is of peft_type {kind!r:.40}, and only LORA is")

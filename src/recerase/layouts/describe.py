@@ -150,6 +150,8 @@ def _files(checkpoint: Checkpoint, facts: dict[str, Any]) -> None:
     index = extra.get("index")
     if isinstance(index, IndexFile):
         facts["SID table"] = index.path.name
+    if extra.get("base") is not None:
+        facts["adapter over"] = str(extra["base"])
     if "prompt" in extra:
         facts["prompt"] = "".join(extra["prompt"]["text"])
     facts["copied"] = list(extra.get("copied", ()))
