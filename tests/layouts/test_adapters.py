@@ -8,13 +8,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from tests.layouts.adapter_fixtures import TARGETS, adapter, loud, theirs
 from tests.layouts.causal_checks import EASY, FAST, OURS, files_of
-from tests.layouts.causal_fixtures import make_tokenizer, make_weights, make_world, minionerec, write_data
+from tests.layouts.causal_fixtures import CODES, make_tokenizer, make_weights, make_world, minionerec, write_data
 from tests.layouts.foreign_fixtures import codes, index_of
 from transformers import AutoModelForCausalLM, T5Config, T5ForConditionalGeneration
 
@@ -23,6 +24,7 @@ from recerase.assembly import choose_concept, open_checkpoint_for
 from recerase.catalog import load_catalogue
 from recerase.catalog.interactions import Histories
 from recerase.erase.methods import EraseRequest, get_method, make_config
+from recerase.erase.paths import soft_tokens
 from recerase.errors import CheckpointError, OutputError, PickleError
 from recerase.layouts.registry import detect_layout, named_layout, open_checkpoint
 from recerase.runtime import RunConfig
@@ -169,7 +171,16 @@ def test_variants_have_pefts_numbers_too(shop: Path, tmp_path: Path, settings: d
     state = opened.recommender.start(IDS, torch.tensor([IDS.shape[1]]))
     torch.testing.assert_close(state.logits[0], logits(wanted)[0, -1], atol=2e-5, rtol=2e-5)
     with torch.no_grad():
-        assert torch.equal(opened.recommender.start(IDS, torch.tensor([IDS.shape[1]])).logits, state.logits)
+        again = opened.recommender.start(IDS, torch.tensor([IDS.shape[1]]))
+        torch.testing.assert_close(again.logits, state.logits, atol=2e-5, rtol=2e-5)
+        members = np.arange(len(opened.table)) < 3
+        spelled = opened.table.codes[:3]
+        q = [
+            torch.nn.functional.one_hot(torch.from_numpy(spelled[:, level]).long(), size).float()
+            for level, size in enumerate(CODES)
+        ]
+        rows = torch.from_numpy(opened.table.rows()[:3])
+        torch.testing.assert_close(soft_tokens(opened.recommender, members, q).vectors, opened.recommender.embed(rows))
 
 
 def test_bfloat16_is_peft_too(shop: Path, tmp_path: Path) -> None:
@@ -308,7 +319,8 @@ def test_the_base_is_no_place_for_the_result(shop: Path) -> None:
     assert not (shop / "base" / "out").exists()
 
 
-def test_a_t5_may_have_an_adapter(tmp_path: Path) -> None:
+@pytest.mark.parametrize("saved", [None, ["embed_tokens", "lm_head"]], ids=["factors", "embeddings"])
+def test_a_t5_may_have_an_adapter(tmp_path: Path, saved: list[str] | None) -> None:
     index = index_of(codes())
     source, base = tmp_path / "lora", tmp_path / "base"
     source.mkdir()
@@ -322,8 +334,10 @@ def test_a_t5_may_have_an_adapter(tmp_path: Path) -> None:
         T5ForConditionalGeneration(shape).save_pretrained(base)
         model = T5ForConditionalGeneration.from_pretrained(base)
         model.resize_token_embeddings(rows)  # here to fewer
-        whole = get_peft_model(model, LoraConfig(r=2, target_modules=["q", "v", "wo"], task_type="SEQ_2_SEQ_LM"))
-        torch.nn.init.normal_(whole.get_base_model().encoder.block[0].layer[0].SelfAttention.q.lora_B["default"].weight)
+        whole = get_peft_model(
+            model, LoraConfig(r=2, target_modules=["q", "v", "wo"], task_type="SEQ_2_SEQ_LM", modules_to_save=saved)
+        )
+        loud(whole)
     whole.peft_config["default"].base_model_name_or_path = str(base)
     whole.save_pretrained(source, save_embedding_layers=False)
     (source / "Toy.index.json").write_text(json.dumps(index))
@@ -338,3 +352,13 @@ def test_a_t5_may_have_an_adapter(tmp_path: Path) -> None:
         assert torch.equal(opened.recommender.module(**given).logits, wanted)
         state = opened.recommender.start(IDS, torch.tensor([IDS.shape[1]]))
     torch.testing.assert_close(state.logits[0], wanted[0, 0], atol=2e-5, rtol=2e-5)
+    assert named_layout("letter-tiger").digest(source) == opened.digest
+    held = {
+        name.split(".")[0]
+        for name, p in opened.recommender.module.named_parameters()
+        if p.requires_grad and "lora_" not in name
+    }
+    assert held == (set() if saved is None else {"encoder", "decoder", "lm_head"})
+    embedded = opened.recommender.embed(IDS)  # what soft tokens are made of is what the encoder reads
+    whole_state = opened.recommender.start(IDS, torch.tensor([IDS.shape[1]]), embeds=embedded)
+    torch.testing.assert_close(whole_state.logits, state.logits, atol=2e-5, rtol=2e-5)
