@@ -169,9 +169,12 @@ def test_what_half_precision_cannot_hold_is_refused(shop: Path, monkeypatch: pyt
 def test_float32_is_not_copied_and_ties_stay(shop: Path, tmp_path: Path) -> None:
     model = opened(shop, shop / "single")[0].recommender
     assert in_single(model) is model
+    model.module.get_submodule("model.layers.0").requires_grad_(False)
+    own, copied = model.module.state_dict(keep_vars=True), student(model).module.state_dict(keep_vars=True)
+    assert all((own[name] is copied[name]) == ("layers.0." in name) for name in own)  # frozen ones alone are shared
     tied = open_checkpoint(letter(tmp_path / "t5")).recommender
     tied.module.bfloat16()
-    for copied in (in_single(tied), student(in_single(tied))):
-        module: Any = copied.module
+    for twin in (in_single(tied), student(in_single(tied))):
+        module: Any = twin.module
         assert module.lm_head.weight is module.shared.weight is module.encoder.embed_tokens.weight
         assert module.shared.weight.dtype == torch.float32
