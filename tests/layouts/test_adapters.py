@@ -92,7 +92,7 @@ def test_from_end_to_end(shop: Path, tmp_path: Path) -> None:
     source, out = shop / "adapter", tmp_path / "out"
     before, base = files_of(source), files_of(shop / "base")
     report = api.erase(
-        source, ACME, shop / "data", out, overrides=FAST, policy=shop / "policy.toml", max_users=10,
+        source, ACME, shop / "data", out, overrides=FAST, policy=shop / "policy.toml", max_users=4,
         run=RunConfig(threads=1, device="cpu", layout_options=(("prompt", str(shop / "prompt.json")),)),
     )  # fmt: skip
     assert (files_of(source), files_of(shop / "base")) == (before, base)

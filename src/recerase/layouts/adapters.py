@@ -150,8 +150,9 @@ def base_of(path: Path, request: LoadRequest, weights: Callable[[Path, bool], li
                 f"{place!s:.200} holds no base model: it has no {CONFIG}.", "Check --layout-set base=DIR."
             )
         raise CheckpointError(
-            f"{path} holds a LoRA adapter over {said or 'a model it does not name'!s:.80}, which is no directory here.",
-            "Name the base model's directory with --layout-set base=DIR.",
+            f"{path} holds a LoRA adapter over {said or 'a model it does not name'!s:.80}, which is no directory here; "
+            "base=DIR has to name it.",
+            "Name the base model's directory with --layout-set base=DIR; nothing is downloaded.",
         )
     if is_adapter(place):
         raise CheckpointError(
