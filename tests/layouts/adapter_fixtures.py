@@ -12,6 +12,7 @@ from tests.layouts.causal_fixtures import World, make_tokenizer, make_weights
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 SAVED = ["embed_tokens", "lm_head"]
+IDS = torch.arange(3, 60)[None]
 TARGETS = ["q_proj", "v_proj", "k_proj", "o_proj", "gate_proj", "down_proj", "up_proj"]
 
 
@@ -62,3 +63,9 @@ def theirs(path: Path, base: Path) -> Any:
     """What test.py of LC-Rec makes of it."""
     tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
     return PeftModel.from_pretrained(resized(base, len(tokenizer)), path).eval()
+
+
+def logits(module: Any, ids: torch.Tensor = IDS) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = module(input_ids=ids).logits
+    return found
