@@ -41,7 +41,7 @@ from recerase.parallel import workers
 from recerase.reporting import check_outputs, render_reports, write_rendered
 from recerase.resume import RunState
 from recerase.runtime import RunConfig, choose_device, environment, only_as_stored, pinned
-from recerase.store import canonical_json, publish, read_bytes, write_bytes, write_manifest
+from recerase.store import canonical_json, check_output, publish, read_bytes, write_bytes, write_manifest
 from recerase.types import SILENT, Observer, Policy, Report, Scope, Verdict
 
 if TYPE_CHECKING:
@@ -94,6 +94,8 @@ def erase(
     ):
         catalogue = load_catalogue(data)
         before = with_codebooks(open_checkpoint_for(checkpoint, catalogue, run), catalogue.items, observer)
+        if workers().main and before.extra.get("base") is not None:
+            check_output(out, inputs=[before.extra["base"]], force=force)
         gold = open_checkpoint_for(reference, catalogue, run) if reference is not None else None
         chosen = choose_concept(concept, catalogue, before.embeddings)
         given = AuditInputs(before, before, gold, catalogue, chosen, rules, scope)

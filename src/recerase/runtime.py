@@ -128,7 +128,7 @@ def choose_dtype(name: str | None, device: str = "cpu") -> torch.dtype | None:
 def only_as_stored(run: RunConfig, command: str) -> None:
     """Raise UsageError for a dtype that a command which changes weights was given: what it publishes keeps the stored one."""
     if run.dtype is not None:
-        raise UsageError(f"{command} works in the dtype of the weights.", "Leave dtype out; audit the result with it.")
+        raise UsageError(f"{command} keeps the dtype of the weights.", "Leave dtype out; audit the result with it.")
 
 
 def environment(

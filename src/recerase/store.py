@@ -146,7 +146,7 @@ def write_sealed(path: str | os.PathLike[str], data: bytes) -> str:
     Returns the sha256 of `data`. For files that no manifest names (the state of an interrupted run).
     """
     digest = hashlib.sha256(data)
-    write_bytes(path, data + digest.digest() + _SEAL)
+    write_parts(path, (data, digest.digest() + _SEAL))
     return digest.hexdigest()
 
 

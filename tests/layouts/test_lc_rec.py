@@ -1,9 +1,8 @@
-"""LC-Rec on LLaMA from end to end, and adapters, which are recognised and refused."""
+"""LC-Rec on LLaMA from end to end; its adapters are in test_adapters."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -88,19 +87,6 @@ def test_what_the_layout_cannot_say_is_refused(shop: Path, tmp_path: Path) -> No
             shop / "model", ACME, shop / "data", tmp_path / "out", method="filter", policy=shop / "policy.toml", run=RUN
         )
     assert not (tmp_path / "out").exists()
-
-
-def test_an_adapter_is_recognised_and_refused_in_one_sentence(shop: Path, tmp_path: Path) -> None:
-    """As LETTER's lora_finetune.py leaves it: config and tokenizer of the base, and an adapter."""
-    place = Path(shutil.copytree(shop / "model", tmp_path / "adapter"))
-    (place / "model.safetensors").rename(place / "adapter_model.safetensors")
-    (place / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "llama-7b"}))
-    assert detect_layout(place).name == "lc-rec"
-    with pytest.raises(CheckpointError, match="LoRA adapter over llama-7b") as told:
-        open_checkpoint(place)
-    assert "merge_and_unload" in told.value.remedy
-    (place / "config.json").unlink()
-    assert detect_layout(place).name == "lc-rec"
 
 
 def test_the_window_is_an_option(shop: Path) -> None:

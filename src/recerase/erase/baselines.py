@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from dataclasses import dataclass, fields
 from typing import Any
 
 from recerase.erase.methods import Erased, EraseRequest
+from recerase.erase.precision import student
 from recerase.errors import UsageError
 from recerase.model.recommender import ModelConfig, new_recommender
 from recerase.model.training import TrainConfig, train
@@ -28,7 +28,7 @@ class RetrainConfig:
 
 def filter_only(request: EraseRequest, config: FilterConfig) -> Erased:
     """The same weights with the concept out of the decoding trie. Not erasure, and the audit must say so."""
-    model = request.model.around(copy.deepcopy(request.model.module))
+    model = student(request.model)
     return Erased(model, request.table.unlisted(request.concept), {"moved_items": 0.0, "seconds": 0.0})
 
 

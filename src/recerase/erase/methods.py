@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from recerase.catalog.interactions import Interactions
+from recerase.erase.precision import as_stored, in_single
 from recerase.errors import EraseError, UsageError
 from recerase.model.recommender import Recommender
 from recerase.resume import Pieces
@@ -87,13 +88,16 @@ class Method:
         return typing.cast("type[Any]", _load(self.config))
 
     def run(self, request: EraseRequest, config: Any) -> Erased:
-        """Erase.
+        """Erase; a model of half precision is trained in float32, and rounded before it is returned.
 
         Raises:
             EraseError: the method diverged; its own errors are in its docstring.
         """
         function = typing.cast("Callable[[EraseRequest, Any], Erased]", _load(self.target))
-        erased = function(request, config)
+        model = in_single(request.model) if self.gradients else request.model
+        erased = function(dataclasses.replace(request, model=model), config)
+        if model is not request.model:
+            erased = dataclasses.replace(erased, model=as_stored(erased.model, request.model))
         if not all(bool(p.isfinite().all()) for p in erased.model.module.parameters()):
             raise EraseError(
                 f"Method {self.name} diverged: some weights are no longer finite.",

@@ -6,7 +6,6 @@ Source: Zhang et al. 2024, arXiv 2404.05868, equation 4; an item's log-probabili
 
 from __future__ import annotations
 
-import copy
 import time
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ from recerase.erase import objectives
 from recerase.erase.examples import draw, examples
 from recerase.erase.methods import Erased, EraseRequest
 from recerase.erase.paths import item_rows, sid_log_probs, start
+from recerase.erase.precision import student
 from recerase.errors import ConceptError
 
 
@@ -42,7 +42,7 @@ def erase(request: EraseRequest, config: NpoConfig) -> Erased:
     """
     began = time.monotonic()
     request.table.require_one_length("This method", "Use --method retrain or filter.")
-    model = request.model.around(copy.deepcopy(request.model.module))
+    model = student(request.model)
     rng = np.random.default_rng([request.seed, 13])
     found = examples(request.interactions, request.table, request.concept, model.window)
     if len(found.forget) == 0:

@@ -30,13 +30,13 @@ class SoftTokens:
 
 def soft_tokens(model: Recommender, members: BoolArray, q: list[Tensor]) -> SoftTokens:
     """e~_i^l = sum_k q(s_i^l = k) e_k^l, for q a list over levels of [M, K_l]."""
-    weight: Tensor = model.module.get_input_embeddings().weight  # type: ignore[operator]
-    device = weight.device
+    device = model.device
     slot = torch.full((len(members),), -1, dtype=torch.int64, device=device)
     index = torch.from_numpy(np.flatnonzero(members)).to(device)
     slot[index] = torch.arange(len(index), device=device)
-    rows = [torch.from_numpy(np.asarray(r, dtype=np.int64)).to(device) for r in model.schema.rows]
-    vectors = torch.stack([q[level].to(weight) @ weight[rows[level]] for level in range(len(q))], 1)
+    rows = [torch.from_numpy(np.asarray(r, dtype=np.int64)).to(device).clamp(min=0) for r in model.schema.rows]
+    codewords = [model.embed(row) for row in rows]  # [K, D] each; a code without a row has no part in q
+    vectors = torch.stack([q[level].to(e) @ e for level, e in enumerate(codewords)], 1)
     return SoftTokens(slot, vectors)
 
 

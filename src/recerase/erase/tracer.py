@@ -8,7 +8,6 @@ a second phase that settles the old and the new SIDs of the concept beside what 
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from recerase.erase.examples import Examples, concept_histories, draw, examples,
 from recerase.erase.frontier import continuation, walk
 from recerase.erase.methods import Erased, EraseRequest
 from recerase.erase.paths import SoftTokens, item_rows, node_log_probs, sid_log_probs, soft_tokens, start
+from recerase.erase.precision import student
 from recerase.erase.reassign import CommitConfig, Quantiser, commit, gradient_mask, q_phi, quantiser
 from recerase.erase.target import Target, Teacher
 from recerase.errors import ConceptError, EraseError, UsageError
@@ -193,7 +193,7 @@ class _Run:
 
     def __init__(self, request: EraseRequest, config: TracerConfig) -> None:
         self.request, self.config = request, config
-        self.model: Recommender = request.model.around(copy.deepcopy(request.model.module))
+        self.model: Recommender = student(request.model)
         self.model.module.eval()  # no dropout: the student must match the teacher exactly where nothing is to change
         self.rng = np.random.default_rng([request.seed, 11])
         self.examples: Examples = examples(request.interactions, request.table, request.concept, request.model.window)

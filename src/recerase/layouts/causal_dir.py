@@ -9,40 +9,53 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from recerase.errors import CheckpointError, TableError, UsageError
+from recerase.layouts.adapters import (
+    BASE_OPTION,
+    Base,
+    Fit,
+    adapter_kind,
+    base_of,
+    described_in,
+    is_adapter,
+    read_adapter,
+)
+from recerase.layouts.buffers import check_angles, take_angles
 from recerase.layouts.foreign import (
     copied_files,
     digest_over,
     index_option,
     manifest_of,
-    reread,
     stored_codebooks,
 )
 from recerase.layouts.index_json import IndexFile, looks_like_index, read_index
 from recerase.layouts.letter import TOKEN_FILES, _generation, _weights, schema_of, token_rows
 from recerase.layouts.native import CODEBOOKS, SCHEMA, Checkpoint
+from recerase.layouts.patching import reread
 from recerase.layouts.prompts import PROMPT_OPTION, Template, load_tokenizer, make_prompt, template_of
 from recerase.layouts.protocol import LoadRequest
+from recerase.layouts.shards import check_shards
 from recerase.layouts.weights import CONFIG, load_module, read_tensors
 from recerase.model.prompt import Prompt
 from recerase.sid.schema import SidSchema
 from recerase.sid.table import SidTable
-from recerase.store import MANIFEST, canonical_json, read_bytes, sha256_bytes
+from recerase.store import MANIFEST, canonical_json, sha256_bytes
 from recerase.types import BoolArray
 
 if TYPE_CHECKING:
     import torch
 
-ADAPTER = "adapter_config.json"
 OPTIONS = {
     "sids": "the SID table, where the directory holds none or several",
     "prompt": PROMPT_OPTION,
     "window": "how many items of a history a prompt holds",
+    "base": BASE_OPTION,
 }
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _LARGEST_CONFIG = 1 << 20
@@ -63,9 +76,11 @@ class Kind:
 
 
 def kind_of(path: Path) -> str | None:
-    """`model_type` in the config of a directory that is not native; None where there is none. Never raises."""
+    """`model_type` in the config of a directory that is not native, or of an adapter's base; None where none is said. Never raises."""
     config = path / CONFIG
     try:
+        if is_adapter(path) and not config.is_file():
+            return adapter_kind(path)
         if not config.is_file() or config.stat().st_size > _LARGEST_CONFIG or (path / SCHEMA).is_file():
             return None
         kind = json.loads(config.read_bytes()).get("model_type")
@@ -88,21 +103,6 @@ def index_files(path: Path, folders: Sequence[str] = ("",)) -> list[Path]:
     return [file for file in found if looks_like_index(file, tokens=True)]
 
 
-def refuse_adapter(path: Path) -> None:
-    """Raises CheckpointError for a directory that holds a LoRA adapter in place of weights."""
-    if not (path / ADAPTER).is_file():
-        return
-    try:
-        base = json.loads(read_bytes(path / ADAPTER)).get("base_model_name_or_path")
-    except (ValueError, AttributeError, RecursionError):
-        base = None
-    raise CheckpointError(
-        f"{path} holds a LoRA adapter over {base or 'another model'!s:.80}, not the weights of a whole model.",
-        "Merge it with peft (resize the base to the tokenizer, PeftModel.from_pretrained, merge_and_unload, save_pretrained) "
-        "and give the merged directory with its tokenizer and SID table.",
-    )
-
-
 def read_causal(
     path: Path,
     request: LoadRequest,
@@ -119,8 +119,8 @@ def read_causal(
     """
     from recerase.model.recommender import wrap
 
-    refuse_adapter(path)
-    names, weights, table_name = _names(path, index, side or {})
+    base = base_of(path, request, _weights) if is_adapter(path) else None
+    names, weights, table_name = _names(path, index, side or {}, request.trust_pickle)
     copied, left = _copied(path, {*weights, *(side or {}), *([table_name] if table_name else [])})
     manifest = manifest_of(path, [*names, *(file for file in copied if file not in names)])
     files = {file: entry["sha256"] for file, entry in manifest["files"].items()}
@@ -128,8 +128,14 @@ def read_causal(
         if files[file] != digest:
             raise TableError(f"{path / file} changed while it was read.", "Run again when nobody writes there.")
     rows = token_rows(path)
-    module, stored, aliases = _module(path, weights, manifest, request.dtype)
     tokenizer = load_tokenizer(path)
+    if base is None:
+        module, stored, aliases = _module(path, weights, manifest, request.dtype)
+    else:
+        module, stored = read_adapter(
+            path, weights, manifest, len(tokenizer), request.dtype, partial(_bare, base, request.dtype)
+        )
+        aliases = {}
     template = template_of(request.options, kind.template)
     asked = sha256_bytes(canonical_json(template.to_json()))
     schema, prompt = _spelling(path, index, rows, module, tokenizer, template, kind.end)
@@ -145,7 +151,13 @@ def read_causal(
         embeddings=embeddings,
         manifest=manifest,
         digest=digest_over(
-            manifest, names, {**({} if table_name else {index.path.name: index.sha256}), "prompt": asked}
+            manifest,
+            names,
+            {
+                **({} if table_name else {index.path.name: index.sha256}),
+                "prompt": asked,
+                **(base.digests if base else {}),
+            },
         ),
         layout=kind.name,
         extra={
@@ -161,18 +173,21 @@ def read_causal(
             "generation": _generation(path),
             "prompt": template.to_json(),
             "side": tuple(side or {}),
+            "base": base.path if base else None,
         },
     )
 
 
-def _names(path: Path, index: IndexFile, side: Mapping[str, str]) -> tuple[list[str], list[str], str | None]:
+def _names(
+    path: Path, index: IndexFile, side: Mapping[str, str], trust_pickle: bool
+) -> tuple[list[str], list[str], str | None]:
     """All files that are read, the weights among them, and the SID table's name where it lies in the directory."""
-    weights = _weights(path, trust_pickle=False)
+    weights = _weights(path, trust_pickle)
     tokens = [file for file in TOKEN_FILES if (path / file).is_file()]
     ours = [CODEBOOKS] if (path / MANIFEST).is_file() and (path / CODEBOOKS).is_file() else []
     here, there = path.resolve(), index.path.resolve()
     table = there.relative_to(here).as_posix() if there.is_relative_to(here) else None
-    return [CONFIG, *weights, *tokens, *ours, *side, *([table] if table else [])], weights, table
+    return [described_in(path), *weights, *tokens, *ours, *side, *([table] if table else [])], weights, table
 
 
 def _copied(path: Path, rewritten: set[str]) -> tuple[list[str], list[str]]:
@@ -196,10 +211,18 @@ def _window(options: Mapping[str, str], otherwise: int) -> int:
     return int(said)
 
 
+def _bare(base: Base, dtype: torch.dtype | None, fit: Fit) -> Any:
+    """The module under an adapter."""
+    return _module(base.path, base.weights, base.manifest, dtype, fit)[0]
+
+
 def _module(
-    path: Path, weights: Sequence[str], manifest: Mapping[str, Any], dtype: torch.dtype | None
+    path: Path, weights: Sequence[str], manifest: Mapping[str, Any], dtype: torch.dtype | None, fit: Fit | None = None
 ) -> tuple[Any, dict[str, dict[str, str]], dict[str, str]]:
-    """The module, the name in it of each tensor of each file, and which names are copies of which."""
+    """The module, the name in it of each tensor of each file, and which names are copies of which.
+
+    `fit` is what happens to config and tensors before they are a module.
+    """
     import torch
 
     tensors: dict[str, Any] = {}
@@ -210,6 +233,8 @@ def _module(
             raise CheckpointError(f"{path} stores {twice[0]} in two files.", "Keep one set of weights.")
         stored[file] = {key: key for key in found}
         tensors |= found
+    check_shards(path, stored)
+    angles = take_angles(tensors, stored)
     config = reread(path / CONFIG, manifest["files"][CONFIG]["sha256"])
     aliases = {}
     head, embedding = tensors.get(_HEAD), tensors.get(_EMBEDDING)
@@ -221,7 +246,9 @@ def _module(
             )
         del tensors[_HEAD]
         aliases[_HEAD] = _EMBEDDING
+    config, tensors = fit(config, tensors) if fit is not None else (config, tensors)
     module, _ = load_module(path, config, tensors)
+    check_angles(path, module, angles, dtype)
     return module.eval(), stored, aliases
 
 

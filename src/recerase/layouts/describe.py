@@ -156,6 +156,8 @@ def _files(checkpoint: Checkpoint, facts: dict[str, Any]) -> None:
         facts["SID table"] = index.path.name
     if "table" in extra:
         facts["SID table"] = extra["table"]
+    if extra.get("base") is not None:
+        facts["adapter over"] = str(extra["base"])
     if "prompt" in extra:
         facts["prompt"] = "".join(extra["prompt"]["text"])
     facts["copied"] = list(extra.get("copied", ()))

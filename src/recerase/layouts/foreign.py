@@ -18,12 +18,14 @@ from recerase.errors import ArtefactError, CheckpointError, EraseError, PickleEr
 from recerase.layouts.grown_files import grown_safetensors, prove_tokens, regrown, token_growth
 from recerase.layouts.index_json import IndexFile, rewritten
 from recerase.layouts.native import CODEBOOKS, Checkpoint, _digest_of, _load_codebooks, save_codebooks
-from recerase.layouts.torch_zip import exchanged, is_torch_zip, read_torch_zip
-from recerase.store import MANIFEST, read_bytes, read_manifest, sha256_bytes, sha256_file, verify_manifest, write_bytes
+from recerase.layouts.patching import reread, write_patched
+from recerase.layouts.torch_zip import is_torch_zip
+from recerase.store import MANIFEST, read_manifest, sha256_file, verify_manifest, write_bytes
 
 if TYPE_CHECKING:
     import torch
 
+    from recerase.layouts.growth import Growth
     from recerase.layouts.native import ItemIds
     from recerase.layouts.protocol import LoadRequest
     from recerase.model.recommender import Recommender
@@ -140,16 +142,23 @@ def write_foreign(source: Checkpoint, recommender: Recommender, table: SidTable,
     extra = source.extra
     require_listed(source, table)
     growth = token_growth(source.table, table)
-    state = recommender.module.state_dict()
-    for name in extra["weights"]:
-        wanted = parts_of(state, extra["stored"][name], extra["aliases"])
-        data = reread(source.path / name, extra["files"][name])
-        patch = extra.get("patch") or (patched_safetensors if name.endswith(".safetensors") else patched_pickle)
-        write_bytes(staging / name, (grown_safetensors if growth.rows else patch)(data, wanted))
+    write_weights(source, recommender, staging, growth)
     index: IndexFile = extra["index"]
     write_bytes(staging / index.path.name, rewritten(index, reread(index.path, index.sha256), source.table, table))
     write_copies(source, staging, index.items, lambda name, data: regrown(name, data, growth, source, recommender))
     prove_tokens(source.path, staging, growth)
+
+
+def write_weights(source: Checkpoint, recommender: Recommender, staging: Path, growth: Growth) -> None:
+    """Write the weight files of `source` with the values of the new model, and the rows of a `growth`."""
+    extra, state = source.extra, recommender.module.state_dict()
+    for name, digest in ((name, extra["files"][name]) for name in extra["weights"]):
+        wanted = parts_of(state, extra["stored"][name], extra["aliases"])
+        change = extra.get("patch") or (grown_safetensors if growth.rows else None)
+        if change is None:
+            write_patched(staging / name, source.path / name, digest, wanted)
+        else:
+            write_bytes(staging / name, change(reread(source.path / name, digest), wanted))
 
 
 def require_listed(source: Checkpoint, table: SidTable) -> None:
@@ -189,41 +198,6 @@ def write_copies(
         place = {str(item): row for row, item in enumerate(source.table.item_ids)}
         embeddings = embeddings[[place[item] for item in items]]
     save_codebooks(staging, source.codebooks, embeddings)
-
-
-def reread(path: Path, digest: str) -> bytes:
-    """A file's content if it still is what was read before. Raises ArtefactError."""
-    data = read_bytes(path)
-    if sha256_bytes(data) != digest:
-        raise ArtefactError(f"{path} was changed while it was in use.", "Run again when nobody writes there.")
-    return data
-
-
-def patched_safetensors(data: bytes, wanted: Mapping[str, torch.Tensor]) -> bytes:
-    """A safetensors file (of known good form) with the bytes of tensors exchanged whose values differ from `wanted`."""
-    import json
-
-    import torch
-
-    from recerase.layouts.tensors import DTYPES
-
-    begin = 8 + int.from_bytes(data[:8], "little")
-    out = bytearray(data)
-    for name, entry in json.loads(data[8:begin]).items():
-        if name == "__metadata__":
-            continue
-        first, last = (begin + at for at in entry["data_offsets"])
-        kind = getattr(torch, DTYPES[entry["dtype"]][0])
-        new = wanted[name].detach().cpu().to(kind).contiguous().flatten()
-        if first < last and not torch.equal(torch.frombuffer(bytearray(data[first:last]), dtype=kind), new):
-            out[first:last] = new.view(torch.uint8).numpy().tobytes()
-    return bytes(out)
-
-
-def patched_pickle(data: bytes, wanted: Mapping[str, torch.Tensor]) -> bytes:
-    """A trusted state dict with the bytes of tensors exchanged whose values differ from `wanted`; nothing else of it changes."""
-    stored = read_torch_zip(data).tensors
-    return exchanged(data, {(name,): wanted[name].detach().to(tensor.dtype) for (name,), tensor in stored.items()})
 
 
 def index_option(path: Path, request: LoadRequest, found: Sequence[Path], what: str) -> Path:

@@ -4,8 +4,8 @@ The prompt is `sft_prompt` and the first of the sequential recommendation prompt
 LETTER-LC-Rec/utils.py of HonghuiBao2000/LETTER), the history is joined by ", " and cut to 20 items (his_sep, max_his_len there).
 With add_prefix, histories are numbered there; such a separator differs from place to place, and is not supported.
 
-The one decision: only whole models are read. What LETTER's lora_finetune.py leaves is an adapter over a base model that lies
-elsewhere; it is recognised, and refused with what to do.
+The one decision: what lora_finetune.py leaves, an adapter over a base model that lies elsewhere, is as good as a whole model, and
+stays an adapter (adapters.py).
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from recerase.errors import ArtefactError
+from recerase.layouts.adapters import ADAPTER, is_adapter
+from recerase.layouts.adapters import remarks as adapter_remarks
 from recerase.layouts.causal_dir import (
-    ADAPTER,
     OPTIONS,
     Kind,
     has_tokens,
     index_of,
     kind_of,
     read_causal,
-    refuse_adapter,
 )
 from recerase.layouts.foreign import write_foreign
 from recerase.layouts.grown_files import token_room
-from recerase.layouts.letter import remarks
+from recerase.layouts.letter import remarks as token_remarks
 from recerase.layouts.minionerec import csvs_of, lists_of
 from recerase.layouts.native import Checkpoint
 from recerase.layouts.prompts import Template
@@ -54,7 +54,7 @@ KIND = Kind(name=NAME, template=PROMPT, window=20, end=_end)
 
 def _detect(path: Path) -> str | None:
     kind = kind_of(path)
-    adapter = (path / ADAPTER).is_file()
+    adapter = is_adapter(path)
     if (kind != "llama" and not (adapter and kind is None)) or not has_tokens(path):
         return None
     try:
@@ -69,8 +69,12 @@ def _detect(path: Path) -> str | None:
 
 def load(path: Path, request: LoadRequest) -> Checkpoint:
     """Read an LC-Rec directory; see `Layout.load`."""
-    refuse_adapter(path)
     return read_causal(path, request, KIND, index_of(path, request))
+
+
+def remarks(checkpoint: Checkpoint) -> tuple[tuple[str, str], ...]:
+    """The traps of this layout that apply, each with its remedy."""
+    return (*token_remarks(checkpoint), *adapter_remarks(checkpoint))
 
 
 LAYOUTS = (

@@ -12,12 +12,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from recerase.errors import CheckpointError, TableError, UsageError
+from recerase.layouts.adapters import (
+    BASE_OPTION,
+    Base,
+    Fit,
+    adapter_kind,
+    adapter_weights,
+    base_of,
+    described_in,
+    is_adapter,
+    read_adapter,
+)
+from recerase.layouts.adapters import remarks as adapter_remarks
 from recerase.layouts.foreign import (
     copied_files,
     digest_over,
@@ -31,13 +44,18 @@ from recerase.layouts.grown_files import token_room
 from recerase.layouts.growth import Room
 from recerase.layouts.index_json import TOKEN, IndexFile, looks_like_index, read_index
 from recerase.layouts.native import CODEBOOKS, SCHEMA, Checkpoint
+from recerase.layouts.patching import reread
+from recerase.layouts.prompts import load_tokenizer
 from recerase.layouts.protocol import Layout, LoadRequest
 from recerase.layouts.t5 import load_t5
-from recerase.layouts.weights import CONFIG
+from recerase.layouts.weights import CONFIG, DEFAULT_WINDOW
 from recerase.sid.schema import SidSchema
 from recerase.sid.table import SidTable
 from recerase.store import MANIFEST, read_bytes, sha256_file
 from recerase.types import IntArray
+
+if TYPE_CHECKING:
+    import torch
 
 NAME = "letter-tiger"
 TOKEN_FILES = ("added_tokens.json", "tokenizer_config.json", "tokenizer.json")
@@ -45,15 +63,17 @@ _LARGEST_CONFIG = 1 << 20
 
 
 def _detect(path: Path) -> str | None:
-    config = path / CONFIG
-    if not config.is_file() or config.stat().st_size > _LARGEST_CONFIG or (path / SCHEMA).is_file():
+    config, adapter = path / CONFIG, is_adapter(path)
+    if not (config.is_file() or adapter) or (path / SCHEMA).is_file():
         return None
     try:
-        kind = json.loads(config.read_bytes()).get("model_type")
+        if config.is_file() and config.stat().st_size > _LARGEST_CONFIG:
+            return None
+        kind = json.loads(config.read_bytes()).get("model_type") if config.is_file() else adapter_kind(path)
         tokens = token_rows(path) if kind == "t5" else {}
     except (OSError, ValueError, AttributeError, RecursionError, TableError):
         return None
-    return f"a T5 {CONFIG}, and {len(tokens)} tokens like <a_60> in its tokenizer" if tokens else None
+    return f"a T5 {described_in(path)}, and {len(tokens)} tokens like <a_60> in its tokenizer" if tokens else None
 
 
 def token_rows(path: Path) -> dict[str, int]:
@@ -94,7 +114,9 @@ def _named(name: str, said: Any) -> list[tuple[str, int]]:
 
 
 def _weights(path: Path, trust_pickle: bool) -> list[str]:
-    """The files of the weights: safetensors, in shards or whole, else a trusted pytorch_model.bin."""
+    """The files of the weights: an adapter's, or safetensors, in shards or whole, else a trusted pytorch_model.bin."""
+    if is_adapter(path):
+        return adapter_weights(path, trust_pickle)
     for whole in ("model.safetensors", "pytorch_model.bin"):
         if (path / whole).is_file():
             names = [whole]
@@ -119,13 +141,14 @@ def _names(path: Path, trust_pickle: bool) -> tuple[list[str], list[str]]:
     weights = _weights(path, trust_pickle)
     tokens = [name for name in TOKEN_FILES if (path / name).is_file()]
     ours = [CODEBOOKS] if (path / MANIFEST).is_file() and (path / CODEBOOKS).is_file() else []
-    return weights, [CONFIG, *weights, *tokens, *ours]
+    return weights, [described_in(path), *weights, *tokens, *ours]
 
 
 def load(path: Path, request: LoadRequest) -> Checkpoint:
     """Read a LETTER-TIGER directory; see `Layout.load`."""
     from recerase.model.recommender import wrap
 
+    base = base_of(path, request, _weights) if is_adapter(path) else None
     weights, names = _names(path, request.trust_pickle)
     index = read_index(_index_path(path, request))
     inside = index.path.parent.resolve() == path.resolve()
@@ -136,7 +159,14 @@ def load(path: Path, request: LoadRequest) -> Checkpoint:
     if inside and manifest["files"][index.path.name]["sha256"] != index.sha256:
         raise TableError(f"{index.path} changed while it was read.", "Run again when nobody writes there.")
     tokens = token_rows(path)
-    module, window, stored, aliases = load_t5(path, weights, manifest, request.dtype, read_bytes(path / CONFIG))
+    if base is None:
+        module, window, stored, aliases = load_t5(path, weights, manifest, request.dtype, read_bytes(path / CONFIG))
+    else:
+        length = len(load_tokenizer(path))
+        module, stored = read_adapter(
+            path, weights, manifest, length, request.dtype, partial(_bare, base, request.dtype)
+        )
+        window, aliases = DEFAULT_WINDOW, {}
     schema = schema_of(path, index, tokens, module)
     table = SidTable.build(index.items, index.codes, schema)
     codebooks, embeddings = stored_codebooks(path, manifest, index.items, request.item_ids)
@@ -150,7 +180,9 @@ def load(path: Path, request: LoadRequest) -> Checkpoint:
         codebooks=codebooks,
         embeddings=embeddings,
         manifest=manifest,
-        digest=digest_over(manifest, names, None if inside else {index.path.name: index.sha256}),
+        digest=digest_over(
+            manifest, names, {**({} if inside else {index.path.name: index.sha256}), **(base.digests if base else {})}
+        ),
         layout=NAME,
         extra={
             "index": index,
@@ -163,6 +195,7 @@ def load(path: Path, request: LoadRequest) -> Checkpoint:
             "tokens": tokens,
             "generation": _generation(path),
             "own tokenizer": _own_tokenizer(request),
+            "base": base.path if base else None,
         },
     )
 
@@ -199,6 +232,12 @@ def room(checkpoint: Checkpoint) -> Room:
         "load the directory's tokenizer there (T5Tokenizer.from_pretrained(args.ckpt_path)) and pass "
         "--layout-set tokenizer=directory.",
     )
+
+
+def _bare(base: Base, dtype: torch.dtype | None, fit: Fit) -> Any:
+    """The T5 under an adapter."""
+    config = reread(base.path / CONFIG, base.manifest["files"][CONFIG]["sha256"])
+    return load_t5(base.path, base.weights, base.manifest, dtype, config, fit=fit)[0]
 
 
 def _index_path(path: Path, request: LoadRequest) -> Path:
@@ -308,11 +347,16 @@ def remarks(checkpoint: Checkpoint) -> tuple[tuple[str, str], ...]:
     return tuple(told)
 
 
+def _remarks(checkpoint: Checkpoint) -> tuple[tuple[str, str], ...]:
+    return (*remarks(checkpoint), *adapter_remarks(checkpoint))
+
+
 def digest(path: Path) -> str:
     """What the digest of the checkpoint in a directory is, its table in it."""
     _, names = _names(path, trust_pickle=True)
     names.append(_index_path(path, LoadRequest()).name)
-    return digest_over({"files": {name: {"sha256": sha256_file(path / name)} for name in names}}, names)
+    base = base_of(path, LoadRequest(trust_pickle=True), _weights).digests if is_adapter(path) else None
+    return digest_over({"files": {name: {"sha256": sha256_file(path / name)} for name in names}}, names, base)
 
 
 LAYOUTS = (
@@ -324,11 +368,12 @@ LAYOUTS = (
         load=load,
         write_back=write_foreign,
         digest=digest,
-        remarks=remarks,
+        remarks=_remarks,
         room=room,
         options={
             "sids": "the SID table, where the directory holds none or several",
             "tokenizer": "directory, where your tool loads the tokenizer from it and not from the SID table",
+            "base": BASE_OPTION,
         },
     ),
 )

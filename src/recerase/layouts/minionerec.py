@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from recerase.errors import ArtefactError, EraseError, TableError
+from recerase.layouts.adapters import remarks as adapter_remarks
 from recerase.layouts.causal_dir import OPTIONS, Kind, has_tokens, index_of, kind_of, read_causal, sid_text
-from recerase.layouts.foreign import patched_safetensors, reread
-from recerase.layouts.grown_files import grown_safetensors, prove_tokens, regrown, token_growth, token_room
+from recerase.layouts.foreign import write_weights
+from recerase.layouts.grown_files import prove_tokens, regrown, token_growth, token_room
 from recerase.layouts.index_json import IndexFile, rewritten
 from recerase.layouts.letter import remarks as token_remarks
 from recerase.layouts.native import Checkpoint, save_codebooks
+from recerase.layouts.patching import reread
 from recerase.layouts.prompts import Template
 from recerase.layouts.protocol import Layout, LoadRequest
 from recerase.layouts.sidecars import decoded, interactions, listed_items, rewritten_list, sid_columns
@@ -116,11 +118,7 @@ def write_back(source: Checkpoint, recommender: Recommender, table: SidTable, st
     extra, path = source.extra, source.path
     index: IndexFile = extra["index"]
     growth = token_growth(source.table, table)
-    patch = grown_safetensors if growth.rows else patched_safetensors
-    state = recommender.module.state_dict()
-    for name in extra["weights"]:
-        wanted = {key: state[key] for key in extra["stored"][name]}
-        write_bytes(staging / name, patch(reread(path / name, extra["files"][name]), wanted))
+    write_weights(source, recommender, staging, growth)
     for name in extra["copied"]:
         _put(staging / name, regrown(name, reread(path / name, extra["files"][name]), growth, source, recommender))
     prove_tokens(path, staging, growth)
@@ -168,7 +166,7 @@ def _spelled(table: SidTable, rows: Any) -> Mapping[str, str]:
 
 def remarks(checkpoint: Checkpoint) -> tuple[tuple[str, str], ...]:
     """The traps of this layout that apply, each with its remedy."""
-    told = list(token_remarks(checkpoint))
+    told = [*token_remarks(checkpoint), *adapter_remarks(checkpoint)]
     if checkpoint.table.ragged:
         told.append(("SIDs differ in length.", "Methods tracer, renormalise and npo need one length; filter works."))
     unlisted = int((checkpoint.table.present & ~checkpoint.table.listed).sum())

@@ -11,7 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from recerase.errors import CheckpointError
+from recerase.layouts.adapters import Fit
 from recerase.layouts.foreign import without_aliases
+from recerase.layouts.shards import check_shards
 from recerase.layouts.weights import load_module, read_tensors
 
 if TYPE_CHECKING:
@@ -28,11 +31,13 @@ def load_t5(
     config: bytes | None,
     describe: Any = None,
     prefix: str = "",
+    fit: Fit | None = None,
 ) -> tuple[Any, int, dict[str, dict[str, str]], dict[str, str]]:
     """A T5 from weight files whose names begin with `prefix`.
 
     Args:
         config: content of a config.json; None: `describe(tensors, tied)` makes it.
+        fit: what happens to config and tensors before they are a module.
     Returns:
         the module, its window, for each file the name of each stored tensor in the module, and which of these are copies of which.
     """
@@ -40,11 +45,16 @@ def load_t5(
     stored: dict[str, dict[str, str]] = {}
     for name in weights:
         found = read_tensors(path, [name], manifest, dtype)
+        if twice := sorted(tensors.keys() & {key.removeprefix(prefix) for key in found}):
+            raise CheckpointError(f"{path} stores {twice[0]} in two files.", "Keep one set of weights.")
         stored[name] = {key: key.removeprefix(prefix) for key in found}
         tensors |= {key.removeprefix(prefix): tensor for key, tensor in found.items()}
+    check_shards(path, stored)
     tied = json.loads(config).get("tie_word_embeddings") is not False if config is not None else _equal(tensors)
     tensors, aliases = without_aliases(tensors, head_too=tied)
-    module, window = load_module(path, describe(tensors, tied) if config is None else config, tensors)
+    config = describe(tensors, tied) if config is None else config
+    config, tensors = fit(config, tensors) if fit is not None else (config, tensors)
+    module, window = load_module(path, config, tensors)
     return module, window, stored, aliases
 
 

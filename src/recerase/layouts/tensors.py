@@ -61,7 +61,7 @@ def read_safetensors(
     Raises ValueError, saying why in a few words: no header, or one that says anything but what the file holds, without
     a gap, an overlap or a name twice.
     """
-    entries, metadata = _header(file)
+    _, entries, metadata = header(file)
     found: dict[str, Any] = {}
     for entry in entries:
         array, memory = allocate(entry)
@@ -70,15 +70,17 @@ def read_safetensors(
     return found, metadata
 
 
-def _header(file: Verified) -> tuple[list[Entry], dict[str, str]]:
-    """The tensors in the order of their bytes."""
+def header(file: Verified) -> tuple[bytes, list[Entry], dict[str, str]]:
+    """All bytes before the tensors, the tensors in the order of their bytes, and the metadata. Raises ValueError as above."""
     if file.size < 8:
         raise ValueError(f"it has {file.size} bytes")
-    length = int.from_bytes(file.read(8), "little")
+    raw = file.read(8)
+    length = int.from_bytes(raw, "little")
     if length > min(file.size - 8, _LONGEST_HEADER):
         raise ValueError(f"its header claims {length:,} bytes of {file.size:,}")
     try:
-        said = json.loads(file.read(length), object_pairs_hook=_once, parse_constant=_refuse)
+        raw += file.read(length)
+        said = json.loads(raw[8:], object_pairs_hook=_once, parse_constant=_refuse)
     except RecursionError as error:
         raise ValueError(_HEADER) from error
     metadata = said.pop("__metadata__", {}) if isinstance(said, dict) else None
@@ -92,7 +94,7 @@ def _header(file: Verified) -> tuple[list[Entry], dict[str, str]]:
         at = entry.end
     if at != file.size - 8 - length:
         raise ValueError(f"its tensors claim {at:,} bytes of {file.size - 8 - length:,}")
-    return entries, metadata
+    return raw, entries, metadata
 
 
 def _entry(name: str, said: Any) -> Entry:

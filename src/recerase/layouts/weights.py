@@ -25,7 +25,7 @@ CONFIG = "config.json"
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "t5")
 _FOREIGN_CODE = ("auto_map", "quantization_config", "attn_implementation", "_attn_implementation", "custom_pipelines")
 """Keys of a config with which transformers would fetch or run code that came with the model."""
-_DEFAULT_WINDOW = 20
+DEFAULT_WINDOW = 20
 
 
 def read_tensors(
@@ -132,7 +132,7 @@ def _read_config(data: bytes, path: Path, tensors: Mapping[str, torch.Tensor]) -
         layers = [said[key] for key in ("num_hidden_layers", "num_layers", "num_decoder_layers") if key in said]
         if not all(isinstance(n, int) and 0 < n <= len(tensors) for n in layers if n is not None):
             raise ValueError(f"its layers ({layers[0]!r:.40}) are more than the {len(tensors)} tensors there are")
-        window = said.get("recerase", {}).get("window", _DEFAULT_WINDOW)
+        window = said.get("recerase", {}).get("window", DEFAULT_WINDOW)
         if type(window) is not int or not 0 < window < 1 << 20:
             raise ValueError(f"its window is {window!r:.40}")
         return AutoConfig.for_model(**said), window

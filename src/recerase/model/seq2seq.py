@@ -70,6 +70,10 @@ class Seq2Seq(Recommender):
                 "Name it in config.json (pad_token_id, for most T5).",
             )
 
+    def embed(self, tokens: Tensor) -> Tensor:
+        embedded: Tensor = self.module.encoder.embed_tokens(tokens)  # type: ignore[union-attr, operator]
+        return embedded
+
     def start(self, tokens: Tensor, lengths: Tensor, embeds: Tensor | None = None) -> State:
         module: Any = self.module
         valid = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]  # [B, T]

@@ -105,7 +105,7 @@ class State:
         """The head's output, with columns of -inf after the vocabulary's own where they make it faster."""
         hidden = self.hidden * self.scale if self.scale != 1.0 else self.hidden
         more, weight = -rows % _ROUND, self.head.weight
-        small = weight.device.type == "cpu" and weight.numel() <= _SMALL_HEAD
+        small = isinstance(self.head, nn.Linear) and weight.device.type == "cpu" and weight.numel() <= _SMALL_HEAD
         if not more or not small or torch.is_grad_enabled() or getattr(self.head, "bias", None) is not None:
             scores: Tensor = self.head(hidden)
             return scores
