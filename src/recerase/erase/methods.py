@@ -38,8 +38,6 @@ class EraseRequest:
     embeddings: FloatArray | None = None
     """[N, D] frozen item embeddings."""
     codebooks: Codebooks | None = None
-    offered: tuple[IntArray, ...] = ()
-    """A level: codes that nobody uses and that have a row and a codeword made for this run; () when there are none."""
     scope: Scope = "output"
     seed: int = 0
     training: Mapping[str, Any] = field(default_factory=dict)
@@ -47,6 +45,8 @@ class EraseRequest:
     observer: Observer = SILENT
     state: Pieces | None = None
     """Where a method that can be continued keeps what it has finished."""
+    offered: tuple[IntArray, ...] = ()
+    """A level: codes that nobody uses and that have a row and a codeword made for this run; () when there are none."""
 
 
 @dataclass(frozen=True)
