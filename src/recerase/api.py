@@ -47,6 +47,7 @@ from recerase.reporting import (
 )
 from recerase.resume import RunState
 from recerase.runtime import RunConfig, choose_device, choose_dtype, environment, only_as_stored, pinned
+from recerase.sid_export import Exported, export_sids
 from recerase.store import check_file_output, parquet_bytes, publish, write_bytes
 from recerase.tokenizing import Tokenized, tokenize
 from recerase.types import SILENT, FailOn, Observer, Policy, Report, Scope
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ConceptSpec",
+    "Exported",
     "Plan",
     "Recommended",
     "Tokenized",
@@ -66,6 +68,7 @@ __all__ = [
     "bless_report",
     "concept_preview",
     "erase",
+    "export_sids",
     "import_data",
     "init_policy",
     "inspect",
@@ -114,8 +117,8 @@ def train(
 ) -> Trained:
     """Train a recommender on a data directory's histories, speaking the SIDs of `sids`, and publish it at `out`.
 
-    `sids` is a directory made by `tokenize`, or a table made elsewhere (JSON or parquet; `embeddings` are then what its codebooks
-    are fitted to). `without` leaves a concept's interactions out: the result is a reference for that concept. The last
+    `sids` is a directory made by `tokenize`, or a table made elsewhere (see `layouts.tables`; `embeddings` are then what its
+    codebooks are fitted to). `without` leaves a concept's interactions out: the result is a reference for that concept. The last
     finished epoch of an interrupted run is kept beside `out`; `resume` as in `RunState.open`, to the same weights.
     """
     from recerase.layouts.native import save_checkpoint
@@ -169,14 +172,15 @@ def concept_preview(
 ) -> tuple[Concept, Preview, Catalogue]:
     """What a concept spec names, and what erasing it would touch.
 
-    `sids` (a SID directory or checkpoint) adds shared codes and, at most `show` a side, the items on the border.
+    `sids` (a SID directory, a table made elsewhere or a checkpoint) adds shared codes and, at most `show` a side, the items on
+    the border.
     """
-    from recerase.layouts.native import load_sids
+    from recerase.layouts.tables import read_sids
 
     catalogue = load_catalogue(data)
     table = embeddings = None
     if sids is not None:
-        table, _, embeddings = load_sids(sids, item_ids=catalogue.items.item_ids)
+        table, _, embeddings = read_sids(sids, catalogue.items.item_ids)
     chosen = choose_concept(concept, catalogue, embeddings)
     return chosen, preview(chosen, catalogue, table, embeddings, show=show), catalogue
 

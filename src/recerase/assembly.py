@@ -114,20 +114,16 @@ def open_sids(
 ) -> tuple[SidTable, Codebooks | None, FloatArray | None]:
     """Table, codebooks and item embeddings of a directory made by `tokenize`, or of a table made elsewhere.
 
-    A table alone (sids.parquet, or JSON as published by others) gets codebooks fitted to it, from `embeddings` or else from the
-    items' own words; how far they reproduce it is told to the observer and kept with them. SIDs that differ in length get none.
-    Codebooks without embeddings (a stream keeps none) stay without: the words of the items lie in another space. `embeddings` are
-    put beside the codebooks that the SIDs were made with when these give the stored codes from them.
+    A table alone (parquet, JSON, or a layout of tables; see `layouts.tables`) gets codebooks fitted to it, from `embeddings` or else
+    from the items' own words; how far they reproduce it is told to the observer and kept with them. SIDs that differ in length get
+    none. Codebooks without embeddings (a stream keeps none) stay without: the words of the items lie in another space. `embeddings`
+    are put beside the codebooks that the SIDs were made with when these give the stored codes from them.
     """
     from recerase.catalog.embed import load_embeddings, text_embeddings
-    from recerase.layouts.native import load_sids
+    from recerase.layouts.tables import read_sids
     from recerase.sid.quantize import fit_codebooks
-    from recerase.sid.table import read_table
 
-    if Path(path).is_dir():
-        table, codebooks, points = load_sids(path, item_ids=items.item_ids)
-    else:
-        table, codebooks, points = read_table(path).aligned(items.item_ids), None, None
+    table, codebooks, points = read_sids(path, items.item_ids)
     if embeddings is not None:
         points = load_embeddings(embeddings, items)
         if codebooks is not None and not codebooks.fitted and not _reproduced(table, codebooks, points):

@@ -58,7 +58,7 @@ def describe(
     kind, look = _recognise(path, checkpoint, layout)
     facts: dict[str, Any] = {}
     problems: list[str] = []
-    broken = _manifest(path, facts, problems, made_by_us=layout is None and not kind.endswith(_OTHERS))
+    broken = _manifest(path, facts, problems, made_by_us=layout is None and not kind.endswith((_OTHERS, _TABLE)))
     try:
         look(path, facts, problems)
     except RecEraseError as error:
@@ -72,25 +72,31 @@ def describe(
 
 
 Look = Callable[[Path, dict[str, Any], list[str]], None]
-_OTHERS = " checkpoint of another tool"
+_OTHERS, _TABLE = " checkpoint of another tool", " SID table of another tool"
 
 
 def _recognise(path: Path, checkpoint: Look, layout: str | None) -> tuple[str, Look]:
     if path.is_dir():
         if is_native(path) and layout in (None, "native"):
             return "native checkpoint", checkpoint
+        if layout is None and (found := recognised(path)) and all(one.table is not None for one, _ in found):
+            return detect_layout(path).name + _TABLE, _table_layout
         if layout is not None or recognised(path):
             return detect_layout(path, layout).name + _OTHERS, checkpoint
         if (path / SIDS).is_file():
             return "SID directory", _sids
         if (path / "items.parquet").is_file():
             return "data directory", _data
+    elif recognised(path):
+        return detect_layout(path, layout).name + _TABLE, _table_layout
+    elif path.suffix == ".parquet":
+        return "SID table", _file_table
     elif path.suffix == ".json":
-        return ("audit report", _report) if b"recerase.audit/" in read_bytes(path) else ("SID table", _json_table)
+        return ("audit report", _report) if b"recerase.audit/" in read_bytes(path) else ("SID table", _file_table)
     raise ArtefactError(
         f"{path} is nothing recerase reads.",
         f"It reads checkpoints ({', '.join(layout.name for layout in layouts())}), SID directories, data directories, "
-        "SID tables (.json) and audit reports (.json).",
+        "SID tables (.json, .parquet) and audit reports (.json).",
     )
 
 
@@ -162,12 +168,36 @@ def _sids(path: Path, facts: dict[str, Any], problems: list[str]) -> None:
     facts["codebooks"] = "stored" if codebooks is not None else "absent"
     facts["item embeddings"] = "absent" if embeddings is None else f"D = {embeddings.shape[1]}"
     _table(table, facts, problems)
+    _quality(table, facts, problems)
 
 
-def _json_table(path: Path, facts: dict[str, Any], problems: list[str]) -> None:
-    from recerase.sid.table import read_json_table
+def _file_table(path: Path, facts: dict[str, Any], problems: list[str]) -> None:
+    from recerase.sid.table import read_table
 
-    _table(read_json_table(path), facts, problems)
+    table = read_table(path)
+    _table(table, facts, problems)
+    _quality(table, facts, problems)
+
+
+def _table_layout(path: Path, facts: dict[str, Any], problems: list[str]) -> None:
+    layout = detect_layout(path)
+    assert layout.table is not None
+    facts["layout"] = layout.name
+    table, said = layout.table(path)
+    _table(table, facts, problems)
+    facts |= said
+    _quality(table, facts, problems)
+
+
+def _quality(table: SidTable, facts: dict[str, Any], problems: list[str]) -> None:
+    """How good a table is before anybody trains on it; what codes mean is not asked."""
+    from recerase.sid.quality import quality
+
+    found = quality(table)
+    facts["perplexity a level"] = [round(value, 1) for value in found.perplexity]
+    facts["Gini a level"] = [round(value, 2) for value in found.gini]
+    facts["collision rate"] = round(found.collision_after, 4)
+    problems += found.warnings
 
 
 def _table(table: SidTable, facts: dict[str, Any], problems: list[str]) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from recerase.layouts.native import Checkpoint, ItemIds
 
-_MODULES = ("native", "letter", "tiger_cf", "minionerec", "lc_rec")
+_MODULES = ("native", "letter", "tiger_cf", "minionerec", "lc_rec", "rpg", "torcheasyrec")
 _SHOWN = 8
 """Names of files that an error lists of what it found."""
 
@@ -43,10 +43,11 @@ def named_layout(name: str) -> Layout:
 
 
 def recognised(path: Path) -> tuple[tuple[Layout, str], ...]:
-    """Every layout that a directory could be of, each with the reason."""
-    if not path.is_dir():
+    """Every layout that a directory could be of, or a file that is a SID table, each with the reason."""
+    if not path.exists():
         return ()
-    reasons = ((layout, layout.detect(path)) for layout in layouts())
+    asked = [layout for layout in layouts() if layout.table is not None or path.is_dir()]
+    reasons = ((layout, layout.detect(path)) for layout in asked)
     return tuple((layout, reason) for layout, reason in reasons if reason is not None)
 
 
@@ -70,10 +71,10 @@ def detect_layout(path: str | Path, name: str | None = None) -> Layout:
         raise CheckpointError(
             f"{path} could be {both}.", f"Say which with --layout {' or --layout '.join(x.name for x, _ in found)}."
         )
-    wanted = "; ".join(f"for {layout.name}: {', '.join(layout.marks)}" for layout in layouts())
     raise CheckpointError(
-        f"{path} is no checkpoint recerase knows: it holds {_content(path)}, and what was looked for is {wanted}.",
-        "Give the directory that holds these files, or name its layout with --layout.",
+        f"{path} is no checkpoint recerase knows: it holds {_content(path)}, and what was looked for is "
+        f"{', '.join(layout.name for layout in layouts())}.",
+        "Give the directory that holds its files, or name its layout with --layout; `recerase list layouts` says what files each has.",
     )
 
 
