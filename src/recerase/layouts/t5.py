@@ -42,10 +42,18 @@ def load_t5(
         found = read_tensors(path, [name], manifest, dtype)
         stored[name] = {key: key.removeprefix(prefix) for key in found}
         tensors |= {key.removeprefix(prefix): tensor for key, tensor in found.items()}
-    tied = json.loads(config).get("tie_word_embeddings") is not False if config is not None else _equal(tensors)
+    tied = _says_tied(config) if config is not None else _equal(tensors)
     tensors, aliases = without_aliases(tensors, head_too=tied)
     module, window = load_module(path, describe(tensors, tied) if config is None else config, tensors)
     return module, window, stored, aliases
+
+
+def _says_tied(config: bytes) -> bool:
+    """Whether a config.json ties embedding and head; one that is none is told when the module is made from it."""
+    try:
+        return json.loads(config).get("tie_word_embeddings") is not False
+    except (ValueError, AttributeError, RecursionError):
+        return True
 
 
 def _equal(tensors: Mapping[str, torch.Tensor]) -> bool:
