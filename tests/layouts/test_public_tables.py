@@ -12,16 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import pytest
 import torch
 from tests.layouts import causal_fixtures, foreign_fixtures
 from tests.layouts.causal_checks import csv_reader, files_of
 from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration
 
-from recerase import api
 from recerase.catalog import Histories
 from recerase.layouts.describe import describe
 from recerase.layouts.index_json import TOMBSTONE
@@ -29,7 +25,6 @@ from recerase.layouts.native import Checkpoint
 from recerase.layouts.registry import named_layout, open_checkpoint
 from recerase.model.decode import generate_free, recommend
 from recerase.model.mass import concept_mass
-from recerase.runtime import RunConfig
 from recerase.sid.table import SidTable
 from recerase.store import publish
 
@@ -209,29 +204,3 @@ def test_a_small_change_comes_back_in_its_own_files(world: World, tmp_path: Path
     assert back.table.schema.vocabulary == source.table.schema.vocabulary
     state, again = source.recommender.module.state_dict(), back.recommender.module.state_dict()
     assert all(torch.equal(again[name], tensor) for name, tensor in state.items())
-
-
-FEW = 120
-
-
-def test_a_real_catalogue_is_audited_on_a_few_users(data_directory: Path, tmp_path: Path) -> None:
-    """The ordinary command on the first items of LETTER's own table, with codebooks fitted to it from the items' words."""
-    file = data_directory / CASES[0].file
-    if not file.is_file():
-        pytest.skip(f"no {file}")
-    index = json.loads(file.read_text())
-    place, data = tmp_path / "ckpt", tmp_path / "data"
-    kept = list(index)[:FEW]
-    letter(place, {key: index[key] for key in kept}, 256)
-    data.mkdir()
-    for name in ("items.parquet", "interactions.parquet"):
-        whole = pq.read_table(data_directory / "amazon_industrial" / name)
-        pq.write_table(whole.filter(pc.is_in(whole["item_id"], pa.array(kept))), data / name)
-    policy = tmp_path / "policy.toml"
-    policy.write_text(
-        'schema = "recerase.policy/1"\n[audit]\nmin_users = 1\n[[rule]]\nid = "x"\nmetric = "natural.exposure@10"\nmax = 1.0\n'
-    )
-    concept = api.ConceptSpec((f"item:{','.join(kept[:20])}",))
-    report = api.audit(place, concept, data, policy=policy, max_users=4, run=RunConfig(threads=1, device="cpu"))
-    assert any("level by level" in limit for limit in report.limits)
-    assert "natural.exposure@10" in {measured.metric for measured in report.measurements}
