@@ -263,7 +263,9 @@ def audit(
     the exit code 1 (`Gate`): the policy's verdict, a regression against `baseline`, either, or nothing. What an
     interrupted audit had read is kept beside the first of `outputs`; `resume` as in `RunState.open`.
     """
-    check_outputs(outputs, given_paths(checkpoint, data, original, reference, policy, baseline, concept))
+    check_outputs(
+        outputs, given_paths(checkpoint, data, original, reference, policy, baseline, concept, run.embeddings)
+    )
     choose_dtype(run.dtype)
     rules = read_policy(policy)
     accepted = read_baseline(baseline, fail_on, concept)
@@ -273,9 +275,9 @@ def audit(
         before = open_checkpoint_for(original, catalogue, run) if original is not None else None
         gold = open_checkpoint_for(reference, catalogue, run) if reference is not None else None
         if before is not None:
-            before = with_codebooks(before, catalogue.items, observer)
+            before = with_codebooks(before, catalogue.items, observer, run.embeddings)
         else:
-            subject = with_codebooks(subject, catalogue.items, observer)
+            subject = with_codebooks(subject, catalogue.items, observer, run.embeddings)
         chosen = choose_concept(concept, catalogue, (before or subject).embeddings)
         check_baseline(accepted, chosen.name, chosen.digest)
         inputs = AuditInputs(subject, before, gold, catalogue, chosen, rules, scope)
@@ -302,10 +304,12 @@ def inspect(path: str | Path, *, data: str | Path | None = None, run: RunConfig 
     from recerase.layouts.describe import describe
 
     found = describe(Path(path), trust_pickle=run.trust_pickle, layout=run.layout, options=dict(run.layout_options))
+    if run.embeddings is not None and data is None:
+        raise UsageError("--embeddings is fitted to the items of a catalogue.", "Give it with --data DIR.")
     if data is None or found.checkpoint is None:
         return found
     catalogue = load_catalogue(data)
-    opened = with_codebooks(open_checkpoint_for(path, catalogue, run), catalogue.items, SILENT)
+    opened = with_codebooks(open_checkpoint_for(path, catalogue, run), catalogue.items, SILENT, run.embeddings)
     if opened.codebooks is None or not opened.codebooks.fitted:
         return found
     agreement = ", ".join(f"{share:.2f}" for share in opened.codebooks.agreement)

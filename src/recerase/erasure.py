@@ -77,7 +77,7 @@ def erase(
     from recerase.erase.methods import get_method, make_config
 
     only_as_stored(run, "erase")
-    inputs = given_paths(checkpoint, data, reference, policy, concept)
+    inputs = given_paths(checkpoint, data, reference, policy, concept, run.embeddings)
     check_outputs(outputs, inputs)
     _check_apart(outputs, Path(out))
     out, rules = Path(out), read_policy(policy)
@@ -89,7 +89,8 @@ def erase(
         pinned(run.threads, run.seed) as threads,
     ):
         catalogue = load_catalogue(data)
-        before = with_codebooks(open_checkpoint_for(checkpoint, catalogue, run), catalogue.items, observer)
+        opened = open_checkpoint_for(checkpoint, catalogue, run)
+        before = with_codebooks(opened, catalogue.items, observer, run.embeddings)
         gold = open_checkpoint_for(reference, catalogue, run) if reference is not None else None
         chosen = choose_concept(concept, catalogue, before.embeddings)
         given = AuditInputs(before, before, gold, catalogue, chosen, rules, scope)
@@ -279,10 +280,11 @@ def plan_erase(
     eraser, preset = get_method(method)
     settings = make_config(eraser, preset, key_values(overrides))
     catalogue = load_catalogue(data)
-    if is_native(Path(checkpoint)):
+    if is_native(Path(checkpoint)) and run.embeddings is None:
         table, codebooks, embeddings = load_sids(checkpoint, item_ids=catalogue.items.item_ids)
     else:
-        opened = with_codebooks(open_checkpoint_for(checkpoint, catalogue, run), catalogue.items, SILENT)
+        read = open_checkpoint_for(checkpoint, catalogue, run)
+        opened = with_codebooks(read, catalogue.items, SILENT, run.embeddings)
         table, codebooks, embeddings = opened.table, opened.codebooks, opened.embeddings
     eraser.check(table, codebooks, embeddings, settings)
     chosen = choose_concept(concept, catalogue, embeddings)

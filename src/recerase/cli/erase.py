@@ -12,6 +12,7 @@ from recerase.cli.options import (
     ConceptOption,
     DataOption,
     DeviceOption,
+    EmbeddingsOption,
     ForceOption,
     LayoutOption,
     LayoutSetOption,
@@ -69,6 +70,7 @@ def erase(
     seed: SeedOption = 0,
     threads: ThreadsOption = None,
     device: DeviceOption = "auto",
+    embeddings: EmbeddingsOption = None,
     layout: LayoutOption = None,
     layout_set: LayoutSetOption = None,
     trust_pickle: TrustOption = False,
@@ -105,7 +107,12 @@ def erase(
                 method=method,
                 overrides=overrides or (),
                 scope=scope.value,
-                run=RunConfig(trust_pickle=trust_pickle, layout=layout, layout_options=layout_options(layout_set)),
+                run=RunConfig(
+                    trust_pickle=trust_pickle,
+                    layout=layout,
+                    layout_options=layout_options(layout_set),
+                    embeddings=embeddings,
+                ),
             )
         )
     with observing(quiet) as observer:
@@ -130,6 +137,7 @@ def erase(
                 trust_pickle=trust_pickle,
                 layout=layout,
                 layout_options=layout_options(layout_set),
+                embeddings=embeddings,
             ),
             observer=observer,
         )
