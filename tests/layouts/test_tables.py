@@ -77,6 +77,20 @@ def test_inspect_names_it_and_prints_its_quality(home: Path, where: str, capsys:
     assert any("share their SID" in problem for problem in said["problems"])
 
 
+def test_a_name_decides_where_a_table_lies_beside_a_checkpoint(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = foreign_fixtures.letter(tmp_path / "both")
+    shutil.copy(home / "rpg" / SEM_IDS, place)
+    assert run(["inspect", str(place)]) == 4
+    assert "could be" in capsys.readouterr().err
+    for name, kind in (("rpg", "rpg SID table"), ("letter-tiger", "letter-tiger checkpoint")):
+        assert run(["inspect", str(place), "--layout", name, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["kind"] == f"{kind} of another tool"
+    assert len(source_table(place, layout="letter-tiger")) == foreign_fixtures.N
+    assert len(source_table(place, layout="rpg")) == 30
+
+
 @pytest.mark.parametrize("where", ["rpg", f"rpg/{SEM_IDS}", "bundle/v1"])
 @pytest.mark.parametrize("command", ["audit", "erase"])
 def test_there_is_no_model_to_audit_or_erase(

@@ -15,6 +15,7 @@ import numpy as np
 from recerase.errors import ArtefactError, PickleError, RecEraseError, UsageError
 from recerase.layouts.index_json import IndexFile
 from recerase.layouts.native import SIDS, Checkpoint, is_native, load_sids
+from recerase.layouts.protocol import Layout
 from recerase.layouts.registry import detect_layout, layouts, open_checkpoint, recognised
 from recerase.sid.table import SidTable
 from recerase.store import MANIFEST, read_bytes, read_manifest
@@ -79,16 +80,14 @@ def _recognise(path: Path, checkpoint: Look, layout: str | None) -> tuple[str, L
     if path.is_dir():
         if is_native(path) and layout in (None, "native"):
             return "native checkpoint", checkpoint
-        if layout is None and (found := recognised(path)) and all(one.table is not None for one, _ in found):
-            return detect_layout(path).name + _TABLE, _table_layout
         if layout is not None or recognised(path):
-            return detect_layout(path, layout).name + _OTHERS, checkpoint
+            return _foreign(detect_layout(path, layout), checkpoint)
         if (path / SIDS).is_file():
             return "SID directory", _sids
         if (path / "items.parquet").is_file():
             return "data directory", _data
     elif recognised(path):
-        return detect_layout(path, layout).name + _TABLE, _table_layout
+        return _foreign(detect_layout(path, layout), checkpoint)
     elif path.suffix == ".parquet":
         return "SID table", _file_table
     elif path.suffix == ".json":
@@ -98,6 +97,13 @@ def _recognise(path: Path, checkpoint: Look, layout: str | None) -> tuple[str, L
         f"It reads checkpoints ({', '.join(layout.name for layout in layouts())}), SID directories, data directories, "
         "SID tables (.json, .parquet) and audit reports (.json).",
     )
+
+
+def _foreign(layout: Layout, checkpoint: Look) -> tuple[str, Look]:
+    """A checkpoint of another tool, or its SID table alone."""
+    if layout.table is None:
+        return layout.name + _OTHERS, checkpoint
+    return layout.name + _TABLE, lambda path, facts, problems: _table_layout(layout, path, facts, problems)
 
 
 def _manifest(path: Path, facts: dict[str, Any], problems: list[str], made_by_us: bool) -> bool:
@@ -179,8 +185,7 @@ def _file_table(path: Path, facts: dict[str, Any], problems: list[str]) -> None:
     _quality(table, facts, problems)
 
 
-def _table_layout(path: Path, facts: dict[str, Any], problems: list[str]) -> None:
-    layout = detect_layout(path)
+def _table_layout(layout: Layout, path: Path, facts: dict[str, Any], problems: list[str]) -> None:
     assert layout.table is not None
     facts["layout"] = layout.name
     table, said = layout.table(path)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from recerase.errors import TableError, UsageError
 from recerase.layouts import rpg, torcheasyrec
-from recerase.layouts.native import SIDS, is_native, load_sids
+from recerase.layouts.native import SIDS, load_sids
 from recerase.layouts.registry import detect_layout, open_checkpoint, recognised
 from recerase.sid.schema import SidSchema
 from recerase.sid.table import TOMBSTONE, SidTable, read_table, table_to_arrow
@@ -169,7 +169,9 @@ def source_table(
     path = Path(path)
     if not path.exists():
         raise TableError(f"{path} does not exist.", "Check the path.")
-    checkpoint = path.is_dir() and not (path / SIDS).is_file() and (layout is not None or bool(recognised(path)))
-    if checkpoint and not is_native(path) and detect_layout(path, layout).table is None:
-        return open_checkpoint(path, layout=layout, options=options, trust_pickle=trust_pickle).table
-    return read_sids(path)[0]
+    if (path / SIDS).is_file() or (layout is None and not recognised(path)):
+        return read_sids(path)[0]
+    known = detect_layout(path, layout)
+    if known.table is not None:
+        return _respelled(known.table(path)[0])
+    return open_checkpoint(path, layout=known.name, options=options, trust_pickle=trust_pickle).table
