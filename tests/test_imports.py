@@ -20,7 +20,7 @@ FLOORS = {
     **dict.fromkeys(["catalog", "sid", "report"], 1),
     **dict.fromkeys(["model", "layouts"], 2),
     **dict.fromkeys(["audit", "erase"], 3),
-    **dict.fromkeys(["assembly", "reporting", "growing", "erasure", "tokenizing", "streaming", "api"], 4),
+    **dict.fromkeys(["assembly", "reporting", "growing", "erasure", "tokenizing", "streaming", "sid_export", "api"], 4),
     "prefixes": 2,
     **dict.fromkeys(["exporting", "patches"], 4),
     "demo": 5,

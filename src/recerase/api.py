@@ -51,6 +51,7 @@ from recerase.reporting import (
 )
 from recerase.resume import RunState
 from recerase.runtime import RunConfig, choose_device, choose_dtype, environment, only_as_stored, pinned
+from recerase.sid_export import Exported, export_sids
 from recerase.store import check_file_output, parquet_bytes, publish, write_bytes
 from recerase.tokenizing import Tokenized, tokenize
 from recerase.types import SILENT, FailOn, Observer, Policy, Report, Scope
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ConceptSpec",
+    "Exported",
     "Plan",
     "Recommended",
     "Tokenized",
@@ -73,6 +75,7 @@ __all__ = [
     "erase",
     "export_blocklist",
     "export_prefixes",
+    "export_sids",
     "import_data",
     "init_policy",
     "inspect",
@@ -124,8 +127,8 @@ def train(
 ) -> Trained:
     """Train a recommender on a data directory's histories, speaking the SIDs of `sids`, and publish it at `out`.
 
-    `sids` is a directory made by `tokenize`, or a table made elsewhere (JSON or parquet; `embeddings` are then what its codebooks
-    are fitted to). `without` leaves a concept's interactions out: the result is a reference for that concept. The last
+    `sids` is a directory made by `tokenize`, or a table made elsewhere (see `layouts.tables`; `embeddings` are then what its
+    codebooks are fitted to). `without` leaves a concept's interactions out: the result is a reference for that concept. The last
     finished epoch of an interrupted run is kept beside `out`; `resume` as in `RunState.open`, to the same weights.
     """
     from recerase.layouts.native import save_checkpoint
@@ -179,14 +182,15 @@ def concept_preview(
 ) -> tuple[Concept, Preview, Catalogue]:
     """What a concept spec names, and what erasing it would touch.
 
-    `sids` (a SID directory or checkpoint) adds shared codes and, at most `show` a side, the items on the border.
+    `sids` (a SID directory, a table made elsewhere or a checkpoint) adds shared codes and, at most `show` a side, the items on
+    the border.
     """
-    from recerase.layouts.native import load_sids
+    from recerase.layouts.tables import read_sids
 
     catalogue = load_catalogue(data)
     table = embeddings = None
     if sids is not None:
-        table, _, embeddings = load_sids(sids, item_ids=catalogue.items.item_ids)
+        table, _, embeddings = read_sids(sids, catalogue.items.item_ids)
     chosen = choose_concept(concept, catalogue, embeddings)
     return chosen, preview(chosen, catalogue, table, embeddings, show=show), catalogue
 
@@ -269,7 +273,9 @@ def audit(
     the exit code 1 (`Gate`): the policy's verdict, a regression against `baseline`, either, or nothing. What an
     interrupted audit had read is kept beside the first of `outputs`; `resume` as in `RunState.open`.
     """
-    check_outputs(outputs, given_paths(checkpoint, data, original, reference, policy, baseline, concept))
+    check_outputs(
+        outputs, given_paths(checkpoint, data, original, reference, policy, baseline, concept, run.embeddings)
+    )
     choose_dtype(run.dtype)
     rules = read_policy(policy)
     accepted = read_baseline(baseline, fail_on, concept)
@@ -279,9 +285,9 @@ def audit(
         before = open_checkpoint_for(original, catalogue, run) if original is not None else None
         gold = open_checkpoint_for(reference, catalogue, run) if reference is not None else None
         if before is not None:
-            before = with_codebooks(before, catalogue.items, observer)
+            before = with_codebooks(before, catalogue.items, observer, run.embeddings)
         else:
-            subject = with_codebooks(subject, catalogue.items, observer)
+            subject = with_codebooks(subject, catalogue.items, observer, run.embeddings)
         chosen = choose_concept(concept, catalogue, (before or subject).embeddings)
         check_baseline(accepted, chosen.name, chosen.digest)
         inputs = AuditInputs(subject, before, gold, catalogue, chosen, rules, scope)
@@ -308,10 +314,12 @@ def inspect(path: str | Path, *, data: str | Path | None = None, run: RunConfig 
     from recerase.layouts.describe import describe
 
     found = describe(Path(path), trust_pickle=run.trust_pickle, layout=run.layout, options=dict(run.layout_options))
+    if run.embeddings is not None and data is None:
+        raise UsageError("--embeddings is fitted to the items of a catalogue.", "Give it with --data DIR.")
     if data is None or found.checkpoint is None:
         return found
     catalogue = load_catalogue(data)
-    opened = with_codebooks(open_checkpoint_for(path, catalogue, run), catalogue.items, SILENT)
+    opened = with_codebooks(open_checkpoint_for(path, catalogue, run), catalogue.items, SILENT, run.embeddings)
     if opened.codebooks is None or not opened.codebooks.fitted:
         return found
     agreement = ", ".join(f"{share:.2f}" for share in opened.codebooks.agreement)

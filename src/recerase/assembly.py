@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from recerase.catalog import Catalogue, Concept, Histories, Items, parse_concept
-from recerase.errors import DataError
+from recerase.errors import DataError, UsageError
 from recerase.growing import codebooks_for
 from recerase.resume import Pieces
 from recerase.runtime import RunConfig, available_threads, choose_device, choose_dtype, code_digest, environment
@@ -74,24 +74,37 @@ def open_checkpoint_for(path: str | Path, catalogue: Catalogue, run: RunConfig) 
     )
 
 
-def with_codebooks(checkpoint: Checkpoint, items: Items, observer: Observer) -> Checkpoint:
-    """A checkpoint of another tool, which keeps no codebooks, with codebooks fitted to its table from the items' own words.
+def with_codebooks(
+    checkpoint: Checkpoint, items: Items, observer: Observer, embeddings: str | Path | None = None
+) -> Checkpoint:
+    """A checkpoint of another tool, which keeps no codebooks, with codebooks fitted to its table from the items' own words,
+    or from the item vectors in the file `embeddings`.
 
     A native one stays as it is, and so does one whose SIDs differ in length. How far they reproduce the table is told and kept.
     """
-    from recerase.catalog.embed import text_embeddings
+    from recerase.catalog.embed import load_embeddings, text_embeddings
     from recerase.sid.quantize import fit_codebooks
 
+    if embeddings is not None and (checkpoint.layout == "native" or checkpoint.codebooks is not None):
+        raise UsageError(
+            f"{checkpoint.path} has codebooks of its own, so --embeddings would not be used.", "Leave --embeddings out."
+        )
     if checkpoint.layout == "native" or checkpoint.codebooks is not None:
         return checkpoint
     if checkpoint.table.ragged:
         observer.note(f"the SIDs of {checkpoint.path} differ in length, so no codebooks are fitted to them")
         return checkpoint
-    points = text_embeddings(items, dims=min(_MOST_DIMS, max(_LEAST_DIMS, len(items) // _ITEMS_A_DIM)))
+    if embeddings is None:
+        points = text_embeddings(items, dims=min(_MOST_DIMS, max(_LEAST_DIMS, len(items) // _ITEMS_A_DIM)))
+    else:
+        points = load_embeddings(embeddings, items)
     codebooks = fit_codebooks(points, checkpoint.table)
     shares = ", ".join(f"{share:.0%}" for share in codebooks.agreement)
     observer.note(f"codebooks fitted to {checkpoint.path}: they give {shares} of its codes, level by level")
-    return replace(checkpoint, codebooks=codebooks, embeddings=points)
+    made_from = "the items' words" if embeddings is None else "the embeddings given"
+    return replace(
+        checkpoint, codebooks=codebooks, embeddings=points, extra={**checkpoint.extra, "fitted from": made_from}
+    )
 
 
 def choose_concept(spec: ConceptSpec, catalogue: Catalogue, embeddings: FloatArray | None) -> Concept:
@@ -115,20 +128,16 @@ def open_sids(
 ) -> tuple[SidTable, Codebooks | None, FloatArray | None]:
     """Table, codebooks and item embeddings of a directory made by `tokenize`, or of a table made elsewhere.
 
-    A table alone (sids.parquet, or JSON as published by others) gets codebooks fitted to it, from `embeddings` or else from the
-    items' own words; how far they reproduce it is told to the observer and kept with them. SIDs that differ in length get none.
-    Codebooks without embeddings (a stream keeps none) stay without: the words of the items lie in another space. `embeddings` are
-    put beside the codebooks that the SIDs were made with when these give the stored codes from them.
+    A table alone (parquet, JSON, or a layout of tables; see `layouts.tables`) gets codebooks fitted to it, from `embeddings` or else
+    from the items' own words; how far they reproduce it is told to the observer and kept with them. SIDs that differ in length get
+    none. Codebooks without embeddings (a stream keeps none) stay without: the words of the items lie in another space. `embeddings`
+    are put beside the codebooks that the SIDs were made with when these give the stored codes from them.
     """
     from recerase.catalog.embed import load_embeddings, text_embeddings
-    from recerase.layouts.native import load_sids
+    from recerase.layouts.tables import read_sids
     from recerase.sid.quantize import fit_codebooks
-    from recerase.sid.table import read_table
 
-    if Path(path).is_dir():
-        table, codebooks, points = load_sids(path, item_ids=items.item_ids)
-    else:
-        table, codebooks, points = read_table(path).aligned(items.item_ids), None, None
+    table, codebooks, points = read_sids(path, items.item_ids)
     if embeddings is not None:
         points = load_embeddings(embeddings, items)
         if codebooks is not None and not codebooks.fitted and not _reproduced(table, codebooks, points):
@@ -328,8 +337,9 @@ def _fitted(source: Checkpoint) -> tuple[str, ...]:
     if source.layout == "native" or codebooks is None or not codebooks.fitted:
         return ()
     shares = ", ".join(f"{share:.0%}" for share in codebooks.agreement)
+    made_from = source.extra.get("fitted from", "what it was erased with")
     return (
-        f"Layout {source.layout} keeps no codebooks: they were fitted from the items' words, and give {shares} of its codes, "
+        f"Layout {source.layout} keeps no codebooks: they were fitted from {made_from}, and give {shares} of its codes, "
         "level by level. Probes in embedding space rest on them.",
     )
 

@@ -80,7 +80,7 @@ def erase(
     from recerase.erase.methods import get_method, make_config
 
     only_as_stored(run, "erase")
-    inputs = given_paths(checkpoint, data, reference, policy, concept)
+    inputs = given_paths(checkpoint, data, reference, policy, concept, run.embeddings)
     check_outputs(outputs, inputs)
     _check_apart(outputs, Path(out))
     out, rules = Path(out), read_policy(policy)
@@ -93,7 +93,8 @@ def erase(
         pinned(run.threads, run.seed) as threads,
     ):
         catalogue = load_catalogue(data)
-        before = with_codebooks(open_checkpoint_for(checkpoint, catalogue, run), catalogue.items, observer)
+        opened = open_checkpoint_for(checkpoint, catalogue, run)
+        before = with_codebooks(opened, catalogue.items, observer, run.embeddings)
         if workers().main and before.extra.get("base") is not None:
             check_output(out, inputs=[before.extra["base"]], force=force)
         gold = open_checkpoint_for(reference, catalogue, run) if reference is not None else None
@@ -311,10 +312,11 @@ def plan_erase(
     check_grow(eraser, grow)
     catalogue = load_catalogue(data)
     opened = None
-    if is_native(Path(checkpoint)) and grow is None:
+    if is_native(Path(checkpoint)) and grow is None and run.embeddings is None:
         table, codebooks, embeddings = load_sids(checkpoint, item_ids=catalogue.items.item_ids)
     else:
-        opened = with_codebooks(open_checkpoint_for(checkpoint, catalogue, run), catalogue.items, SILENT)
+        read = open_checkpoint_for(checkpoint, catalogue, run)
+        opened = with_codebooks(read, catalogue.items, SILENT, run.embeddings)
         table, codebooks, embeddings = opened.table, opened.codebooks, opened.embeddings
     eraser.check(table, codebooks, embeddings, settings)
     chosen = choose_concept(concept, catalogue, embeddings)

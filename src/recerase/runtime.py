@@ -41,6 +41,8 @@ class RunConfig:
     """Name of the layout of what content does not tell; None: what cannot be told is refused."""
     layout_options: tuple[tuple[str, str], ...] = ()
     """What the files of another tool do not say, name and value."""
+    embeddings: str | Path | None = None
+    """Item vectors to fit codebooks from, for a checkpoint of another tool that has none; None: the items' own words."""
 
 
 def available_threads() -> int:

@@ -244,10 +244,13 @@ def _encoder(directory: Path) -> tuple[Encoder, bytes] | None:
 
 def _extended(staging: Path, source: _Source, directory: Path, observer: Observer) -> _Made:
     """The SIDs of `directory` and below them those of new items, written to `staging`."""
-    from recerase.layouts.native import load_sids, save_sids
+    from recerase.layouts.native import save_sids
+    from recerase.layouts.tables import read_sids
     from recerase.sid.extend import check_extendable, check_same, extend, new_rows
 
-    table, codebooks, stored = load_sids(directory)
+    table, codebooks, stored = read_sids(directory)
+    if codebooks is None:
+        check_extendable(table, codebooks, stored)  # says so, of a table made elsewhere too
     before = read_manifest(directory)["provenance"]
     if stored is None or source.kind == "text":
         _refuse_sampled(before, directory)

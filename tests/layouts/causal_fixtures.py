@@ -117,7 +117,9 @@ def make_weights(path: Path, rows: int, llama: bool, tied: bool, dtype: torch.dt
 def write_lists(path: Path, world: World) -> None:
     """info/*.txt as convert_dataset.py writes it: SID, title, id."""
     (path / "info").mkdir()
-    lines = [f"{sid(world.codes[i])}\t{world.titles[i]}\t{i}\n" for i in range(N)]
+    lines = [
+        f"{sid(codes)}\t{title}\t{i}\n" for i, (codes, title) in enumerate(zip(world.codes, world.titles, strict=True))
+    ]
     (path / "info" / "Toys_5_2016-10-2018-11.txt").write_text("".join(lines))
 
 

@@ -50,6 +50,7 @@ COMMANDS: dict[str, list[str]] = {
         *("--out", "{new}", "--codes", "8", "-q"),
     ],
     "tokenize --extend": ["tokenize", "{data}", "--extend", "{sids}", "--out", "{new}", "-q"],
+    "export sids": ["export", "sids", "{sids}", "--as", "integers", "--out", "{new}", "-q"],
     "train": ["train", "{data}", "--sids", "{sids}", "--out", "{new}", "--epochs", "1", *SHAPE, "-q"],
     "train --without": [
         *("train", "{data}", "--sids", "{sids}", "--without", "@{given}/items.txt"),

@@ -52,6 +52,7 @@ PATHS = {
     "recommend": "recommend {model} --data {data} --top 3 --threads 1 --out {out} -q",
     "policy init": "policy init --out {out}",
     "export blocklist": "export blocklist {model} --concept {concept} --data {data} --out {table} -q",
+    "export sids": "export sids {sids} --as integers --out {table} -q",
     "export prefixes": "export prefixes {model} --data {data} --out {table} -q",
     "patch make": "patch make {model} {erased} --out {out} -q",
     "patch apply": "patch apply {model} {patch} --out {out} -q",

@@ -16,6 +16,7 @@ from recerase.cli import (
     demo,
     erase,
     export,
+    export_sids,
     import_data,
     inspect,
     listing,
@@ -75,6 +76,7 @@ app.command("inspect", rich_help_panel=START)(inspect.inspect)
 app.command("concept", rich_help_panel=CHECKPOINT)(concept.concept)
 app.command("audit", rich_help_panel=CHECKPOINT)(audit.audit)
 app.command("erase", rich_help_panel=CHECKPOINT)(erase.erase)
+export_sids.register(export.app)
 app.add_typer(export.app, name="export", rich_help_panel=CHECKPOINT)
 app.add_typer(patch.app, name="patch", rich_help_panel=CHECKPOINT)
 app.add_typer(report.app, name="report", rich_help_panel=PAPERS)

@@ -13,6 +13,7 @@ from recerase.cli.options import (
     DataOption,
     DeviceOption,
     DtypeOption,
+    EmbeddingsOption,
     FailOnName,
     FailOnOption,
     LayoutOption,
@@ -63,6 +64,7 @@ def audit(
     threads: ThreadsOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
+    embeddings: EmbeddingsOption = None,
     layout: LayoutOption = None,
     layout_set: LayoutSetOption = None,
     trust_pickle: TrustOption = False,
@@ -111,6 +113,7 @@ def audit(
                 trust_pickle=trust_pickle,
                 layout=layout,
                 layout_options=layout_options(layout_set),
+                embeddings=embeddings,
             ),
             observer=observer,
         )

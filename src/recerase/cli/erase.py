@@ -12,6 +12,7 @@ from recerase.cli.options import (
     ConceptOption,
     DataOption,
     DeviceOption,
+    EmbeddingsOption,
     ForceOption,
     LayoutOption,
     LayoutSetOption,
@@ -78,6 +79,7 @@ def erase(
     seed: SeedOption = 0,
     threads: ThreadsOption = None,
     device: DeviceOption = "auto",
+    embeddings: EmbeddingsOption = None,
     layout: LayoutOption = None,
     layout_set: LayoutSetOption = None,
     trust_pickle: TrustOption = False,
@@ -115,7 +117,12 @@ def erase(
                 overrides=overrides or (),
                 scope=scope.value,
                 grow=grow,
-                run=RunConfig(trust_pickle=trust_pickle, layout=layout, layout_options=layout_options(layout_set)),
+                run=RunConfig(
+                    trust_pickle=trust_pickle,
+                    layout=layout,
+                    layout_options=layout_options(layout_set),
+                    embeddings=embeddings,
+                ),
             )
         )
     with observing(quiet) as observer:
@@ -141,6 +148,7 @@ def erase(
                 trust_pickle=trust_pickle,
                 layout=layout,
                 layout_options=layout_options(layout_set),
+                embeddings=embeddings,
             ),
             observer=observer,
         )

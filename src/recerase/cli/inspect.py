@@ -10,6 +10,7 @@ import typer
 
 from recerase.cli.options import (
     DataOption,
+    EmbeddingsOption,
     JsonOption,
     LayoutOption,
     LayoutSetOption,
@@ -23,6 +24,7 @@ from recerase.cli.progress import emit, say
 def inspect(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="Checkpoint, SID directory, data directory or report.")],
     data: DataOption = None,
+    embeddings: EmbeddingsOption = None,
     layout: LayoutOption = None,
     layout_set: LayoutSetOption = None,
     as_json: JsonOption = False,
@@ -49,7 +51,9 @@ def inspect(
     from recerase.runtime import RunConfig
     from recerase.store import canonical_json
 
-    run = RunConfig(trust_pickle=trust_pickle, layout=layout, layout_options=layout_options(layout_set))
+    run = RunConfig(
+        trust_pickle=trust_pickle, layout=layout, layout_options=layout_options(layout_set), embeddings=embeddings
+    )
     found = api.inspect(path, data=data, run=run)
     if as_json:
         name = os.fsencode(path).decode("utf-8", "backslashreplace")  # a path may be no text; JSON must be

@@ -149,6 +149,14 @@ LayoutSetOption = Annotated[
         'around each SID, "empty" for no history, "bos". Repeat.',
     ),
 ]
+EmbeddingsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--embeddings",
+        metavar="FILE",
+        help="Item vectors to fit codebooks from, for a checkpoint of another tool. Default: the items' words.",
+    ),
+]
 SettingsOption = Annotated[
     Path | None,
     typer.Option("--settings", metavar="FILE", help="Settings file. Default: recerase.toml here, or pyproject.toml."),

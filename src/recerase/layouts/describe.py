@@ -16,6 +16,7 @@ from recerase.errors import ArtefactError, PickleError, RecEraseError, UsageErro
 from recerase.layouts.foreign import require_trust
 from recerase.layouts.index_json import IndexFile
 from recerase.layouts.native import SIDS, Checkpoint, is_native, load_sids
+from recerase.layouts.protocol import Layout
 from recerase.layouts.registry import detect_layout, layouts, open_checkpoint, recognised
 from recerase.sid.table import SidTable
 from recerase.store import MANIFEST, read_bytes, read_manifest
@@ -59,7 +60,7 @@ def describe(
     kind, look = _recognise(path, checkpoint, layout, trust_pickle)
     facts: dict[str, Any] = {}
     problems: list[str] = []
-    broken = _manifest(path, facts, problems, made_by_us=layout is None and not kind.endswith(_OTHERS))
+    broken = _manifest(path, facts, problems, made_by_us=layout is None and not kind.endswith((_OTHERS, _TABLE)))
     try:
         look(path, facts, problems)
     except RecEraseError as error:
@@ -73,7 +74,7 @@ def describe(
 
 
 Look = Callable[[Path, dict[str, Any], list[str]], None]
-_OTHERS = " checkpoint of another tool"
+_OTHERS, _TABLE = " checkpoint of another tool", " SID table of another tool"
 
 
 def _recognise(path: Path, checkpoint: Look, layout: str | None, trusted: bool) -> tuple[str, Look]:
@@ -81,21 +82,32 @@ def _recognise(path: Path, checkpoint: Look, layout: str | None, trusted: bool) 
         if is_native(path) and layout in (None, "native"):
             return "native checkpoint", checkpoint
         if layout is not None or recognised(path):
-            return detect_layout(path, layout).name + _OTHERS, checkpoint
+            return _foreign(detect_layout(path, layout), checkpoint)
         if (path / SIDS).is_file():
             return "SID directory", _sids
         if (path / "items.parquet").is_file():
             return "data directory", _data
+    elif recognised(path):
+        return _foreign(detect_layout(path, layout), checkpoint)
+    elif path.suffix == ".parquet":
+        return "SID table", _file_table
     elif path.suffix == ".json":
-        return ("audit report", _report) if b"recerase.audit/" in read_bytes(path) else ("SID table", _json_table)
+        return ("audit report", _report) if b"recerase.audit/" in read_bytes(path) else ("SID table", _file_table)
     elif path.suffix == ".pt":
         require_trust(path, trusted)
         return "SID table", _tensor_table
     raise ArtefactError(
         f"{path} is nothing recerase reads.",
         f"It reads checkpoints ({', '.join(layout.name for layout in layouts())}), SID directories, data directories, "
-        "SID tables (.json, .pt) and audit reports (.json).",
+        "SID tables (.json, .parquet, .pt) and audit reports (.json).",
     )
+
+
+def _foreign(layout: Layout, checkpoint: Look) -> tuple[str, Look]:
+    """A checkpoint of another tool, or its SID table alone."""
+    if layout.table is None:
+        return layout.name + _OTHERS, checkpoint
+    return layout.name + _TABLE, lambda path, facts, problems: _table_layout(layout, path, facts, problems)
 
 
 def _manifest(path: Path, facts: dict[str, Any], problems: list[str], made_by_us: bool) -> bool:
@@ -170,12 +182,35 @@ def _sids(path: Path, facts: dict[str, Any], problems: list[str]) -> None:
     facts["codebooks"] = "stored" if codebooks is not None else "absent"
     facts["item embeddings"] = "absent" if embeddings is None else f"D = {embeddings.shape[1]}"
     _table(table, facts, problems)
+    _quality(table, facts, problems)
 
 
-def _json_table(path: Path, facts: dict[str, Any], problems: list[str]) -> None:
-    from recerase.sid.table import read_json_table
+def _file_table(path: Path, facts: dict[str, Any], problems: list[str]) -> None:
+    from recerase.sid.table import read_table
 
-    _table(read_json_table(path), facts, problems)
+    table = read_table(path)
+    _table(table, facts, problems)
+    _quality(table, facts, problems)
+
+
+def _table_layout(layout: Layout, path: Path, facts: dict[str, Any], problems: list[str]) -> None:
+    assert layout.table is not None
+    facts["layout"] = layout.name
+    table, said = layout.table(path)
+    _table(table, facts, problems)
+    facts |= said
+    _quality(table, facts, problems)
+
+
+def _quality(table: SidTable, facts: dict[str, Any], problems: list[str]) -> None:
+    """How good a table is before anybody trains on it; what codes mean is not asked."""
+    from recerase.sid.quality import quality
+
+    found = quality(table)
+    facts["perplexity a level"] = [round(value, 1) for value in found.perplexity]
+    facts["Gini a level"] = [round(value, 2) for value in found.gini]
+    facts["collision rate"] = round(found.collision_after, 4)
+    problems += found.warnings
 
 
 def _tensor_table(path: Path, facts: dict[str, Any], problems: list[str]) -> None:

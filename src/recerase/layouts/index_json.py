@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from recerase.errors import ArtefactError, TableError
+from recerase.sid.table import TOMBSTONE
 from recerase.store import read_bytes, sha256_bytes
 from recerase.types import IntArray
 
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from recerase.sid.table import SidTable
 
 TOKEN = re.compile(r"^<([a-z])_(\d{1,9})>$")
-TOMBSTONE = "recerase-tombstone-"
-"""Begins the key of an entry that keeps a token in the token set; such an entry is no item."""
 _MOST_CODE = 1 << 22
 _ENTRY = re.compile(r'("(?:[^"\\]|\\.)*")(\s*:\s*\[)([^\[\]]*)\]')
 _VALUE = re.compile(r'"(?:[^"\\]|\\.)*"|-?\d+')

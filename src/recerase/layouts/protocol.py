@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from recerase.errors import CheckpointError
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +44,7 @@ class Layout:
     users: str
     """Whose files these are, in one line."""
     marks: tuple[str, ...]
-    """What is looked for, for the error that says so."""
+    """What is looked for."""
     detect: Callable[[Path], str | None]
     """By content: why a path is of this layout, or None. Never raises on a broken directory."""
     load: Callable[[Path, LoadRequest], Checkpoint]
@@ -56,8 +58,36 @@ class Layout:
     """What --layout-set may say: name -> what it is."""
     room: Callable[[Checkpoint], Room] | None = None
     """Where new vocabulary rows would go; raises EraseError where they cannot. None: this layout's vocabulary cannot grow."""
+    table: Callable[[Path], tuple[SidTable, Mapping[str, Any]]] | None = None
+    """Of files without a model: reads the SID table, and for inspect what else they say. See `table_layout`."""
 
     @property
     def summary(self) -> str:
-        """One line for a list of layouts."""
-        return self.users
+        """One line for a list of layouts: whose files, and by which they are told."""
+        return f"{self.users} (told by {'; '.join(self.marks)})"
+
+
+def table_layout(
+    name: str,
+    users: str,
+    marks: tuple[str, ...],
+    detect: Callable[[Path], str | None],
+    table: Callable[[Path], tuple[SidTable, Mapping[str, Any]]],
+) -> Layout:
+    """A layout of SID tables alone, each a file or a directory: it is inspected, trained on and exported, never loaded."""
+
+    def refuse(path: Path) -> NoReturn:
+        raise CheckpointError(
+            f"{path} is a SID table ({name}), and there is no model in it to audit or to erase from.",
+            f"Train one on it with `recerase train DATA --sids {path}`, or give the directory of a checkpoint.",
+        )
+
+    return Layout(
+        name=name,
+        users=users,
+        marks=marks,
+        detect=detect,
+        load=lambda path, request: refuse(path),
+        write_back=lambda source, recommender, new, staging: refuse(source.path),
+        table=table,
+    )

@@ -21,7 +21,18 @@ if TYPE_CHECKING:
 
     from recerase.layouts.native import Checkpoint, ItemIds
 
-_MODULES = ("native", "letter", "tiger_cf", "minionerec", "lc_rec", "genrec", "grid", "rqvae_recommender")
+_MODULES = (
+    "native",
+    "letter",
+    "tiger_cf",
+    "minionerec",
+    "lc_rec",
+    "genrec",
+    "grid",
+    "rqvae_recommender",
+    "rpg",
+    "torcheasyrec",
+)
 _SHOWN = 8
 """Names of files that an error lists of what it found."""
 
@@ -43,10 +54,11 @@ def named_layout(name: str) -> Layout:
 
 
 def recognised(path: Path) -> tuple[tuple[Layout, str], ...]:
-    """Every layout that a directory could be of, each with the reason."""
-    if not path.is_dir():
+    """Every layout that a directory could be of, or a file that is a SID table, each with the reason."""
+    if not path.exists():
         return ()
-    reasons = ((layout, layout.detect(path)) for layout in layouts())
+    asked = [layout for layout in layouts() if layout.table is not None or path.is_dir()]
+    reasons = ((layout, layout.detect(path)) for layout in asked)
     return tuple((layout, reason) for layout, reason in reasons if reason is not None)
 
 

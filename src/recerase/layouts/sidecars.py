@@ -66,6 +66,8 @@ def listed_items(text: str, path: Path, spell: Mapping[str, str]) -> set[str]:
                 f"{path} gives item {item!r:.40} the SID {begins[0]}, the table {spell.get(item)}.", _RESTORE
             )
         found.add(item)
+    if not found:
+        raise TableError(f"{path} names no items, so nothing could be recommended.", "Restore it, or remove the file.")
     return found
 
 

@@ -50,12 +50,20 @@ def load_t5(
         stored[name] = {key: key.removeprefix(prefix) for key in found}
         tensors |= {key.removeprefix(prefix): tensor for key, tensor in found.items()}
     check_shards(path, stored)
-    tied = json.loads(config).get("tie_word_embeddings") is not False if config is not None else _equal(tensors)
+    tied = _says_tied(config) if config is not None else _equal(tensors)
     tensors, aliases = without_aliases(tensors, head_too=tied)
     config = describe(tensors, tied) if config is None else config
     config, tensors = fit(config, tensors) if fit is not None else (config, tensors)
     module, window = load_module(path, config, tensors)
     return module, window, stored, aliases
+
+
+def _says_tied(config: bytes) -> bool:
+    """Whether a config.json ties embedding and head; one that is none is told when the module is made from it."""
+    try:
+        return json.loads(config).get("tie_word_embeddings") is not False
+    except (ValueError, AttributeError, RecursionError):
+        return True
 
 
 def _equal(tensors: Mapping[str, torch.Tensor]) -> bool:

@@ -28,10 +28,9 @@ from recerase.layouts.foreign import (
 )
 from recerase.layouts.growth import Room
 from recerase.layouts.index_json import IndexFile, looks_like_index, read_index
-from recerase.layouts.native import CODEBOOKS, SCHEMA, Checkpoint
+from recerase.layouts.native import CODEBOOKS, Checkpoint
 from recerase.layouts.protocol import Layout, LoadRequest
 from recerase.layouts.t5 import load_t5
-from recerase.layouts.weights import CONFIG
 from recerase.sid.schema import SidSchema
 from recerase.sid.table import SidTable
 from recerase.store import MANIFEST, pretty_json, sha256_file
@@ -68,7 +67,7 @@ def _configs(path: Path) -> list[tuple[Path, dict[str, Any]]]:
 
 
 def _detect(path: Path) -> str | None:
-    if not any(path.glob("*.pth")) or (path / SCHEMA).is_file() or (path / CONFIG).is_file():
+    if not any(path.glob("*.pth")):
         return None
     return "a .pth state dict, and a training config with codebook_size and user_ids_count" if _configs(path) else None
 

@@ -32,6 +32,7 @@ HEADLINE = (
     "natural_concept_users.mass.old",
     "saturated.mass.old",
     "nearest.leak",
+    "free.invalid",
     "free.old_concept",
     "aliasing.shared_sid",
     "utility.ndcg",

@@ -31,6 +31,7 @@ from recerase.types import BoolArray, IntArray
 __all__ = [
     "SCHEMA_FILE",
     "TABLE_FILE",
+    "TOMBSTONE",
     "SidSchema",
     "SidTable",
     "arrow_to_table",
@@ -40,6 +41,8 @@ __all__ = [
 ]
 
 TABLE_FILE = "sids.parquet"
+TOMBSTONE = "recerase-tombstone-"
+"""Begins the key of an entry in a JSON table that keeps a token in the token set; such an entry is no item."""
 _MOST_LEVELS = 1024
 """Far above any recommender, and too few for one long SID of many short ones to fill the memory."""
 
@@ -334,9 +337,10 @@ def read_json_table(path: str | Path) -> SidTable:
     path = Path(path)
     try:
         data = json.loads(read_file(path), object_pairs_hook=_unique)
-        ids = [str(k) for k in data]
+        found = {str(k): v for k, v in data.items() if not str(k).startswith(TOMBSTONE)}
+        ids = list(found)
         "".join(ids).encode()  # half a surrogate pair is no text
-        sids = [[_code(t, level) for level, t in enumerate(v)] for v in data.values()]
+        sids = [[_code(t, level) for level, t in enumerate(v)] for v in found.values()]
         lengths = np.array([len(sid) for sid in sids], np.int64)
         values = np.array([code for sid in sids for code in sid], np.int64)
         if not len(sids) or not lengths.all() or values.max() >= 2**24:
