@@ -122,11 +122,7 @@ def write_foreign(source: Checkpoint, recommender: Recommender, table: SidTable,
     Raises EraseError for what the layout cannot say, ArtefactError when a file of the source has changed since it was read.
     """
     extra = source.extra
-    if (table.listed != source.table.listed).any():
-        raise EraseError(
-            f"Layout {source.layout} cannot say that an item is not to be recommended, and this method needs that.",
-            "Use --method tracer, renormalise or npo, and hide the items where recommendations are served.",
-        )
+    refuse_unlisted(source, table)
     state = recommender.module.state_dict()
     for name in extra["weights"]:
         wanted = {stored: state[extra["aliases"].get(inner, inner)] for stored, inner in extra["stored"][name].items()}
@@ -137,10 +133,24 @@ def write_foreign(source: Checkpoint, recommender: Recommender, table: SidTable,
     write_bytes(staging / index.path.name, rewritten(index, reread(index.path, index.sha256), source.table, table))
     for name in extra["copied"]:
         write_bytes(staging / name, reread(source.path / name, extra["files"][name]))
+    keep_codebooks(source, staging)
+
+
+def refuse_unlisted(source: Checkpoint, table: SidTable) -> None:
+    """Raises EraseError when items must not be recommended any more: for layouts that cannot say so."""
+    if (table.listed != source.table.listed).any():
+        raise EraseError(
+            f"Layout {source.layout} cannot say that an item is not to be recommended, and this method needs that.",
+            "Use --method tracer, renormalise or npo, and hide the items where recommendations are served.",
+        )
+
+
+def keep_codebooks(source: Checkpoint, staging: Path) -> None:
+    """Write codebooks and item embeddings, rows in the order of the source's SID table, where there are any."""
     embeddings = source.embeddings
     if embeddings is not None:
         place = {str(item): row for row, item in enumerate(source.table.item_ids)}
-        embeddings = embeddings[[place[item] for item in index.items]]
+        embeddings = embeddings[[place[item] for item in source.extra["index"].items]]
     save_codebooks(staging, source.codebooks, embeddings)
 
 

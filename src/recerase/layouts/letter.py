@@ -7,7 +7,7 @@ so that tokens for codes in use alone, in any order, are as good as a block a le
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,10 @@ from recerase.layouts.foreign import (
     stored_codebooks,
     write_foreign,
 )
-from recerase.layouts.index_json import TOKEN, IndexFile, looks_like_index, read_index
+from recerase.layouts.index_json import IndexFile, looks_like_index, read_index
 from recerase.layouts.native import CODEBOOKS, SCHEMA, Checkpoint
-from recerase.layouts.protocol import Layout, LoadRequest
+from recerase.layouts.protocol import NO_OPTIONS, Layout, LoadRequest
+from recerase.layouts.spelling import PLAIN, Spelling
 from recerase.layouts.t5 import load_t5
 from recerase.layouts.weights import CONFIG
 from recerase.sid.schema import SidSchema
@@ -50,14 +51,19 @@ def _detect(path: Path) -> str | None:
     return f"a T5 {CONFIG}, and {len(tokens)} tokens like <a_60> in its tokenizer" if tokens else None
 
 
-def token_rows(path: Path) -> dict[str, int]:
-    """Row of every token like `<a_60>` that the tokenizer's JSON files name. Raises TableError when they contradict."""
+def token_rows(path: Path, spelling: Spelling = PLAIN) -> dict[str, int]:
+    """Row of every code's token that the tokenizer's JSON files name. Raises TableError when they contradict."""
+    return rows_of(path, lambda token: spelling.place(token) is not None)
+
+
+def rows_of(path: Path, wanted: Callable[[str], bool]) -> dict[str, int]:
+    """Row of every wanted token that the tokenizer's JSON files name. Raises TableError when they contradict."""
     found: dict[str, tuple[int, str]] = {}
     for name in TOKEN_FILES:
         if not (path / name).is_file():
             continue
         try:
-            named = _named(name, json.loads(read_bytes(path / name)))
+            named = _named(name, json.loads(read_bytes(path / name)), wanted)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise TableError(f"{path / name} names no tokens as it should: {error!s:.100}.", "Restore it.") from error
         for token, row in named:
@@ -73,15 +79,15 @@ def token_rows(path: Path) -> dict[str, int]:
     return rows
 
 
-def _named(name: str, said: Any) -> list[tuple[str, int]]:
-    """(token, row) pairs of codes in the content of one of the `TOKEN_FILES`."""
+def _named(name: str, said: Any, wanted: Callable[[str], bool]) -> list[tuple[str, int]]:
+    """(token, row) pairs of wanted tokens in the content of one of the `TOKEN_FILES`."""
     if name == "added_tokens.json":
         pairs = list(said.items())
     elif name == "tokenizer.json":
         pairs = [(entry["content"], entry["id"]) for entry in said.get("added_tokens") or []]
     else:
         pairs = [(entry["content"], int(row)) for row, entry in (said.get("added_tokens_decoder") or {}).items()]
-    codes = [(token, row) for token, row in pairs if isinstance(token, str) and TOKEN.match(token)]
+    codes = [(token, row) for token, row in pairs if isinstance(token, str) and wanted(token)]
     if any(type(row) is not int or not 0 <= row < 1 << 31 for _, row in codes):
         raise ValueError("a row is no whole number")
     return codes
@@ -179,16 +185,19 @@ def _generation(path: Path) -> Mapping[str, Any]:
 
 
 def schema_of(
-    path: Path, index: IndexFile, tokens: Mapping[str, int], module: Any, special: tuple[int, int] | None = None
+    path: Path,
+    index: IndexFile,
+    tokens: Mapping[str, int],
+    module: Any,
+    special: tuple[int, int] | None = None,
+    spelling: Spelling = PLAIN,
 ) -> SidSchema:
     """How the codes of `index` are spelled; `special` are the rows of pad and eos where the config does not say them.
 
     Raises TableError when a code has no token, or a token no row.
     """
     levels = index.codes.shape[1]
-    places = [
-        (ord(match[1]) - ord("a"), int(match[2]), row) for token, row in tokens.items() if (match := TOKEN.match(token))
-    ]
+    places = [(*place, row) for token, row in tokens.items() if (place := spelling.place(token))]
     vocabulary = int(module.get_input_embeddings().weight.shape[0])
     if max((row for _, _, row in places), default=0) >= vocabulary:
         raise TableError(
@@ -207,7 +216,7 @@ def schema_of(
         if len(without):
             code = index.codes[without[0], level]
             raise TableError(
-                f"Item {index.items[without[0]]} has <{chr(ord('a') + level)}_{code}>, which the tokenizer of {path} lacks: "
+                f"Item {index.items[without[0]]} has {spelling.token(level, int(code))}, which the tokenizer of {path} lacks: "
                 "the model reads it as unknown.",
                 "Give the table that the model was trained with, with --layout-set sids=FILE.",
             )
@@ -261,22 +270,26 @@ def remarks(checkpoint: Checkpoint) -> tuple[tuple[str, str], ...]:
                 "Load the tokenizer that lies in the directory.",
             )
         )
-    limits = [key for key in ("top_k", "top_p", "num_beams", "temperature") if key in extra["generation"]]
-    if limits:
-        told.append(
-            (
-                f"generation_config.json sets {', '.join(limits)}, which may leave no valid beam.",
-                "It is copied, and never used when recerase decodes.",
-            )
-        )
-    return tuple(told)
+    return (*told, *limits(checkpoint))
 
 
-def digest(path: Path) -> str:
-    """What the digest of the checkpoint in a directory is, its table in it."""
+def limits(checkpoint: Checkpoint) -> tuple[tuple[str, str], ...]:
+    """The remark about a generation_config.json that narrows decoding."""
+    found = [key for key in ("top_k", "top_p", "num_beams", "temperature") if key in checkpoint.extra["generation"]]
+    if not found:
+        return ()
+    what = f"generation_config.json sets {', '.join(found)}, which may leave no valid beam."
+    return ((what, "It is copied, and never used when recerase decodes."),)
+
+
+def digest(path: Path, options: Mapping[str, str] = NO_OPTIONS) -> str:
+    """What the digest of a checkpoint is; see `Layout.digest`."""
     _, names = _names(path, trust_pickle=True)
-    names.append(_index_path(path, LoadRequest()).name)
-    return digest_over({"files": {name: {"sha256": sha256_file(path / name)} for name in names}}, names)
+    table = _index_path(path, LoadRequest(options=options))
+    inside = table.parent.resolve() == path.resolve()
+    names += [table.name] if inside else []
+    files = {"files": {name: {"sha256": sha256_file(path / name)} for name in names}}
+    return digest_over(files, names, None if inside else {table.name: sha256_file(table)})
 
 
 LAYOUTS = (

@@ -28,7 +28,7 @@ from recerase.layouts.foreign import (
 )
 from recerase.layouts.index_json import IndexFile, looks_like_index, read_index
 from recerase.layouts.native import CODEBOOKS, SCHEMA, Checkpoint
-from recerase.layouts.protocol import Layout, LoadRequest
+from recerase.layouts.protocol import NO_OPTIONS, Layout, LoadRequest
 from recerase.layouts.t5 import load_t5
 from recerase.layouts.weights import CONFIG
 from recerase.sid.schema import SidSchema
@@ -238,13 +238,16 @@ def remarks(checkpoint: Checkpoint) -> tuple[tuple[str, str], ...]:
     return tuple(told)
 
 
-def digest(path: Path) -> str:
-    """What the digest of the checkpoint in a directory is, its table in it."""
-    request = LoadRequest(trust_pickle=True)
+def digest(path: Path, options: Mapping[str, str] = NO_OPTIONS) -> str:
+    """What the digest of the checkpoint in a directory is, its table in it; see `Layout.digest`."""
+    request = LoadRequest(trust_pickle=True, options=options)
     config, said, _, _ = _config(path)
-    names = [config, _weights(path, request), _index_path(path, said, request).name]
+    table = _index_path(path, said, request)
+    inside = table.parent.resolve() == path.resolve()
+    names = [config, _weights(path, request), *([table.name] if inside else [])]
     names += [CODEBOOKS] if (path / MANIFEST).is_file() and (path / CODEBOOKS).is_file() else []
-    return digest_over({"files": {name: {"sha256": sha256_file(path / name)} for name in names}}, names)
+    files = {"files": {name: {"sha256": sha256_file(path / name)} for name in names}}
+    return digest_over(files, names, None if inside else {table.name: sha256_file(table)})
 
 
 LAYOUTS = (
