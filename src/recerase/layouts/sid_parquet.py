@@ -112,7 +112,10 @@ def texts_of(data: bytes, path: Path) -> dict[str, list[Any]]:
 
 def holds_text(kind: Any) -> bool:
     """Whether values of an arrow type have texts in them."""
-    return any(holds_text(kind.field(at).type) for at in range(kind.num_fields)) or pa.types.is_string(kind)
+    if pa.types.is_dictionary(kind):
+        return holds_text(kind.value_type)
+    inner = any(holds_text(kind.field(at).type) for at in range(kind.num_fields))
+    return inner or pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def with_columns(data: bytes, columns: Mapping[str, Sequence[Any]]) -> bytes:
