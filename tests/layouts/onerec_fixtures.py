@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import torch
 from tests.layouts.causal_fixtures import CODES, TEXT, World, make_world
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from recerase.audit.probes import AuditConfig
 from recerase.layouts.onerec_think import PROMPT as THINK
 from recerase.layouts.openonerec import PROMPT as OPENONEREC
 
@@ -24,13 +27,19 @@ SIZE = 10
 """Codes a level that the tools add tokens for; some are those of no item."""
 
 
+def audit_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let audits read 20 synthetic histories in place of 1,000: these tests look at files."""
+    monkeypatch.setattr("recerase.audit.probes.AuditConfig", partial(AuditConfig, saturated_histories=20))
+
+
 def whole(codes: Sequence[int]) -> str:
     return BEGIN + "".join(f"<s_{'abcd'[level]}_{code}>" for level, code in enumerate(codes) if code >= 0) + END
 
 
 def the_world() -> World:
-    """Items 0 to 7 are of the concept; item 0 shares its SID with item 20, items 10 and 11 share theirs."""
+    """Items 0 to 7 are of the concept; item 0 shares its SID with item 20, items 10 and 11 share theirs; 12 users."""
     world = make_world()
+    del world.histories[12:]
     world.codes[20] = world.codes[0]
     assert world.codes.max() < SIZE
     assert len(CODES) == world.codes.shape[1]
@@ -132,7 +141,7 @@ def write_prompts(beside: Path, world: World) -> None:
         rows["description"] = [said + "; ".join(whole(world.codes[i]) for i in h[:-1]) + ";" for h in cut]
         rows["groundtruth"] = [whole(world.codes[h[-1]]) for h in cut]
         table = pa.table(rows).replace_schema_metadata({"pandas": "{}"})
-        pq.write_table(table, beside / f"training_prediction_sid_data_{split}.parquet", row_group_size=25)
+        pq.write_table(table, beside / f"training_prediction_sid_data_{split}.parquet", row_group_size=5)
         titled = [
             said + "; ".join(f'{whole(world.codes[i])}, its title is "{world.titles[i]}"' for i in h[:-1]) + ";"
             for h in cut

@@ -14,7 +14,7 @@ import pytest
 import torch
 from tests.layouts.causal_checks import EASY, FAST, OURS, files_of, loads, tensors_of
 from tests.layouts.causal_fixtures import N, write_data
-from tests.layouts.onerec_fixtures import BEGIN, END, onerec_think, the_world, whole
+from tests.layouts.onerec_fixtures import BEGIN, END, audit_little, onerec_think, the_world, whole
 from transformers import AutoTokenizer
 
 from recerase import api
@@ -88,7 +88,8 @@ def test_it_is_recognised_and_described(shop: Path) -> None:
         open_checkpoint(shop / "model")
 
 
-def test_from_end_to_end(shop: Path, tmp_path: Path) -> None:
+def test_from_end_to_end(shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    audit_little(monkeypatch)
     source, out = shop / "model", tmp_path / "out"
     before = files_of(source) | files_of(shop / "beside")
     run = RunConfig(threads=1, device="cpu", layout_options=tuple(options(shop, window="3").items()))

@@ -13,7 +13,7 @@ import pytest
 import torch
 from tests.layouts.causal_checks import EASY, FAST, OURS, files_of, loads, tensors_of
 from tests.layouts.causal_fixtures import N, write_data
-from tests.layouts.onerec_fixtures import BEGIN, SIZE, openonerec, the_world, whole
+from tests.layouts.onerec_fixtures import BEGIN, SIZE, audit_little, openonerec, the_world, whole
 from transformers import AutoTokenizer
 
 from recerase import api
@@ -80,7 +80,10 @@ def test_it_is_recognised_and_described(shop: Path) -> None:
         open_checkpoint(shop / "model")
 
 
-def test_from_end_to_end(shop: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_from_end_to_end(
+    shop: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    audit_little(monkeypatch)
     source, out = shop / "model", tmp_path / "out"
     before = files_of(source) | files_of(shop / "beside")
     said = [f"--layout-set={key}={value}" for key, value in options(shop).items()]
