@@ -122,7 +122,7 @@ def read_causal(
     weights = held.weights
     said = {name: sha256_bytes(data) for name, data in (contents or {}).items()}
     said[held.table] = index.sha256
-    copied, left = copied_of(path, {*weights, *held.carrying})
+    copied, left = copied_of(path, {*weights, *(file for file in held.carrying if file in held.names)})
     manifest = manifest_of(path, [*held.names, *(file for file in copied if file not in held.names)])
     files = {file: entry["sha256"] for file, entry in manifest["files"].items()}
     for file, place in held.carrying.items():

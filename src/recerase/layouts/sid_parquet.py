@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from recerase.catalog.files import parquet_names, parquet_table
 from recerase.errors import TableError
 from recerase.layouts.index_json import IndexFile
-from recerase.store import read_bytes, sha256_bytes
+from recerase.store import parquet_bytes, read_bytes, sha256_bytes
 from recerase.types import IntArray
 
 ITEM, CODES = "pid", ("codes", "sid")
@@ -148,9 +148,5 @@ def _written(table: pa.Table, like: bytes) -> bytes:
     """A table as parquet, with compression and row groups of the file `like`."""
     old = pq.read_metadata(pa.BufferReader(like))
     group = old.row_group(0)
-    sink = pa.BufferOutputStream()
-    pq.write_table(
-        table, sink, compression=group.column(0).compression.lower().replace("uncompressed", "none"),
-        row_group_size=max(1, group.num_rows), version=old.format_version,
-    )  # fmt: skip
-    return bytes(sink.getvalue().to_pybytes())
+    compression = group.column(0).compression.lower().replace("uncompressed", "none")
+    return parquet_bytes(table, compression, row_group_size=max(1, group.num_rows), version=old.format_version)
