@@ -51,7 +51,7 @@ class Layout:
     users: str
     """Whose files these are, in one line."""
     marks: tuple[str, ...]
-    """What is looked for, for the error that says so."""
+    """What is looked for."""
     detect: Callable[[Path], str | None]
     """By content: why a path is of this layout, or None. Never raises on a broken directory."""
     load: Callable[[Path, LoadRequest], Checkpoint]
@@ -70,5 +70,5 @@ class Layout:
 
     @property
     def summary(self) -> str:
-        """One line for a list of layouts."""
-        return self.users
+        """One line for a list of layouts: whose files, and by which they are told."""
+        return f"{self.users} (told by {'; '.join(self.marks)})"

@@ -70,10 +70,10 @@ def detect_layout(path: str | Path, name: str | None = None) -> Layout:
         raise CheckpointError(
             f"{path} could be {both}.", f"Say which with --layout {' or --layout '.join(x.name for x, _ in found)}."
         )
-    wanted = "; ".join(f"for {layout.name}: {', '.join(layout.marks)}" for layout in layouts())
     raise CheckpointError(
-        f"{path} is no checkpoint recerase knows: it holds {_content(path)}, and what was looked for is {wanted}.",
-        "Give the directory that holds these files, or name its layout with --layout.",
+        f"{path} is no checkpoint recerase knows: it holds {_content(path)}, and what was looked for is "
+        f"{', '.join(layout.name for layout in layouts())}.",
+        "Give the directory that holds its files, or name its layout with --layout; `recerase list layouts` says what files each has.",
     )
 
 
