@@ -43,8 +43,10 @@ def test_each_fixture_is_of_its_layout_alone(places: Path, name: str) -> None:
 
 def test_unknown_is_refused_with_what_was_looked_for_and_found(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("nothing")
-    with pytest.raises(CheckpointError, match=r"holds notes\.txt.*native.*letter-tiger.*\.pth"):
+    with pytest.raises(CheckpointError, match=r"holds notes\.txt.*native.*letter-tiger.*tiger-cf") as refused:
         detect_layout(tmp_path)
+    assert "recerase list layouts" in refused.value.remedy
+    assert ".pth" in named_layout("tiger-cf").summary
 
 
 def test_two_layouts_are_refused_naming_both_and_a_name_decides(

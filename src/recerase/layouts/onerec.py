@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from recerase.errors import TableError
+from recerase.errors import ArtefactError
 from recerase.layouts.causal_dir import kind_of
 from recerase.layouts.letter import limits, rows_of
 from recerase.layouts.native import Checkpoint
@@ -24,7 +24,7 @@ def added(path: Path) -> Literal["begin first", "codes first"] | None:
     around = (ONEREC.begin, ONEREC.end)
     try:
         rows = rows_of(path, lambda token: token in around or ONEREC.place(token) is not None)
-    except TableError:
+    except ArtefactError:
         return None
     codes = [row for token, row in rows.items() if token not in around]
     edges = [rows[token] for token in around if token in rows]

@@ -64,7 +64,7 @@ def _detect(path: Path) -> str | None:
 def _maps(path: Path) -> list[Path]:
     """Maps from SIDs to pids, by how a JSON file begins."""
     found = []
-    for file in sorted(path.glob("*.json")):
+    for file in sorted(file for file in path.glob("*.json") if file.is_file()):
         with open(file, "rb") as opened:
             if _MAP.match(opened.read(4096).decode("utf-8", "replace")):
                 found.append(file)

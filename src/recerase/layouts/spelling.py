@@ -22,11 +22,6 @@ class Spelling:
     begin: str = ""
     end: str = ""
 
-    @property
-    def example(self) -> str:
-        """A token, for messages."""
-        return self.token(0, 60)
-
     @cached_property
     def _token(self) -> re.Pattern[str]:
         return re.compile(rf"<{re.escape(self.mark)}([a-z])_{_DIGITS}>")
