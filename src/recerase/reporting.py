@@ -11,6 +11,7 @@ from dataclasses import replace
 from datetime import date
 from importlib import import_module
 from pathlib import Path
+from types import MappingProxyType
 
 from recerase.assembly import ConceptSpec, data_digest
 from recerase.audit.gate import accepted, gate
@@ -130,15 +131,19 @@ def verify_report(
     data: str | Path | None = None,
     policy: str | Path | None = None,
     baseline: str | Path | None = None,
+    layout: str | None = None,
+    options: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[str, ...]:
     """What does not hold about a report, one sentence each: its verdict and exit code, the digests of what it names.
 
-    A report.json inside a checkpoint directory is held against that directory unasked. Raises ArtefactError when the
-    file itself is not what its seal says.
+    A report.json inside a checkpoint directory is held against that directory unasked. `layout` and `options` say how checkpoints
+    of other tools are read, as they did for the audit. Raises ArtefactError when the file itself is not what its seal says,
+    UsageError for an option that no layout has.
     """
     from recerase.audit.recheck import inconsistencies
-    from recerase.layouts.registry import recognised
+    from recerase.layouts.registry import check_options, recognised
 
+    check_options(options)
     path = Path(path)
     report = read_report(path)
     if subject is None and path.name == "report.json" and recognised(path.absolute().parent):
@@ -155,11 +160,11 @@ def verify_report(
     problems += inconsistencies(report, held)
     given = {"subject": subject, "original": original, "reference": reference, "data": data, "policy": policy}
     for role, place in given.items():
-        problems += [] if place is None else _unlike(report, role, Path(place))
+        problems += [] if place is None else _unlike(report, role, Path(place), layout, options)
     return tuple(problems)
 
 
-def _unlike(report: Report, role: str, place: Path) -> Iterator[str]:
+def _unlike(report: Report, role: str, place: Path, name: str | None, options: Mapping[str, str]) -> Iterator[str]:
     """A sentence when what is at `place` is not what the report names as `role`, or cannot be read."""
     from recerase.audit.policy import load_policy
     from recerase.layouts.registry import detect_layout
@@ -173,14 +178,14 @@ def _unlike(report: Report, role: str, place: Path) -> Iterator[str]:
         elif role == "policy":
             found = load_policy(place).digest
         else:
-            layout = detect_layout(place)
+            layout = detect_layout(place, name)
             if layout.name == "native" or (place / MANIFEST).is_file():
                 verify_manifest(place)
             if layout.digest is None:
                 raise UsageError(
                     f"{place} is of layout {layout.name}, whose digest is not told by its files alone.", ""
                 )
-            found = layout.digest(place)
+            found = layout.digest(place, layout.mine(options))
     except (ArtefactError, UsageError) as error:
         yield error.message
         return

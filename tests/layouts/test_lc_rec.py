@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from tests.layouts.causal_checks import EASY, FAST, OURS, files_of, loads, old_reader, tensors_of
-from tests.layouts.causal_fixtures import lc_rec, make_world, write_data
+from tests.layouts.causal_fixtures import lc_rec, make_world, sid, write_data
 
 from recerase import api
+from recerase.catalog.interactions import Histories
 from recerase.errors import CheckpointError, EraseError, UsageError
-from recerase.layouts.registry import detect_layout, open_checkpoint
+from recerase.layouts.prompts import load_tokenizer
+from recerase.layouts.registry import detect_layout, named_layout, open_checkpoint
 from recerase.runtime import RunConfig
 
 ACME = api.ConceptSpec(("brand=Acme",))
@@ -93,3 +95,47 @@ def test_the_window_is_an_option(shop: Path) -> None:
     assert open_checkpoint(shop / "model", options={"window": "3"}).recommender.window == 3
     with pytest.raises(UsageError, match="window of 'many'"):
         open_checkpoint(shop / "model", options={"window": "many"})
+
+
+def as_lc_rec(items: list[str], numbered: bool) -> str:
+    """What LC-Rec's data.py and sft_prompt make of a history, with or without add_prefix."""
+    shown = [f"{place + 1}. {item}" for place, item in enumerate(items)] if numbered else items
+    return (
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+        f"\n\n### Instruction:\nThe user has interacted with items {', '.join(shown)} in chronological order. "
+        "Can you predict the next possible item that the user may expect?\n\n### Response:"
+    )
+
+
+@pytest.mark.parametrize("numbered", [False, True])
+def test_numbered_histories_are_read_as_they_are_written(shop: Path, numbered: bool) -> None:
+    options = {"add_prefix": "yes"} if numbered else {}
+    opened = open_checkpoint(shop / "model", options=options)
+    own = load_tokenizer(shop / "model")
+    histories = [[8], [3, 4, 5], [], list(range(20)), list(range(7, 36))]
+    tokens, lengths, (items, places) = opened.recommender.placed(Histories.from_lists(histories), opened.table)
+    codes = make_world().codes
+    for b, history in enumerate(histories):
+        read = history[-20:]
+        row = tokens[b, : int(lengths[b])].tolist()
+        text = as_lc_rec([sid(codes[i]) for i in read], numbered)
+        assert row == own(text).input_ids
+        assert items[b, : len(read)].tolist() == read
+        for h, item in enumerate(read):
+            assert [row[at] for at in places[b, h]] == opened.table.rows()[item].tolist()
+    layout = named_layout("lc-rec")
+    assert layout.digest is not None
+    assert opened.digest == layout.digest(shop / "model", options)
+    assert (opened.digest == layout.digest(shop / "model")) == (not numbered)
+
+
+def test_a_history_longer_than_its_numbers_is_refused(shop: Path) -> None:
+    opened = open_checkpoint(shop / "model", options={"add_prefix": "yes", "window": "4"})
+    assert opened.recommender.prompt is not None
+    assert opened.recommender.prompt.longest(4, 3) == len(
+        opened.recommender.prompt.spell(opened.table.rows()[None, :4], 0)[0][0]
+    )
+    with pytest.raises(UsageError, match="numbers its items up to 4, and a history has 5"):
+        opened.recommender.tokens(Histories.from_lists([[1, 2, 3, 4, 5]]), opened.table, window=5)
+    with pytest.raises(UsageError, match="neither yes nor no"):
+        open_checkpoint(shop / "model", options={"add_prefix": "true"})

@@ -21,11 +21,13 @@ from tests.layouts.causal_checks import (
     tensors_of,
 )
 from tests.layouts.causal_fixtures import make_world, minionerec, sid, write_data
+from tests.layouts.onerec_fixtures import audit_little
 
 from recerase import api
+from recerase.__main__ import run as main
 from recerase.errors import ArtefactError, CheckpointError, EraseError, TableError, UsageError
 from recerase.layouts.minionerec import write_back
-from recerase.layouts.registry import detect_layout, open_checkpoint
+from recerase.layouts.registry import detect_layout, named_layout, open_checkpoint
 from recerase.runtime import RunConfig
 
 ACME = api.ConceptSpec(("brand=Acme",))
@@ -222,3 +224,74 @@ def test_without_an_item_list_nothing_can_be_taken_off_it(shop: Path, tmp_path: 
     (tmp_path / "staging").mkdir()
     with pytest.raises(EraseError, match="no item list"):
         write_back(opened, opened.recommender, opened.table.unlisted(np.arange(40) < 8), tmp_path / "staging")
+
+
+def apart(shop: Path, to: Path) -> tuple[Path, Path]:
+    """Weights alone, and a data directory of two shops as MiniOneRec comes with: index/, info/, train/, valid/, test/."""
+    weights, data = Path(shutil.copytree(shop / "untied", to / "weights")), to / "Amazon"
+    data.mkdir()
+    for folder in ("info", "train", "valid", "test"):
+        shutil.move(weights / folder, data / folder)
+        for file in list((data / folder).iterdir()):
+            shutil.copy(file, file.with_name(file.name.replace("Toys", "Tools")))
+    (data / "index").mkdir()
+    shutil.move(weights / "Toys.index.json", data / "index" / "Toys.index.json")
+    (data / "index" / "Tools.index.json").write_text('{"0": ["<a_1>"]}')
+    return weights, data
+
+
+def test_weights_and_data_may_lie_apart(shop: Path, tmp_path: Path) -> None:
+    weights, data = apart(shop, tmp_path)
+    options = {"data": str(data), "sids": str(data / "index" / "Toys.index.json")}
+    with pytest.raises(CheckpointError, match=r"holds no \*\.index\.json"):
+        open_checkpoint(weights)
+    with pytest.raises(CheckpointError, match="holds 2 SID tables"):
+        open_checkpoint(weights, options={"data": str(data)})
+    opened = open_checkpoint(weights, options=options)
+    digest = named_layout("minionerec").digest
+    assert digest is not None
+    assert opened.recommender.window == 10
+    assert opened.digest == digest(weights, options)
+    before = files_of(tmp_path)
+    for name, item in (("same", None), ("moved", 3)):
+        out = tmp_path / name
+        out.mkdir()
+        table = opened.table if item is None else opened.table.replace(np.array([item]), opened.table.codes[[30]])
+        write_back(opened, opened.recommender, table, out)
+        mine = {file: content for file, content in files_of(data).items() if "Tools" not in file}
+        assert files_of(out).keys() == files_of(weights).keys() | mine.keys()
+        changed = {file for file, content in {**files_of(weights), **mine}.items() if files_of(out)[file] != content}
+        assert all(Path(file).parent.name in ("index", "info", "train", "valid", "test") for file in changed)
+        assert bool(changed) == (item is not None)
+        again = open_checkpoint(out)  # what was published is whole, and read with its own files whatever is said
+        assert again.digest == open_checkpoint(out, options=options).digest == digest(out) == digest(out, options)
+        assert (again.digest == opened.digest) == (item is None)
+        assert (again.table.codes == table.codes).all()
+        spelled = {str(i): sid(codes) for i, codes in enumerate(table.codes.tolist())}
+        assert info_reader(out) == spelled
+        assert all(
+            sids == [spelled[i] for i in history] and target == spelled[last]
+            for history, sids, last, target in csv_reader(out)
+        )
+    assert {file: content for file, content in files_of(tmp_path).items() if file in before} == before
+    with pytest.raises(CheckpointError, match="There is no directory"):
+        open_checkpoint(weights, options={"data": str(tmp_path / "nowhere")})
+
+
+def test_a_report_is_verified_with_the_options_it_was_made_with(
+    shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    audit_little(monkeypatch)
+    weights, data = apart(shop, tmp_path)
+    options = {"data": str(data), "sids": str(data / "index" / "Toys.index.json")}
+    run = RunConfig(threads=1, device="cpu", layout_options=tuple(options.items()))
+    report = tmp_path / "audit.json"
+    api.audit(weights, ACME, shop / "data", policy=shop / "policy.toml", max_users=2, outputs=[report], run=run)
+    said = [f"--layout-set={key}={value}" for key, value in options.items()]
+    assert main(["report", "verify", str(report), "--subject", str(weights), *said]) == 0
+    assert main(["report", "verify", str(report), "--subject", str(weights)]) == 4
+    assert main(["report", "verify", str(report), "--subject", str(weights), "--layout-set=datum=x"]) == 2
+    assert api.verify_report(report, subject=shop / "untied") != ()
+    file = next((data / "info").glob("Toys*.txt"))
+    file.write_text(file.read_text().replace("Item 2\t", "Item two\t"))
+    assert "its digest differs" in " ".join(api.verify_report(report, subject=weights, options=options))

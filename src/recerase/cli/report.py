@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from recerase.cli.options import ForceOption, JsonOption, OutputOption
+from recerase.cli.options import ForceOption, JsonOption, LayoutOption, LayoutSetOption, OutputOption, layout_options
 from recerase.cli.progress import emit, say
 
 app = typer.Typer(help="Show, compare, accept and verify audit reports.", no_args_is_help=True)
@@ -103,11 +103,14 @@ def verify(
     baseline: Annotated[
         Path | None, typer.Option("--baseline", metavar="FILE", help="Is this the baseline its exit code rests on?")
     ] = None,
+    layout: LayoutOption = None,
+    layout_set: LayoutSetOption = None,
 ) -> int:
     """Check a report: its seal, a verdict that follows from its own numbers, and the digests of what it names.
 
     Controls, rules, verdict and exit code are decided again from the measurements and the policy in the report. A
-    report.json inside a checkpoint is held against that checkpoint. Exit code 0 when everything holds, else 4.
+    report.json inside a checkpoint is held against that checkpoint. --layout and --layout-set as they were given to audit.
+    Exit code 0 when everything holds, else 4.
 
     **Examples**
 
@@ -118,7 +121,15 @@ def verify(
     from recerase import api
 
     problems = api.verify_report(
-        path, subject=subject, original=original, reference=reference, data=data, policy=policy, baseline=baseline
+        path,
+        subject=subject,
+        original=original,
+        reference=reference,
+        data=data,
+        policy=policy,
+        baseline=baseline,
+        layout=layout,
+        options=dict(layout_options(layout_set)),
     )
     for problem in problems:
         say(f"problem: {problem}")

@@ -16,36 +16,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from recerase.errors import CheckpointError, TableError, UsageError
-from recerase.layouts.adapters import (
-    BASE_OPTION,
-    Base,
-    Fit,
-    adapter_kind,
-    base_of,
-    described_in,
-    is_adapter,
-    read_adapter,
-)
+from recerase.layouts.adapters import BASE_OPTION, Base, Fit, adapter_kind, base_of, is_adapter, read_adapter
 from recerase.layouts.buffers import check_angles, take_angles
-from recerase.layouts.foreign import (
-    copied_files,
-    digest_over,
-    index_option,
-    manifest_of,
-    stored_codebooks,
-)
+from recerase.layouts.causal_files import Side, copied_of, elsewhere, files_of
+from recerase.layouts.foreign import digest_over, index_option, manifest_of, stored_codebooks
 from recerase.layouts.index_json import IndexFile, looks_like_index, read_index
-from recerase.layouts.letter import TOKEN_FILES, _generation, _weights, schema_of, token_rows
-from recerase.layouts.native import CODEBOOKS, SCHEMA, Checkpoint
+from recerase.layouts.letter import _generation, _weights, schema_of, token_rows
+from recerase.layouts.native import SCHEMA, Checkpoint
 from recerase.layouts.patching import reread
 from recerase.layouts.prompts import PROMPT_OPTION, Template, load_tokenizer, make_prompt, template_of
 from recerase.layouts.protocol import LoadRequest
 from recerase.layouts.shards import check_shards
+from recerase.layouts.spelling import PLAIN, Spelling
 from recerase.layouts.weights import CONFIG, load_module, read_tensors
 from recerase.model.prompt import Prompt
 from recerase.sid.schema import SidSchema
 from recerase.sid.table import SidTable
-from recerase.store import MANIFEST, canonical_json, sha256_bytes
+from recerase.store import sha256_bytes
 from recerase.types import BoolArray
 
 if TYPE_CHECKING:
@@ -73,6 +60,7 @@ class Kind:
     """Items of a history, where neither files nor options say otherwise."""
     end: Callable[[Any, str], int]
     """Tokenizer and a SID as text -> the vocabulary row that ends a SID where SIDs differ in length."""
+    spelling: Spelling = PLAIN
 
 
 def kind_of(path: Path) -> str | None:
@@ -89,10 +77,10 @@ def kind_of(path: Path) -> str | None:
     return kind if isinstance(kind, str) else None
 
 
-def has_tokens(path: Path) -> bool:
-    """Whether the tokenizer's files name tokens like <a_60>. Never raises."""
+def has_tokens(path: Path, spelling: Spelling = PLAIN) -> bool:
+    """Whether the tokenizer's files name tokens of codes. Never raises."""
     try:
-        return bool(token_rows(path))
+        return bool(token_rows(path, spelling))
     except TableError:
         return False
 
@@ -108,26 +96,31 @@ def read_causal(
     request: LoadRequest,
     kind: Kind,
     index: IndexFile,
-    side: Mapping[str, str] | None = None,
+    side: Side | None = None,
+    contents: Mapping[str, bytes] | None = None,
     listed: BoolArray | None = None,
 ) -> Checkpoint:
     """A causal directory, in the order that is asked for.
 
     Args:
-        side: name -> sha256 of the files beside it that carry SIDs, as they were read.
+        side: the files beside it that carry SIDs, and `contents`, what was read from them.
         listed: [N] which items of `index` may be recommended; None: all.
     """
     from recerase.model.recommender import wrap
 
     base = base_of(path, request, _weights) if is_adapter(path) else None
-    names, weights, table_name = _names(path, index, side or {}, request.trust_pickle)
-    copied, left = _copied(path, {*weights, *(side or {}), *([table_name] if table_name else [])})
-    manifest = manifest_of(path, [*names, *(file for file in copied if file not in names)])
+    side = side or Side(path)
+    held = files_of(path, index.path, side, request.trust_pickle)
+    weights = held.weights
+    said = {name: sha256_bytes(data) for name, data in (contents or {}).items()}
+    said[held.table] = index.sha256
+    copied, left = copied_of(path, {*weights, *(file for file in held.carrying if file in held.names)})
+    manifest = manifest_of(path, [*held.names, *(file for file in copied if file not in held.names)])
     files = {file: entry["sha256"] for file, entry in manifest["files"].items()}
-    for file, digest in {**(side or {}), **({table_name: index.sha256} if table_name else {})}.items():
-        if files[file] != digest:
-            raise TableError(f"{path / file} changed while it was read.", "Run again when nobody writes there.")
-    rows = token_rows(path)
+    for file, place in held.carrying.items():
+        if files.setdefault(file, said[file]) != said[file]:
+            raise TableError(f"{place} changed while it was read.", "Run again when nobody writes there.")
+    rows = token_rows(path, kind.spelling)
     tokenizer = load_tokenizer(path)
     if base is None:
         module, stored, aliases = _module(path, weights, manifest, request.dtype)
@@ -137,10 +130,10 @@ def read_causal(
         )
         aliases = {}
     template = template_of(request.options, kind.template)
-    asked = sha256_bytes(canonical_json(template.to_json()))
-    schema, prompt = _spelling(path, index, rows, module, tokenizer, template, kind.end)
+    window = _window(request.options, kind.window)
+    schema, prompt = _spelled(path, index, rows, module, tokenizer, template, kind, window)
     table = SidTable.build(index.items, index.codes, schema, listed=listed)
-    recommender = wrap(module, schema, _window(request.options, kind.window), prompt)
+    recommender = wrap(module, schema, window, prompt)
     module.to(device=request.device)
     codebooks, embeddings = stored_codebooks(path, manifest, index.items, request.item_ids)
     return Checkpoint(
@@ -150,19 +143,12 @@ def read_causal(
         codebooks=codebooks,
         embeddings=embeddings,
         manifest=manifest,
-        digest=digest_over(
-            manifest,
-            names,
-            {
-                **({} if table_name else {index.path.name: index.sha256}),
-                "prompt": asked,
-                **(base.digests if base else {}),
-            },
-        ),
+        digest=digest_over(manifest, held.names, {**elsewhere(held, said, template), **(base.digests if base else {})}),
         layout=kind.name,
         extra={
             "index": index,
-            "index_name": table_name or index.path.name,
+            "index_name": held.table,
+            "places": held.carrying,
             "weights": weights,
             "stored": stored,
             "aliases": aliases,
@@ -172,34 +158,12 @@ def read_causal(
             "tokens": rows,
             "generation": _generation(path),
             "prompt": template.to_json(),
-            "side": tuple(side or {}),
+            "side": tuple(side.places),
+            "padded": max(0, schema.vocabulary - 1 - max(tokenizer.get_vocab().values())),
             "base": base.path if base else None,
+            "spelling": kind.spelling,
         },
     )
-
-
-def _names(
-    path: Path, index: IndexFile, side: Mapping[str, str], trust_pickle: bool
-) -> tuple[list[str], list[str], str | None]:
-    """All files that are read, the weights among them, and the SID table's name where it lies in the directory."""
-    weights = _weights(path, trust_pickle)
-    tokens = [file for file in TOKEN_FILES if (path / file).is_file()]
-    ours = [CODEBOOKS] if (path / MANIFEST).is_file() and (path / CODEBOOKS).is_file() else []
-    here, there = path.resolve(), index.path.resolve()
-    table = there.relative_to(here).as_posix() if there.is_relative_to(here) else None
-    return [described_in(path), *weights, *tokens, *ours, *side, *([table] if table else [])], weights, table
-
-
-def _copied(path: Path, rewritten: set[str]) -> tuple[list[str], list[str]]:
-    """Names of the files that are copied, those beside a rewritten one in its folder too, and of all that is left behind."""
-    copied, left = copied_files(path, rewritten)
-    folders = sorted({Path(name).parent.as_posix() for name in rewritten} - {"."})
-    for folder in folders:
-        inner = {Path(name).name for name in rewritten if Path(name).parent.as_posix() == folder}
-        kept, lost = copied_files(path / folder, inner)
-        copied += [f"{folder}/{name}" for name in kept]
-        left += [f"{folder}/{name}" for name in lost]
-    return copied, [name for name in left if name not in folders]
 
 
 def _window(options: Mapping[str, str], otherwise: int) -> int:
@@ -262,30 +226,32 @@ def _tied(config: bytes) -> bool:
         return False
 
 
-def _spelling(
+def _spelled(
     path: Path,
     index: IndexFile,
     rows: Mapping[str, int],
     module: Any,
     tokenizer: Any,
     template: Template,
-    end: Callable[[Any, str], int],
+    kind: Kind,
+    window: int,
 ) -> tuple[SidSchema, Prompt]:
     """Schema and prompt, as the tokenizer spells them."""
     full = np.flatnonzero(index.codes[:, -1] >= 0)
     some = full[np.unique(np.linspace(0, len(full) - 1, _SAMPLES).astype(np.int64))]
-    texts = [sid_text(codes) for codes in index.codes[some]]
+    texts = [kind.spelling.text(codes) for codes in index.codes[some].tolist()]
     pad = next((row for row in (tokenizer.pad_token_id, tokenizer.eos_token_id) if row is not None), 0)
-    schema = schema_of(path, index, rows, module, special=(int(pad), end(tokenizer, texts[0])))
+    special = (int(pad), kind.end(tokenizer, texts[0]))
+    schema = schema_of(path, index, rows, module, special, kind.spelling)
     spelled = np.stack([level[index.codes[some, at]] for at, level in enumerate(schema.rows)], 1)
-    return schema, make_prompt(template, tokenizer, texts, spelled)
+    return schema, make_prompt(template, tokenizer, texts, spelled, window)
 
 
-def sid_text(codes: Any) -> str:
-    """A SID as these tools write it: `<a_1><b_2><c_3>`."""
-    return "".join(f"<{chr(ord('a') + level)}_{code}>" for level, code in enumerate(codes) if code >= 0)
-
-
-def index_of(path: Path, request: LoadRequest, folders: Sequence[str] = ("",)) -> IndexFile:
+def index_path(path: Path, request: LoadRequest) -> Path:
     """The SID table of a directory, or the one that --layout-set sids=FILE names."""
-    return read_index(index_option(path, request, index_files(path, folders), "*.index.json with SIDs like <a_60>"))
+    return index_option(path, request, index_files(path), "*.index.json with SIDs like <a_60>")
+
+
+def index_of(path: Path, request: LoadRequest) -> IndexFile:
+    """`index_path`, read."""
+    return read_index(index_path(path, request))

@@ -172,6 +172,8 @@ def _files(checkpoint: Checkpoint, facts: dict[str, Any]) -> None:
         facts["adapter over"] = str(extra["base"])
     if "prompt" in extra:
         facts["prompt"] = "".join(extra["prompt"]["text"])
+    if extra.get("padded"):
+        facts["rows beyond the tokenizer"] = extra["padded"]
     facts["copied"] = list(extra.get("copied", ()))
     if extra.get("left"):
         facts["left behind"] = list(extra["left"])

@@ -67,6 +67,14 @@ def digest_over(manifest: Mapping[str, Any], names: Iterable[str], more: Mapping
     return _digest_of({name: manifest["files"][name]["sha256"] for name in names} | dict(more or {}))
 
 
+def digest_from(path: Path, names: Sequence[str], table: Path, more: Mapping[str, str] | None = None) -> str:
+    """`digest_over` of the files as they are now, `table` (a SID table, in the directory or elsewhere) among them."""
+    inside = table.parent.resolve() == path.resolve()
+    read = [*names, table.name] if inside else list(names)
+    files = {"files": {name: {"sha256": sha256_file(path / name)} for name in read}}
+    return digest_over(files, read, {**({} if inside else {table.name: sha256_file(table)}), **(more or {})})
+
+
 def copied_files(path: Path, rewritten_names: Iterable[str]) -> tuple[list[str], list[str]]:
     """Names of the files that are copied when the directory is written back, and of all that is left behind."""
     kept: list[str] = []
@@ -141,7 +149,7 @@ def write_foreign(source: Checkpoint, recommender: Recommender, table: SidTable,
     """
     extra = source.extra
     require_listed(source, table)
-    growth = token_growth(source.table, table)
+    growth = token_growth(source, table)
     write_weights(source, recommender, staging, growth)
     index: IndexFile = extra["index"]
     write_bytes(staging / index.path.name, rewritten(index, reread(index.path, index.sha256), source.table, table))
@@ -187,12 +195,16 @@ def write_copies(
     items: Sequence[str],
     change: Callable[[str, bytes], bytes] = lambda name, data: data,
 ) -> None:
-    """Write the copied files, each as `change` makes it of its name and content, and the codebooks with the embeddings of `items`.
-
-    `items` are in the order of the other tool's table.
-    """
+    """Write the copied files, each as `change` makes it of its name and content, and what `keep_codebooks` keeps."""
     for name in source.extra["copied"]:
-        write_bytes(staging / name, change(name, reread(source.path / name, source.extra["files"][name])))
+        place = staging / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(place, change(name, reread(source.path / name, source.extra["files"][name])))
+    keep_codebooks(source, staging, items)
+
+
+def keep_codebooks(source: Checkpoint, staging: Path, items: Sequence[str]) -> None:
+    """Write codebooks and item embeddings, where there are any, rows in the order of `items`, the other tool's table's."""
     embeddings = source.embeddings
     if embeddings is not None:
         place = {str(item): row for row, item in enumerate(source.table.item_ids)}

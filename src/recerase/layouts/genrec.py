@@ -20,6 +20,7 @@ import numpy as np
 from recerase.errors import CheckpointError, TableError, UsageError
 from recerase.layouts.foreign import (
     copied_files,
+    digest_from,
     digest_over,
     index_option,
     manifest_of,
@@ -30,12 +31,12 @@ from recerase.layouts.foreign import (
 )
 from recerase.layouts.index_json import IndexFile, looks_like_index, read_index
 from recerase.layouts.native import CODEBOOKS, SCHEMA, Checkpoint
-from recerase.layouts.protocol import Layout, LoadRequest
+from recerase.layouts.protocol import NO_OPTIONS, Layout, LoadRequest
 from recerase.layouts.torch_zip import Contents, exchanged, read_torch_zip
 from recerase.layouts.weights import CONFIG, apart, fill_exactly, read_torch_file
 from recerase.sid.schema import SidSchema
 from recerase.sid.table import SidTable
-from recerase.store import MANIFEST, sha256_file
+from recerase.store import MANIFEST
 
 if TYPE_CHECKING:
     import torch
@@ -272,12 +273,11 @@ def remarks(checkpoint: Checkpoint) -> tuple[tuple[str, str], ...]:
     )
 
 
-def digest(path: Path) -> str:
-    """What the digest of the checkpoint in a directory is, its table in it."""
-    request = LoadRequest(trust_pickle=True)
-    names = [_weights(path, request), _index_path(path, request).name]
-    names += [CODEBOOKS] if (path / MANIFEST).is_file() and (path / CODEBOOKS).is_file() else []
-    return digest_over({"files": {name: {"sha256": sha256_file(path / name)} for name in names}}, names)
+def digest(path: Path, options: Mapping[str, str] = NO_OPTIONS) -> str:
+    """What the digest of a checkpoint is; see `Layout.digest`."""
+    request = LoadRequest(options=options, trust_pickle=True)
+    ours = [CODEBOOKS] if (path / MANIFEST).is_file() and (path / CODEBOOKS).is_file() else []
+    return digest_from(path, [_weights(path, request), *ours], _index_path(path, request))
 
 
 LAYOUTS = (

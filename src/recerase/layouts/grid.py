@@ -13,6 +13,7 @@ scored by one softmax a level (_beam_search_one_step). NVIDIA's sid_gr takes the
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from recerase.layouts.foreign import index_option, require_trust, says
 from recerase.layouts.level_stacks import Keys, Names, Stacks
 from recerase.layouts.levels import Codes
 from recerase.layouts.native import Checkpoint
-from recerase.layouts.protocol import Layout, LoadRequest
+from recerase.layouts.protocol import NO_OPTIONS, Layout, LoadRequest
 from recerase.layouts.torch_zip import Contents, read_torch_zip
 from recerase.sid.schema import SidSchema
 from recerase.sid.table import SidTable
@@ -144,11 +145,11 @@ def write_back(source: Checkpoint, recommender: Recommender, table: SidTable, st
     levels.write_back(source, recommender, table, staging)
 
 
-def digest(path: Path) -> str:
-    """What the digest of the checkpoint in a directory is, its table in it."""
-    request = LoadRequest(trust_pickle=True)
+def digest(path: Path, options: Mapping[str, str] = NO_OPTIONS) -> str:
+    """What the digest of a checkpoint is; see `Layout.digest`."""
+    request = LoadRequest(options=options, trust_pickle=True)
     weights = levels.chosen(path, _checkpoints(path), request)
-    return levels.digest(path, [weights, index_option(path, request, _tables(path), ".pt with a SID table").name])
+    return levels.digest(path, [weights], index_option(path, request, _tables(path), ".pt with a SID table"))
 
 
 def remarks(checkpoint: Checkpoint) -> tuple[tuple[str, str], ...]:

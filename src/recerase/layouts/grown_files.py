@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from recerase.errors import ArtefactError, CheckpointError, EraseError
 from recerase.layouts.growth import Growth, NewRow, Room, growth_between, named_rows
-from recerase.layouts.index_json import TOKEN, _token
+from recerase.layouts.spelling import PLAIN, Spelling
 from recerase.layouts.tensors import DTYPES
 from recerase.layouts.weights import CONFIG
 from recerase.store import read_bytes
@@ -39,9 +39,14 @@ Place = tuple[Any, int, int]
 """A key of an object or place in a list, and where its text begins (an object's key included) and ends."""
 
 
-def token_growth(before: SidTable, after: SidTable) -> Growth:
-    """What has come to the vocabulary between two tables of one directory."""
-    return growth_between(before.schema, after.schema, _token)
+def token_growth(source: Checkpoint, after: SidTable) -> Growth:
+    """What has come to the vocabulary of a directory with a token a code."""
+    return growth_between(source.table.schema, after.schema, spelling_of(source).token)
+
+
+def spelling_of(source: Checkpoint) -> Spelling:
+    """How the directory's tool writes codes as tokens."""
+    return source.extra.get("spelling", PLAIN)
 
 
 def token_room(checkpoint: Checkpoint, behind: str = "", hint: str = "") -> Room:
@@ -73,7 +78,7 @@ def token_room(checkpoint: Checkpoint, behind: str = "", hint: str = "") -> Room
             f"{path / CONFIG} gives row {named} a meaning, and its tokenizer ends at row {first - 1}.",
             "Restore the tokenizer's files: new tokens would come to lie there.",
         )
-    return Room(first, _token, behind, hint)
+    return Room(first, spelling_of(checkpoint).token, behind, hint)
 
 
 def _rows(name: str, said: Any) -> list[int]:
@@ -104,7 +109,7 @@ def regrown(name: str, data: bytes, growth: Growth, source: Checkpoint, model: R
             if type(said.get(key)) is int:
                 new = _with_number(new, ("metadata", key), said[key] + more)
     else:
-        new = _with_tokens(name, text, growth)
+        new = _with_tokens(name, text, growth, spelling_of(source))
     return new.encode("utf-8")
 
 
@@ -119,12 +124,12 @@ def _larger(source: Checkpoint, model: Recommender) -> dict[str, int]:
     }
 
 
-def _with_tokens(name: str, text: str, growth: Growth) -> str:
+def _with_tokens(name: str, text: str, growth: Growth, spelling: Spelling) -> str:
     """The text of a tokenizer's file with the new tokens after its last entry, each spelled as the last SID token there."""
     section = _SECTIONS[name]
     begin = next((begin for key, begin, _ in _values(text, 0) if key == section), -1) if section else _skip(text, 0)
     places = _places(text, begin) if begin >= 0 and text[begin] in "{[" else []
-    known = [place for place in places if TOKEN.match(_content(name, text, place))]
+    known = [place for place in places if spelling.place(_content(name, text, place)) is not None]
     if not known:
         return text
     _, first, end = known[-1]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from recerase.errors import ArtefactError, TableError
+from recerase.layouts.spelling import PLAIN
 from recerase.sid.table import TOMBSTONE
 from recerase.store import read_bytes, sha256_bytes
 from recerase.types import IntArray
@@ -23,7 +24,6 @@ from recerase.types import IntArray
 if TYPE_CHECKING:
     from recerase.sid.table import SidTable
 
-TOKEN = re.compile(r"^<([a-z])_(\d{1,9})>$")
 _MOST_CODE = 1 << 22
 _ENTRY = re.compile(r'("(?:[^"\\]|\\.)*")(\s*:\s*\[)([^\[\]]*)\]')
 _VALUE = re.compile(r'"(?:[^"\\]|\\.)*"|-?\d+')
@@ -80,7 +80,7 @@ def looks_like_index(path: Path, tokens: bool) -> bool:
             head = file.read(4096).decode("utf-8", "replace")
     except OSError:
         return False
-    value = r'"<[a-z]_\d+>"' if tokens else r"\d+"
+    value = f'"{PLAIN.codes.pattern}"' if tokens else r"\d+"
     return re.match(rf'\s*\{{\s*"[^"]*"\s*:\s*\[\s*{value}\s*[,\]]', head) is not None
 
 
@@ -92,7 +92,7 @@ def rewritten(index: IndexFile, data: bytes, before: SidTable, after: SidTable) 
     """
     moved = np.flatnonzero(before.moved(after))
     changed = {str(after.item_ids[row]): [int(c) for c in after.codes[row] if c >= 0] for row in moved}
-    spell = _token if index.tokens else (lambda level, code: code)
+    spell = PLAIN.token if index.tokens else (lambda level, code: code)
     text = data.decode("utf-8")
 
     def entry(match: re.Match[str]) -> str:
@@ -104,7 +104,7 @@ def rewritten(index: IndexFile, data: bytes, before: SidTable, after: SidTable) 
     new = _ENTRY.sub(entry, text)
     lost = tombstones(index, before, after) if index.tokens else []
     wanted = {key: changed.get(key) for key in index.items}
-    new = _with_entries(new, [[_token(level, code) for level, code in enumerate(sid)] for sid in lost])
+    new = _with_entries(new, [[PLAIN.token(level, code) for level, code in enumerate(sid)] for sid in lost])
     _check(index, new, wanted, lost, spell)
     return new.encode("utf-8")
 
@@ -185,16 +185,12 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _token(level: int, code: int) -> str:
-    return f"<{chr(ord('a') + level)}_{code}>"
-
-
 def _code(value: str | int, level: int) -> int:
     if isinstance(value, str):
-        match = TOKEN.match(value)
-        if match is None or ord(match[1]) - ord("a") != level:
+        place = PLAIN.place(value)
+        if place is None or place[0] != level:
             raise ValueError(f"{value!r:.40} is no token of level {level + 1}")
-        value = int(match[2])
+        value = place[1]
     if isinstance(value, bool) or not 0 <= value < _MOST_CODE:
         raise ValueError(f"{value!r:.40} is no code")
     return value

@@ -2,7 +2,7 @@
 
 The prompt is `sft_prompt` and the first of the sequential recommendation prompts in LC-Rec's prompt.py (test_prompt_ids is 0 in
 LETTER-LC-Rec/utils.py of HonghuiBao2000/LETTER), the history is joined by ", " and cut to 20 items (his_sep, max_his_len there).
-With add_prefix, histories are numbered there; such a separator differs from place to place, and is not supported.
+With add_prefix its data.py puts "1. ", "2. " and so on before the items of a history once it is cut; that is an option here.
 
 The one decision: what lora_finetune.py leaves, an adapter over a base model that lies elsewhere, is as good as a whole model, and
 stays an adapter (adapters.py).
@@ -10,10 +10,12 @@ stays an adapter (adapters.py).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from recerase.errors import ArtefactError
+from recerase.errors import ArtefactError, UsageError
 from recerase.layouts.adapters import ADAPTER, is_adapter
 from recerase.layouts.adapters import remarks as adapter_remarks
 from recerase.layouts.causal_dir import (
@@ -21,16 +23,18 @@ from recerase.layouts.causal_dir import (
     Kind,
     has_tokens,
     index_of,
+    index_path,
     kind_of,
     read_causal,
 )
+from recerase.layouts.causal_files import Side, digest_of_causal
 from recerase.layouts.foreign import write_foreign
 from recerase.layouts.grown_files import token_room
 from recerase.layouts.letter import remarks as token_remarks
 from recerase.layouts.minionerec import csvs_of, lists_of
 from recerase.layouts.native import Checkpoint
-from recerase.layouts.prompts import Template
-from recerase.layouts.protocol import Layout, LoadRequest
+from recerase.layouts.prompts import NUMBER, Template
+from recerase.layouts.protocol import NO_OPTIONS, Layout, LoadRequest
 from recerase.layouts.weights import CONFIG
 
 NAME = "lc-rec"
@@ -69,7 +73,22 @@ def _detect(path: Path) -> str | None:
 
 def load(path: Path, request: LoadRequest) -> Checkpoint:
     """Read an LC-Rec directory; see `Layout.load`."""
-    return read_causal(path, request, KIND, index_of(path, request))
+    kind = replace(KIND, template=_template(request.options))
+    return read_causal(path, request, kind, index_of(path, request))
+
+
+def _template(options: Mapping[str, str]) -> Template:
+    """How the model is asked: with numbered items where --layout-set add_prefix=yes says so."""
+    said = options.get("add_prefix", "no")
+    if said not in ("yes", "no"):
+        raise UsageError(f"add_prefix={said:.40} is neither yes nor no.", "Give --layout-set add_prefix=yes.")
+    return replace(PROMPT, begin=f"{NUMBER}. ") if said == "yes" else PROMPT
+
+
+def digest(path: Path, options: Mapping[str, str] = NO_OPTIONS) -> str:
+    """What the digest of a checkpoint is; see `Layout.digest`."""
+    table = index_path(path, LoadRequest(options=options))
+    return digest_of_causal(path, options, _template(options), table, Side(path))
 
 
 def remarks(checkpoint: Checkpoint) -> tuple[tuple[str, str], ...]:
@@ -86,7 +105,8 @@ LAYOUTS = (
         load=load,
         write_back=write_foreign,
         remarks=remarks,
-        options=OPTIONS,
+        digest=digest,
         room=token_room,
+        options=OPTIONS | {"add_prefix": "yes where histories are numbered, as LC-Rec does with add_prefix"},
     ),
 )

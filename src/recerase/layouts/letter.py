@@ -11,7 +11,7 @@ behind it would be another; `tokenizer=directory` says that the directory's own 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,7 @@ from recerase.layouts.adapters import (
 from recerase.layouts.adapters import remarks as adapter_remarks
 from recerase.layouts.foreign import (
     copied_files,
+    digest_from,
     digest_over,
     index_option,
     manifest_of,
@@ -42,16 +43,17 @@ from recerase.layouts.foreign import (
 )
 from recerase.layouts.grown_files import token_room
 from recerase.layouts.growth import Room
-from recerase.layouts.index_json import TOKEN, IndexFile, looks_like_index, read_index
+from recerase.layouts.index_json import IndexFile, looks_like_index, read_index
 from recerase.layouts.native import CODEBOOKS, SCHEMA, Checkpoint
 from recerase.layouts.patching import reread
 from recerase.layouts.prompts import load_tokenizer
-from recerase.layouts.protocol import Layout, LoadRequest
+from recerase.layouts.protocol import NO_OPTIONS, Layout, LoadRequest
+from recerase.layouts.spelling import PLAIN, Spelling
 from recerase.layouts.t5 import load_t5
 from recerase.layouts.weights import CONFIG, DEFAULT_WINDOW
 from recerase.sid.schema import SidSchema
 from recerase.sid.table import SidTable
-from recerase.store import MANIFEST, read_bytes, sha256_file
+from recerase.store import MANIFEST, read_bytes
 from recerase.types import IntArray
 
 if TYPE_CHECKING:
@@ -76,14 +78,19 @@ def _detect(path: Path) -> str | None:
     return f"a T5 {described_in(path)}, and {len(tokens)} tokens like <a_60> in its tokenizer" if tokens else None
 
 
-def token_rows(path: Path) -> dict[str, int]:
-    """Row of every token like `<a_60>` that the tokenizer's JSON files name. Raises TableError when they contradict."""
+def token_rows(path: Path, spelling: Spelling = PLAIN) -> dict[str, int]:
+    """Row of every code's token that the tokenizer's JSON files name. Raises TableError when they contradict."""
+    return rows_of(path, lambda token: spelling.place(token) is not None)
+
+
+def rows_of(path: Path, wanted: Callable[[str], bool]) -> dict[str, int]:
+    """Row of every wanted token that the tokenizer's JSON files name. Raises TableError when they contradict."""
     found: dict[str, tuple[int, str]] = {}
     for name in TOKEN_FILES:
         if not (path / name).is_file():
             continue
         try:
-            named = _named(name, json.loads(read_bytes(path / name)))
+            named = _named(name, json.loads(read_bytes(path / name)), wanted)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise TableError(f"{path / name} names no tokens as it should: {error!s:.100}.", "Restore it.") from error
         for token, row in named:
@@ -99,15 +106,15 @@ def token_rows(path: Path) -> dict[str, int]:
     return rows
 
 
-def _named(name: str, said: Any) -> list[tuple[str, int]]:
-    """(token, row) pairs of codes in the content of one of the `TOKEN_FILES`."""
+def _named(name: str, said: Any, wanted: Callable[[str], bool]) -> list[tuple[str, int]]:
+    """(token, row) pairs of wanted tokens in the content of one of the `TOKEN_FILES`."""
     if name == "added_tokens.json":
         pairs = list(said.items())
     elif name == "tokenizer.json":
         pairs = [(entry["content"], entry["id"]) for entry in said.get("added_tokens") or []]
     else:
         pairs = [(entry["content"], int(row)) for row, entry in (said.get("added_tokens_decoder") or {}).items()]
-    codes = [(token, row) for token, row in pairs if isinstance(token, str) and TOKEN.match(token)]
+    codes = [(token, row) for token, row in pairs if isinstance(token, str) and wanted(token)]
     if any(type(row) is not int or not 0 <= row < 1 << 31 for _, row in codes):
         raise ValueError("a row is no whole number")
     return codes
@@ -259,16 +266,19 @@ def _generation(path: Path) -> Mapping[str, Any]:
 
 
 def schema_of(
-    path: Path, index: IndexFile, tokens: Mapping[str, int], module: Any, special: tuple[int, int] | None = None
+    path: Path,
+    index: IndexFile,
+    tokens: Mapping[str, int],
+    module: Any,
+    special: tuple[int, int] | None = None,
+    spelling: Spelling = PLAIN,
 ) -> SidSchema:
     """How the codes of `index` are spelled; `special` are the rows of pad and eos where the config does not say them.
 
     Raises TableError when a code has no token, or a token no row.
     """
     levels = index.codes.shape[1]
-    places = [
-        (ord(match[1]) - ord("a"), int(match[2]), row) for token, row in tokens.items() if (match := TOKEN.match(token))
-    ]
+    places = [(*place, row) for token, row in tokens.items() if (place := spelling.place(token))]
     vocabulary = int(module.get_input_embeddings().weight.shape[0])
     if max((row for _, _, row in places), default=0) >= vocabulary:
         raise TableError(
@@ -287,7 +297,7 @@ def schema_of(
         if len(without):
             code = index.codes[without[0], level]
             raise TableError(
-                f"Item {index.items[without[0]]} has <{chr(ord('a') + level)}_{code}>, which the tokenizer of {path} lacks: "
+                f"Item {index.items[without[0]]} has {spelling.token(level, int(code))}, which the tokenizer of {path} lacks: "
                 "the model reads it as unknown.",
                 "Give the table that the model was trained with, with --layout-set sids=FILE.",
             )
@@ -311,7 +321,7 @@ def schema_of(
 
 def remarks(checkpoint: Checkpoint) -> tuple[tuple[str, str], ...]:
     """The traps of this layout that apply, each with its remedy."""
-    schema, table, extra = checkpoint.table.schema, checkpoint.table, checkpoint.extra
+    schema, table = checkpoint.table.schema, checkpoint.table
     told = []
     spelled = sum(int((rows >= 0).sum()) for rows in schema.rows)
     possible = sum(schema.codes)
@@ -336,27 +346,28 @@ def remarks(checkpoint: Checkpoint) -> tuple[tuple[str, str], ...]:
                 "Load the tokenizer that lies in the directory.",
             )
         )
-    limits = [key for key in ("top_k", "top_p", "num_beams", "temperature") if key in extra["generation"]]
-    if limits:
-        told.append(
-            (
-                f"generation_config.json sets {', '.join(limits)}, which may leave no valid beam.",
-                "It is copied, and never used when recerase decodes.",
-            )
-        )
-    return tuple(told)
+    return (*told, *limits(checkpoint))
+
+
+def limits(checkpoint: Checkpoint) -> tuple[tuple[str, str], ...]:
+    """The remark about a generation_config.json that narrows decoding."""
+    found = [key for key in ("top_k", "top_p", "num_beams", "temperature") if key in checkpoint.extra["generation"]]
+    if not found:
+        return ()
+    what = f"generation_config.json sets {', '.join(found)}, which may leave no valid beam."
+    return ((what, "It is copied, and never used when recerase decodes."),)
 
 
 def _remarks(checkpoint: Checkpoint) -> tuple[tuple[str, str], ...]:
     return (*remarks(checkpoint), *adapter_remarks(checkpoint))
 
 
-def digest(path: Path) -> str:
-    """What the digest of the checkpoint in a directory is, its table in it."""
+def digest(path: Path, options: Mapping[str, str] = NO_OPTIONS) -> str:
+    """What the digest of a checkpoint is; see `Layout.digest`."""
     _, names = _names(path, trust_pickle=True)
-    names.append(_index_path(path, LoadRequest()).name)
-    base = base_of(path, LoadRequest(trust_pickle=True), _weights).digests if is_adapter(path) else None
-    return digest_over({"files": {name: {"sha256": sha256_file(path / name)} for name in names}}, names, base)
+    request = LoadRequest(options=options, trust_pickle=True)
+    base = base_of(path, request, _weights).digests if is_adapter(path) else {}
+    return digest_from(path, names, _index_path(path, request), base)
 
 
 LAYOUTS = (

@@ -18,6 +18,7 @@ import numpy as np
 from recerase.errors import CheckpointError, EraseError, UsageError
 from recerase.layouts.foreign import (
     copied_files,
+    digest_from,
     digest_over,
     manifest_of,
     parts_of,
@@ -169,10 +170,9 @@ def _ours(path: Path) -> list[str]:
     return [CODEBOOKS] if (path / MANIFEST).is_file() and (path / CODEBOOKS).is_file() else []
 
 
-def digest(path: Path, names: Sequence[str]) -> str:
-    """What the digest of the checkpoint in a directory is, all its files in it."""
-    names = [*names, *_ours(path)]
-    return digest_over({"files": {name: {"sha256": sha256_file(path / name)} for name in names}}, names)
+def digest(path: Path, names: Sequence[str], table: Path) -> str:
+    """What the digest of the checkpoint in a directory is, of the file with its SID table among others."""
+    return digest_from(path, [*names, *_ours(path)], table)
 
 
 def _schema(found: Stacks, codes: IntArray) -> SidSchema:

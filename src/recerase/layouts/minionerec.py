@@ -11,6 +11,7 @@ other when they are read, and a directory in which they differ is refused.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,19 +19,28 @@ import numpy as np
 
 from recerase.errors import ArtefactError, EraseError, TableError
 from recerase.layouts.adapters import remarks as adapter_remarks
-from recerase.layouts.causal_dir import OPTIONS, Kind, has_tokens, index_of, kind_of, read_causal, sid_text
-from recerase.layouts.foreign import write_weights
-from recerase.layouts.grown_files import prove_tokens, regrown, token_growth, token_room
-from recerase.layouts.index_json import IndexFile, rewritten
+from recerase.layouts.causal_dir import OPTIONS, Kind, has_tokens, index_files, kind_of, read_causal
+from recerase.layouts.causal_files import (
+    DATA,
+    Side,
+    data_directory,
+    digest_of_causal,
+    held_content,
+    nearest,
+    spelled_sids,
+    write_causal,
+)
+from recerase.layouts.foreign import index_option
+from recerase.layouts.grown_files import token_room
+from recerase.layouts.index_json import read_index, rewritten
 from recerase.layouts.letter import remarks as token_remarks
-from recerase.layouts.native import Checkpoint, save_codebooks
-from recerase.layouts.patching import reread
+from recerase.layouts.native import Checkpoint
 from recerase.layouts.prompts import Template
-from recerase.layouts.protocol import Layout, LoadRequest
+from recerase.layouts.protocol import NO_OPTIONS, Layout, LoadRequest
 from recerase.layouts.sidecars import decoded, interactions, listed_items, rewritten_list, sid_columns
+from recerase.layouts.spelling import PLAIN
 from recerase.layouts.weights import CONFIG
 from recerase.sid.table import SidTable
-from recerase.store import read_bytes, sha256_bytes, write_bytes
 
 if TYPE_CHECKING:
     from recerase.model.recommender import Recommender
@@ -89,24 +99,46 @@ def _detect(path: Path) -> str | None:
         beside = lists_of(path) or csvs_of(path)
     except (OSError, ArtefactError):
         return None
-    return f"a {kind} {CONFIG}, tokens like <a_60>, and {beside[0]}" if beside else None
+    if beside or kind != "llama":  # a Llama without them is LC-Rec's
+        return f"a {kind} {CONFIG}, tokens like <a_60>, and {beside[0] if beside else 'no files with SIDs beside it'}"
+    return None
+
+
+def _beside(path: Path, options: Mapping[str, str]) -> tuple[Path, Side]:
+    """The SID table, and the item lists and CSV files: those of the directory, else those where `data` says.
+
+    Of a data directory of several shops, as the one MiniOneRec comes with, files are taken whose names begin with that of the
+    table, as its evaluate.sh takes them.
+    """
+    home = data_directory(path, options)
+    own, others = index_files(path, FOLDERS), index_files(home, FOLDERS)
+    table = index_option(path if own else home, LoadRequest(options=options), own or others, "*.index.json of <a_60>")
+    there = [*lists_of(home), *csvs_of(home)]
+    if len(others) > 1:
+        there = [name for name in there if Path(name).name.startswith(table.name.removesuffix(".index.json"))]
+    return table, Side(home, nearest(path, home, there if home == path else [*lists_of(path), *csvs_of(path), *there]))
 
 
 def load(path: Path, request: LoadRequest) -> Checkpoint:
     """Read a MiniOneRec directory; see `Layout.load`."""
-    index = index_of(path, request, FOLDERS)
-    spelled = {item: sid_text(codes) for item, codes in zip(index.items, index.codes.tolist(), strict=True)}
-    lists, csvs = lists_of(path), csvs_of(path)
-    held = {name: read_bytes(path / name) for name in (*lists, *csvs)}
-    texts = {name: decoded(data, path / name) for name, data in held.items()}
-    named = [listed_items(texts[name], path / name, spelled) for name in lists]
+    table, side = _beside(path, request.options)
+    index = read_index(table)
+    spelled = {item: PLAIN.text(codes) for item, codes in zip(index.items, index.codes.tolist(), strict=True)}
+    held, places = side.read(), side.places
+    texts = {name: decoded(data, places[name]) for name, data in held.items()}
+    lists = [name for name in texts if name.endswith(".txt")]
+    named = [listed_items(texts[name], places[name], spelled) for name in lists]
     if any(other != named[0] for other in named[1:]):
-        raise TableError(f"{path / lists[0]} and {lists[1]} name other items.", "Keep the item list that is in use.")
+        raise TableError(f"{places[lists[0]]} and {lists[1]} name other items.", "Keep the item list that is in use.")
     listed = np.fromiter((item in named[0] for item in index.items), bool, len(index.items)) if named else None
-    longest = max([interactions(texts[name], path / name, spelled)[1] for name in csvs], default=0)
-    kind = Kind(NAME, PROMPT, longest or KIND.window, _end)
-    digests = {name: sha256_bytes(data) for name, data in held.items()}
-    return read_causal(path, request, kind, index, digests, listed)
+    lengths = [interactions(text, places[name], spelled)[1] for name, text in texts.items() if name not in lists]
+    kind = replace(KIND, window=max(lengths, default=0) or KIND.window)
+    return read_causal(path, request, kind, index, side, held, listed)
+
+
+def digest(path: Path, options: Mapping[str, str] = NO_OPTIONS) -> str:
+    """What the digest of a checkpoint is; see `Layout.digest`."""
+    return digest_of_causal(path, options, PROMPT, *_beside(path, options))
 
 
 def write_back(source: Checkpoint, recommender: Recommender, table: SidTable, staging: Path) -> None:
@@ -115,25 +147,13 @@ def write_back(source: Checkpoint, recommender: Recommender, table: SidTable, st
     Raises EraseError when items must not be recommended any more and there is no item list to take them off, ArtefactError when
     a file of the source has changed since it was read.
     """
-    extra, path = source.extra, source.path
-    index: IndexFile = extra["index"]
-    growth = token_growth(source.table, table)
-    write_weights(source, recommender, staging, growth)
-    for name in extra["copied"]:
-        _put(staging / name, regrown(name, reread(path / name, extra["files"][name]), growth, source, recommender))
-    prove_tokens(path, staging, growth)
-    _write_sids(source, index, table, staging)
-    embeddings = source.embeddings
-    if embeddings is not None:
-        place = {str(item): row for row, item in enumerate(source.table.item_ids)}
-        embeddings = embeddings[[place[item] for item in index.items]]
-    save_codebooks(staging, source.codebooks, embeddings)
+    write_causal(source, recommender, table, staging, _with_sids)
 
 
-def _write_sids(source: Checkpoint, index: IndexFile, table: SidTable, staging: Path) -> None:
-    """Write everything that carries SIDs."""
+def _with_sids(source: Checkpoint, table: SidTable) -> Mapping[str, bytes]:
+    """Everything that carries SIDs, as it is now to be."""
     extra, path, before = source.extra, source.path, source.table
-    old, new = (_spelled(one, np.ones(len(one), bool)) for one in (before, table))
+    old, new = (spelled_sids(one, PLAIN.text) for one in (before, table))
     new = {item: sid for item, sid in new.items() if old[item] != sid}
     dropped = {str(item) for item in table.item_ids[before.listed & ~table.listed]}
     lists = [name for name in extra["side"] if name.endswith(".txt")]
@@ -142,26 +162,16 @@ def _write_sids(source: Checkpoint, index: IndexFile, table: SidTable, staging: 
             f"{path} has no item list in info/ from which items could be taken, and this method needs that.",
             "Use --method tracer, renormalise or npo, and hide the items where recommendations are served.",
         )
-    data = rewritten(index, reread(index.path, index.sha256), before, table)
-    _put(staging / extra["index_name"], data)
+    name, index = extra["index_name"], extra["index"]
+    made = {name: rewritten(index, held_content(source, name), before, table)}
     for name in extra["side"]:
-        text = decoded(reread(path / name, extra["files"][name]), path / name)
+        text = decoded(held_content(source, name), extra["places"][name])
         if name in lists:
             text = rewritten_list(text, new, dropped)
         elif new:
-            text = interactions(text, path / name, old, new)[0]
-        _put(staging / name, text.encode())
-
-
-def _put(place: Path, data: bytes) -> None:
-    place.parent.mkdir(exist_ok=True)
-    write_bytes(place, data)
-
-
-def _spelled(table: SidTable, rows: Any) -> Mapping[str, str]:
-    return {
-        str(item): sid_text(codes) for item, codes in zip(table.item_ids[rows], table.codes[rows].tolist(), strict=True)
-    }
+            text = interactions(text, extra["places"][name], old, new)[0]
+        made[name] = text.encode()
+    return made
 
 
 def remarks(checkpoint: Checkpoint) -> tuple[tuple[str, str], ...]:
@@ -173,7 +183,12 @@ def remarks(checkpoint: Checkpoint) -> tuple[tuple[str, str], ...]:
     if unlisted:
         told.append((f"{unlisted} items are not on the item list.", "They are never recommended, and audited as such."))
     if not checkpoint.extra["side"]:
-        told.append(("There are no item lists and no interactions beside it.", "Keep info/ and the CSV files with it."))
+        told.append(
+            (
+                "There are no item lists and no interactions beside it.",
+                "Name the directory that holds info/ and the CSV files with --layout-set data=DIR: they carry SIDs too.",
+            )
+        )
     return tuple(told)
 
 
@@ -186,7 +201,8 @@ LAYOUTS = (
         load=load,
         write_back=write_back,
         remarks=remarks,
-        options=OPTIONS,
+        digest=digest,
         room=token_room,
+        options=OPTIONS | DATA,
     ),
 )

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from recerase.catalog.files import read_verified, reading_verified
 from recerase.errors import ArtefactError, CheckpointError, PickleError, TableError
 from recerase.layouts.growth import Room
-from recerase.layouts.protocol import Layout, LoadRequest
+from recerase.layouts.protocol import NO_OPTIONS, Layout, LoadRequest
 from recerase.layouts.tensors import numpy_memory, read_safetensors
 from recerase.layouts.weights import CONFIG, load_module, read_tensors, weight_bytes
 from recerase.sid.codebooks import Codebooks
@@ -111,7 +111,7 @@ LAYOUTS = (
         detect=_detect,
         load=_load,
         write_back=_write_back,
-        digest=lambda path: checkpoint_digest(path),
+        digest=lambda path, options=NO_OPTIONS: checkpoint_digest(path),
         room=_room,
     ),
 )

@@ -23,9 +23,12 @@ from recerase.model.prompt import Prompt
 from recerase.types import IntArray
 
 HISTORY = "{history}"
+NUMBER = "{number}"
+"""In the text that begins an item: its place in the history, from 1."""
 PROMPT_OPTION = (
     'JSON file of a prompt: "text" with {history} in it (one string, or a list of strings that are tokenized one by one), '
-    '"separator" between items, "begin" and "end" around each SID, "empty" in place of an empty history, '
+    '"separator" between items, "begin" ({number} in it is an item\'s place) and "end" around each SID, '
+    '"empty" in place of an empty history, '
     '"bos" tokenizer, always or never'
 )
 """What --layout-set prompt=FILE takes, for help."""
@@ -42,7 +45,7 @@ class Template:
     """Pieces that are tokenized one by one and joined; exactly one holds {history}."""
     separator: str = ""
     begin: str = ""
-    """Before each SID of the history, and `end` after it."""
+    """Before each SID of the history, {number} in it being its place from 1, and `end` after it."""
     end: str = ""
     empty: str = ""
     """What stands in place of {history} when there is none."""
@@ -95,28 +98,31 @@ def load_tokenizer(directory: Path) -> Any:
         ) from error
 
 
-def make_prompt(template: Template, tokenizer: Any, sids: Sequence[str], rows: IntArray) -> Prompt:
+def make_prompt(template: Template, tokenizer: Any, sids: Sequence[str], rows: IntArray, window: int = 3) -> Prompt:
     """The prompt that the tokenizer makes of a template.
 
     Args:
         sids: a few SIDs as the tool writes them, of one length and at least one; each is used in the first and other places.
         rows: int64 [len(sids), L] their vocabulary rows.
+        window: the most items of a history; what stands between items that are numbered is spelled for so many.
     Raises:
         CheckpointError: the tokenizer does not keep SIDs whole, or what stands between them depends on them.
     """
     encode = _encoder(tokenizer, template)
-    many = len(sids)
+    many, numbered = len(sids), NUMBER in template.begin
     found: set[Prompt] = set()
     for turn in range(many):
-        order = [(turn + k) % many for k in range(3)]
+        order = [(turn + k) % many for k in range(max(3, window) if numbered else 3)]
         parts = _parts(encode(_joined(template, [sids[k] for k in order])), rows[order], sids)
         alone = _parts(encode(_joined(template, [sids[turn]])), rows[[turn]], sids)
-        if parts[1] != parts[2] or (parts[0], parts[3]) != (alone[0], alone[1]):
+        between = tuple(parts[1:-1])
+        if (not numbered and between[0] != between[1]) or (parts[0], parts[-1]) != (alone[0], alone[1]):
             raise CheckpointError(
                 "The tokenizer spells what stands around SIDs in more than one way in this prompt.",
                 "Give a prompt whose separator stands clear of the SIDs with --layout-set prompt=FILE.",
             )
-        found.add(Prompt(parts[0], parts[1], parts[3], tuple(encode(_joined(template, [])))))
+        empty = tuple(encode(_joined(template, [])))
+        found.add(Prompt(parts[0], () if numbered else between[0], parts[-1], empty, between if numbered else None))
     if len(found) != 1 or not next(iter(found)).empty:
         raise CheckpointError(
             "What the tokenizer puts around SIDs depends on the SIDs, or is nothing.",
@@ -128,7 +134,11 @@ def make_prompt(template: Template, tokenizer: Any, sids: Sequence[str], rows: I
 def _joined(template: Template, sids: Sequence[str]) -> tuple[str, ...]:
     """The pieces of the text with a history in them."""
     history = (
-        template.separator.join(f"{template.begin}{sid}{template.end}" for sid in sids) if sids else template.empty
+        template.separator.join(
+            f"{template.begin.replace(NUMBER, str(place))}{sid}{template.end}" for place, sid in enumerate(sids, 1)
+        )
+        if sids
+        else template.empty
     )
     return tuple(piece.replace(HISTORY, history) for piece in template.text)
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from recerase.errors import CheckpointError
 
@@ -36,6 +37,15 @@ class LoadRequest:
     """What the files do not say, from --layout-set KEY=VALUE (say, where the SID table is)."""
 
 
+NO_OPTIONS: Mapping[str, str] = MappingProxyType({})
+
+
+class Digest(Protocol):
+    """How a layout tells a checkpoint's digest from its files."""
+
+    def __call__(self, path: Path, options: Mapping[str, str] = ..., /) -> str: ...
+
+
 @dataclass(frozen=True)
 class Layout:
     """One kind of checkpoint directory."""
@@ -52,14 +62,18 @@ class Layout:
     """The source, the new model and table (items in the source's order), and the staging directory to be filled."""
     remarks: Callable[[Checkpoint], tuple[tuple[str, str], ...]] = lambda checkpoint: ()
     """For inspect: the traps that apply to a loaded checkpoint, each with its remedy."""
-    digest: Callable[[Path], str] | None = None
-    """What `Checkpoint.digest` will be, from the files alone; None: it cannot be told without options."""
+    digest: Digest | None = None
+    """What `Checkpoint.digest` will be, from the files alone, read as `LoadRequest.options` say; None: it cannot be told."""
     options: Mapping[str, str] = field(default_factory=dict)
     """What --layout-set may say: name -> what it is."""
     room: Callable[[Checkpoint], Room] | None = None
     """Where new vocabulary rows would go; raises EraseError where they cannot. None: this layout's vocabulary cannot grow."""
     table: Callable[[Path], tuple[SidTable, Mapping[str, Any]]] | None = None
     """Of files without a model: reads the SID table, and for inspect what else they say. See `table_layout`."""
+
+    def mine(self, options: Mapping[str, str]) -> dict[str, str]:
+        """Those of the options, given for all checkpoints of a command, that are this layout's."""
+        return {key: value for key, value in options.items() if key in self.options}
 
     @property
     def summary(self) -> str:

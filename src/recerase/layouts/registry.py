@@ -27,6 +27,8 @@ _MODULES = (
     "tiger_cf",
     "minionerec",
     "lc_rec",
+    "openonerec",
+    "onerec_think",
     "genrec",
     "grid",
     "rqvae_recommender",
@@ -110,10 +112,14 @@ def open_checkpoint(
 ) -> Checkpoint:
     """Detect the layout (or take the one named) and load the checkpoint with it; see `LoadRequest`."""
     known = detect_layout(path, layout)
+    check_options(options or {})
+    return known.load(Path(path), LoadRequest(item_ids, device, dtype, trust_pickle, known.mine(options or {})))
+
+
+def check_options(options: Mapping[str, str]) -> None:
+    """Raises UsageError for an option that no layout has."""
     offered = {key: (layout.name, what) for layout in layouts() for key, what in layout.options.items()}
-    for key in options or {}:
+    for key in options:
         if key not in offered:
             listed = "; ".join(f"{key} ({what})" for key, (_, what) in offered.items())
             raise UsageError(f"No layout has an option {key!r:.40}.", f"Options are: {listed}.")
-    mine = {key: value for key, value in (options or {}).items() if key in known.options}
-    return known.load(Path(path), LoadRequest(item_ids, device, dtype, trust_pickle, mine))

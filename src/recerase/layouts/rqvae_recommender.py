@@ -10,6 +10,7 @@ the RQ-VAE (precompute_corpus_ids), and knows nothing of items that have moved; 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from recerase.layouts import levels
 from recerase.layouts.level_stacks import Names, Stacks
 from recerase.layouts.levels import Codes
 from recerase.layouts.native import Checkpoint
-from recerase.layouts.protocol import Layout, LoadRequest
+from recerase.layouts.protocol import NO_OPTIONS, Layout, LoadRequest
 from recerase.layouts.torch_zip import Contents
 
 NAME = "rqvae-recommender"
@@ -68,9 +69,10 @@ def load(path: Path, request: LoadRequest) -> Checkpoint:
     return levels.load(path, request, NAME, _NAMES, weights, lambda _: _WINDOW, table_of)
 
 
-def digest(path: Path) -> str:
-    """What the digest of the checkpoint in a directory is."""
-    return levels.digest(path, [levels.chosen(path, _checkpoints(path), LoadRequest(trust_pickle=True))])
+def digest(path: Path, options: Mapping[str, str] = NO_OPTIONS) -> str:
+    """What the digest of a checkpoint is; see `Layout.digest`."""
+    file = levels.chosen(path, _checkpoints(path), LoadRequest(options=options, trust_pickle=True))
+    return levels.digest(path, [], path / file)
 
 
 def remarks(checkpoint: Checkpoint) -> tuple[tuple[str, str], ...]:

@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from recerase.errors import TableError
+from recerase.layouts.spelling import PLAIN
 
-SID = re.compile(r"(?:<[a-z]_\d+>)+")
+SID = PLAIN.sid
 _FIELD = re.compile(r'("(?:[^"]|"")*"|(?:[^,"\r\n]|\r(?!\n))*)(,|\r?\n|\Z)')
 _LINE = re.compile(r"[^\n]*\n|[^\n]+")
 CSV_COLUMNS = ("history_item_id", "item_id", "history_item_sid", "item_sid")

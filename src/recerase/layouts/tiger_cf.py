@@ -19,6 +19,7 @@ import numpy as np
 from recerase.errors import CheckpointError, EraseError, TableError, UsageError
 from recerase.layouts.foreign import (
     copied_files,
+    digest_from,
     digest_over,
     index_option,
     manifest_of,
@@ -29,11 +30,11 @@ from recerase.layouts.foreign import (
 from recerase.layouts.growth import Room
 from recerase.layouts.index_json import IndexFile, looks_like_index, read_index
 from recerase.layouts.native import CODEBOOKS, Checkpoint
-from recerase.layouts.protocol import Layout, LoadRequest
+from recerase.layouts.protocol import NO_OPTIONS, Layout, LoadRequest
 from recerase.layouts.t5 import load_t5
 from recerase.sid.schema import SidSchema
 from recerase.sid.table import SidTable
-from recerase.store import MANIFEST, pretty_json, sha256_file
+from recerase.store import MANIFEST, pretty_json
 
 NAME = "tiger-cf"
 _SPECIAL = 10
@@ -247,13 +248,12 @@ def remarks(checkpoint: Checkpoint) -> tuple[tuple[str, str], ...]:
     return tuple(told)
 
 
-def digest(path: Path) -> str:
-    """What the digest of the checkpoint in a directory is, its table in it."""
-    request = LoadRequest(trust_pickle=True)
+def digest(path: Path, options: Mapping[str, str] = NO_OPTIONS) -> str:
+    """What the digest of the checkpoint in a directory is, its table in it; see `Layout.digest`."""
+    request = LoadRequest(trust_pickle=True, options=options)
     config, said, _, _ = _config(path)
-    names = [config, _weights(path, request), _index_path(path, said, request).name]
-    names += [CODEBOOKS] if (path / MANIFEST).is_file() and (path / CODEBOOKS).is_file() else []
-    return digest_over({"files": {name: {"sha256": sha256_file(path / name)} for name in names}}, names)
+    ours = [CODEBOOKS] if (path / MANIFEST).is_file() and (path / CODEBOOKS).is_file() else []
+    return digest_from(path, [config, _weights(path, request), *ours], _index_path(path, said, request))
 
 
 LAYOUTS = (

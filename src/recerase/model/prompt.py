@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from recerase.errors import UsageError
 from recerase.types import IntArray
 
 
@@ -25,16 +26,30 @@ class Prompt:
     """After the last item's codes."""
     empty: tuple[int, ...]
     """All that a history without items reads like; at least one row."""
+    numbered: tuple[tuple[int, ...], ...] | None = None
+    """Where what stands between two items differs by place: what follows the first item, the second and so on, in place of
+    `separator`. A history of more items cannot be spelled."""
 
     @property
     def rows(self) -> tuple[int, ...]:
         """Every vocabulary row that is named."""
-        return self.prefix + self.separator + self.suffix + self.empty
+        return self.prefix + self.separator + self.suffix + self.empty + sum(self.numbered or (), ())
 
     def longest(self, items: int, levels: int) -> int:
         """The most tokens that a history of up to so many items of so many rows each reads like."""
-        around = len(self.prefix) + len(self.suffix) - len(self.separator)
-        return max(len(self.empty), around + items * (levels + len(self.separator)))
+        between = sum(map(len, self._between(items)[: items - 1]))
+        return max(len(self.empty), len(self.prefix) + len(self.suffix) + items * levels + between)
+
+    def _between(self, items: int) -> tuple[tuple[int, ...], ...]:
+        """What follows each of so many items when another one comes. Raises UsageError for more than are numbered."""
+        if self.numbered is None:
+            return (self.separator,) * items
+        if items > len(self.numbered) + 1:
+            raise UsageError(
+                f"This prompt numbers its items up to {len(self.numbered) + 1}, and a history has {items}.",
+                "Raise --layout-set window=N.",
+            )
+        return (*self.numbered, ())[:items]
 
     def spell(self, rows: IntArray, pad: int) -> tuple[IntArray, IntArray, IntArray]:
         """The tokens of histories, and where their codes stand.
@@ -48,10 +63,14 @@ class Prompt:
         """
         many, width, levels = rows.shape
         there = rows[:, :, 0] >= 0  # [B, H]
-        gap = np.broadcast_to(np.asarray(self.separator, np.int64), (many, width, len(self.separator)))
+        between = self._between(width)
+        gaps = np.full((width, max(map(len, between), default=0)), -1, np.int64)
+        for place, separator in enumerate(between):
+            gaps[place, : len(separator)] = separator
+        gap = np.broadcast_to(gaps, (many, *gaps.shape))
         follows = np.concatenate([there[:, 1:], np.zeros((many, 1), bool)], 1)[..., None]  # another item comes after
         cells = np.concatenate([rows, gap], 2).reshape(many, -1)
-        kept = np.concatenate([rows >= 0, np.broadcast_to(follows, gap.shape)], 2).reshape(many, -1)
+        kept = np.concatenate([rows >= 0, follows & (gap >= 0)], 2).reshape(many, -1)
         ends = len(self.prefix) + kept.sum(1)
         some = there.any(1)
         lengths = np.where(some, ends + len(self.suffix), len(self.empty))
