@@ -35,7 +35,7 @@ def filter_only(request: EraseRequest, config: FilterConfig) -> Erased:
 def retrain(request: EraseRequest, config: RetrainConfig) -> Erased:
     """The reference: the original's recipe from fresh weights, without the concept's interactions.
 
-    The concept's items keep their SIDs, unlisted.
+    The concept's items keep their SIDs, unlisted, and the weights the original's dtype.
 
     Raises:
         UsageError: the checkpoint does not say how it was trained.
@@ -55,6 +55,7 @@ def retrain(request: EraseRequest, config: RetrainConfig) -> Erased:
     model.module.to(request.model.device)
     split = request.interactions.split().without(request.concept)
     log = train(model, request.table, split, recipe, request.observer, request.state)
+    model.module.to(next(request.model.module.parameters()).dtype)
     summary = {
         "moved_items": 0.0,
         "epochs": log.epochs,

@@ -96,6 +96,10 @@ class Method:
         if self.refuses:
             typing.cast("Callable[..., None]", _load(self.refuses))(table, codebooks, embeddings, config)
 
+    def loss(self, request: EraseRequest, config: Any) -> Any:
+        """The `steps.Loss` that the method goes down for this request, or None where it goes down none."""
+        return _load(self.objective)(request, config) if self.objective else None
+
     def config_class(self) -> type[Any]:
         return typing.cast("type[Any]", _load(self.config))
 
