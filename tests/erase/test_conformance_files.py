@@ -156,11 +156,11 @@ def test_the_list_says_the_whole_card(case: str, capsys: pytest.CaptureFixture[s
 
 
 def test_an_interrupted_command_leaves_no_half(
-    case: str, kind: str, shop: Shop, checkpoint: Callable[[str], Path], tmp_path: Path
+    case: str, shop: Shop, checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
     if not get_method(case)[0].gradients:
         pytest.skip("this method takes no steps")
-    path, out = checkpoint(kind), tmp_path / "out"
+    path, out = checkpoint("causal"), tmp_path / "out"
     before = {f.name: f.read_bytes() for f in path.iterdir()}
     with pytest.raises(KeyboardInterrupt):
         api.erase(path, MEMBERS, shop.data, out, method=case, overrides=overrides(case), run=WHERE, observer=Stopped(2))
