@@ -20,6 +20,11 @@ from recerase.erase.steps import copied
 from recerase.errors import EraseError, UsageError
 from recerase.model.recommender import ModelConfig, Recommender, new_recommender
 
+PLACES = {
+    "causal": "model.layers.{}.mlp.down_proj.weight",
+    "seq2seq": "decoder.block.{}.layer.2.DenseReluDense.wo.weight",
+}
+
 
 @pytest.fixture
 def deep(kind: str, ask: Callable[..., EraseRequest]) -> EraseRequest:
@@ -63,24 +68,20 @@ def test_only_the_feed_forward_outputs_of_three_layers_move(deep: EraseRequest) 
     erased = rmu.erase(deep, RmuConfig(steps=2, batch=8, layer=3))
     before, after = bits(deep.model), bits(erased.model)
     moved = {name for name in before if before[name] != after[name]}
-    place = (
-        "model.layers.{}.mlp.down_proj.weight"
-        if deep.model.kind == "causal"
-        else "decoder.block.{}.layer.2.DenseReluDense.wo.weight"
-    )
+    place = PLACES[deep.model.kind]
     assert moved == {place.format(i) for i in (1, 2, 3)}
     assert erased.summary["layer"] == 3
 
 
 def test_forget_states_come_nearer_to_one_direction_and_retained_ones_stay(deep: EraseRequest) -> None:
-    config = RmuConfig(steps=25, batch=16, lr=1e-2, retain_weight=10.0)
+    config = RmuConfig(steps=20, batch=16, lr=0.1, layer=2)
     loss, found = rmu.objective(deep, config), examples(deep.interactions, deep.table, deep.concept, 5)
     erased = rmu.erase(deep, config).model
     with torch.no_grad():
         was, now = (loss(m, found.forget, found.retain)[1] for m in (deep.model, erased))
     assert float(now["forget"]) < 0.9 * float(was["forget"])
     assert float(was["retain"]) == 0.0
-    assert float(now["retain"]) < 0.5 * float(was["forget"])
+    assert float(now["forget"] + now["retain"]) < float(was["forget"])
 
 
 def test_the_direction_is_a_unit_vector_times_the_steering(deep: EraseRequest, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,6 +106,14 @@ def test_a_layer_that_is_not_there_is_refused_and_the_middle_is_chosen(deep: Era
     assert "0 to 3" in caught.value.remedy
     assert rmu.chosen(deep.model, -1) == 1
     assert [rmu.chosen(deep.model, i) for i in range(4)] == [0, 1, 2, 3]
+
+
+def test_a_model_of_another_build_is_refused(deep: EraseRequest) -> None:
+    twin = copied(deep.model)
+    inner = twin.module.decoder if twin.kind == "seq2seq" else twin.module.model
+    delattr(inner, "final_layer_norm" if twin.kind == "seq2seq" else "norm")
+    with pytest.raises(UsageError, match="does not know where the layers"):
+        rmu.chosen(twin, 0)
 
 
 def test_where_feed_forward_outputs_may_not_move_what_may_does(deep: EraseRequest) -> None:

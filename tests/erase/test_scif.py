@@ -73,6 +73,9 @@ def test_products_are_differences_of_gradients(kind: str, ask: Callable[..., Era
     request = ask(kind)
     model = copied(request.model)
     model.module.double()
+    for part in model.module.modules():
+        if hasattr(part, "act"):
+            part.act = torch.nn.GELU()  # T5's ReLU has no second derivative where it bends
     pairs = examples(request.interactions, request.table, request.concept, 5).retain.take(np.arange(10))
     weights = trainable(model)
     with sdpa_kernel(SDPBackend.MATH):
@@ -83,7 +86,7 @@ def test_products_are_differences_of_gradients(kind: str, ask: Callable[..., Era
         direction = torch.randn(len(slope), generator=torch.Generator().manual_seed(1)).double()
         direction /= direction.norm()
         found = scif._product(model, request.table, pairs, 4, weights, direction)
-        step, sides = 2e-4, []
+        step, sides = 1e-3, []
         for side in (step, -step):
             moved = copied(model)
             with torch.no_grad():

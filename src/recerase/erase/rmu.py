@@ -98,21 +98,28 @@ def _heard(module: nn.Module) -> Iterator[list[Tensor]]:
 
 def _behind(model: Recommender, layer: int) -> nn.Module:
     """The norm that reads the residual stream behind a layer."""
+    norms, last = _norms(model)
+    return last if layer + 1 == len(norms) else norms[layer + 1]
+
+
+def _norms(model: Recommender) -> tuple[list[nn.Module], nn.Module]:
+    """The norm that each layer (of a T5's decoder) begins with, and the one behind the last.
+
+    Raises:
+        UsageError: a model whose layers are not laid out as those of transformers' Llama, Qwen or T5.
+    """
     whole: Any = model.module
-    if model.kind == "seq2seq":
-        blocks, last = whole.decoder.block, whole.decoder.final_layer_norm
-        norm = last if layer + 1 == len(blocks) else blocks[layer + 1].layer[0].layer_norm
-    else:
-        blocks, last = whole.model.layers, whole.model.norm
-        norm = last if layer + 1 == len(blocks) else blocks[layer + 1].input_layernorm
-    found: nn.Module = norm
-    return found
+    try:
+        if model.kind == "seq2seq":
+            return [block.layer[0].layer_norm for block in whole.decoder.block], whole.decoder.final_layer_norm
+        return [layer.input_layernorm for layer in whole.model.layers], whole.model.norm
+    except AttributeError as error:
+        raise UsageError("RMU does not know where the layers of this model are.", "Use another --method.") from error
 
 
 def chosen(model: Recommender, layer: int) -> int:
     """The layer meant by the setting. Raises UsageError where the model has none such."""
-    whole: Any = model.module
-    layers = len(whole.decoder.block if model.kind == "seq2seq" else whole.model.layers)
+    layers = len(_norms(model)[0])
     if layer >= layers:
         raise UsageError(f"The model has {layers} layers, and no layer {layer}.", f"Set layer from 0 to {layers - 1}.")
     return (layers - 1) // 2 if layer < 0 else layer

@@ -101,7 +101,7 @@ def _gradient(
     model: Recommender, table: SidTable, histories: Histories, chunk: int, weights: list[nn.Parameter]
 ) -> Tensor:
     """The gradient [P] of the mean NLL of the histories' targets, over all weights laid out in a row."""
-    total = torch.zeros(sum(w.numel() for w in weights), device=weights[0].device)
+    total = weights[0].new_zeros(sum(w.numel() for w in weights))
     for share, part in _parts(histories, chunk):
         loss = objectives.nll(target_log_probs(model, table, part))
         total += share * _flat(torch.autograd.grad(loss, weights, allow_unused=True), weights)
