@@ -30,6 +30,7 @@ QUICK: Mapping[str, Mapping[str, str]] = {
     "undial": {"steps": "4", "batch": "16"},
     "rmu": {"steps": "5", "batch": "16", "lr": "4e-2"},
     "e2urec": {"steps": "4", "batch": "16", "teacher_steps": "4", "teacher_lr": "1e-2"},
+    "mmrecun": {"steps": "4", "batch": "16", "lr": "3e-3"},
     "task-vector": {"steps": "4", "batch": "16", "lr": "2e-3"},
     "scif": {"iterations": "4", "pairs": "32", "curvature": "16"},
 }

@@ -24,6 +24,7 @@ SAMPLES: dict[str, tuple[tuple[Tensor, ...], tuple[float, ...]]] = {
     "ascent": ((_log_probs(B, 4)[:, 0],), ()),
     "npo": ((_log_probs(B, 4)[:, 0], _log_probs(B, 4, seed=1)[:, 0]), (0.1,)),
     "simnpo": ((_log_probs(B, 4)[:, 0],), (3, 4.5, 0.2)),
+    "ranked": ((_log_probs(B, 5), _log_probs(B, 5, seed=1)), ()),
     "coherence_pairs": ((_log_probs(B, 5),), ()),
     "coherence_mass": ((_log_probs(B, 6)[:, :5],), ()),
     "distil": ((_log_probs(B, 3, 7), _log_probs(B, 3, 7, seed=1)), ()),
@@ -85,6 +86,15 @@ def test_simnpo_counts_codes_and_lets_go_of_what_is_unlikely() -> None:
     assert float(loss.detach()) == pytest.approx(float(torch.log1p(inner.exp()).mean()))
     assert log_p.grad is not None
     torch.testing.assert_close(log_p.grad, 2 / 4 * torch.sigmoid(inner) / 3)
+
+
+def test_ranking_wants_the_first_above_the_second_and_then_lets_go() -> None:
+    high, low = torch.tensor([[-1.0, -60.0]], requires_grad=True), torch.tensor([[-1.0, -1.0]])
+    loss = objectives.ranked(high, low)
+    loss.backward()
+    assert high.grad is not None
+    torch.testing.assert_close(high.grad, torch.tensor([[-0.25, -0.5]]))
+    assert float(objectives.ranked(low, high.detach() - 60)) < 1e-9
 
 
 def test_hidden_states_of_two_shapes_are_never_broadcast() -> None:

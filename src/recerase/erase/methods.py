@@ -9,13 +9,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
-import math
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from recerase.catalog.interactions import Interactions
+from recerase.erase.overrides import parsed
 from recerase.errors import ConceptError, EraseError, UsageError
 from recerase.model.recommender import Recommender
 from recerase.resume import Pieces
@@ -123,7 +123,15 @@ class Method:
 
 
 def _stepwise(
-    name: str, config: str, *, cost: str, source: str, departs: str, changes: str = "weights", defaults: str = "untuned"
+    name: str,
+    config: str,
+    *,
+    cost: str,
+    source: str,
+    departs: str,
+    changes: str = "weights",
+    defaults: str = "untuned",
+    refuses: str = "recerase.erase.steps:check",
 ) -> Method:
     """The card of a method of gradient steps (erase/steps.py), which leaves the SIDs as they are."""
     room = f"recerase.erase.{name.replace('-', '_')}"
@@ -137,7 +145,7 @@ def _stepwise(
         source=source,
         departs=departs,
         defaults=defaults,
-        refuses="recerase.erase.steps:check",
+        refuses=refuses,
         objective=f"{room}:objective",
     )
 
@@ -225,6 +233,14 @@ METHODS: Mapping[str, Method] = {
             defaults="alpha and weight as published, the rest untuned",
         ),
         _stepwise(
+            "mmrecun",
+            "MmRecUnConfig",
+            cost="about npo's: no reference is read, and K negatives are scored beside each target",
+            source="MMRecUn (arXiv 2405.15328): reverse BPR on D_F, BPR on D_R; a reconstruction",
+            departs="scores are log-probabilities of SIDs; all K nearest items are negatives, none is drawn; no regularisers",
+            refuses="recerase.erase.mmrecun:check",
+        ),
+        _stepwise(
             "task-vector",
             "TaskVectorConfig",
             cost="about half of npo's a step: a fine-tune on D_F and a subtraction",
@@ -292,7 +308,7 @@ def make_config(method: Method, preset: str | None, pairs: Mapping[str, str]) ->
     """The method's configuration with `pairs` (from `--set key=value`) laid over the preset.
 
     Raises:
-        UsageError: an unknown key or preset or a value of the wrong kind; all problems with keys at once.
+        UsageError: an unknown preset; else as `overrides.parsed`.
     """
     kind = method.config_class()
     pairs = dict(pairs)
@@ -300,45 +316,7 @@ def make_config(method: Method, preset: str | None, pairs: Mapping[str, str]) ->
     if preset:
         get_method(f"{method.name}/{preset}")
     base = kind.preset(preset) if preset else kind()
-    hints = typing.get_type_hints(kind)
-    values: dict[str, Any] = {}
-    problems: list[str] = []
-    for key, text in pairs.items():
-        if key not in hints:
-            near = difflib.get_close_matches(key, hints, 1)
-            problems.append(f"{key} is unknown" + (f" (did you mean {near[0]}?)" if near else ""))
-            continue
-        try:
-            values[key] = _parse(text, hints[key])
-        except ValueError:
-            problems.append(f"{key}={text} is not {_describe(hints[key])}")
-    if problems:
-        raise UsageError(
-            f"Settings of method {method.name}: {'; '.join(problems)}.",
-            f"Its settings are: {', '.join(sorted(hints))}.",
-        )
-    return dataclasses.replace(base, **values)
-
-
-def _parse(text: str, hint: Any) -> Any:
-    if typing.get_origin(hint) is typing.Literal:
-        if text not in typing.get_args(hint):
-            raise ValueError(text)
-        return text
-    if hint is bool:
-        if text.lower() not in ("true", "false"):
-            raise ValueError(text)
-        return text.lower() == "true"
-    value = hint(text)
-    if hint is float and not math.isfinite(value):
-        raise ValueError(text)
-    return value
-
-
-def _describe(hint: Any) -> str:
-    if typing.get_origin(hint) is typing.Literal:
-        return "one of " + ", ".join(typing.get_args(hint))
-    return {bool: "true or false", int: "a whole number", float: "a number"}.get(hint, "text")
+    return dataclasses.replace(base, **parsed(method.name, kind, pairs))
 
 
 def _load(path: str) -> Any:

@@ -28,6 +28,11 @@ def simnpo(sid_log_prob: Tensor, codes: int, beta: float, margin: float = 0.0) -
     return -(2 / beta) * torch.nn.functional.logsigmoid(-beta / codes * sid_log_prob - margin).mean()
 
 
+def ranked(higher: Tensor, lower: Tensor) -> Tensor:
+    """Bayesian personalised ranking: -log sigmoid(higher - lower), both log-probabilities [B, K], mean over all. At least 0."""
+    return torch.nn.functional.softplus(lower - higher).mean()
+
+
 def coherence_pairs(sid_log_prob: Tensor) -> Tensor:
     """L_Coh of equation 9: -(1/K) sum over the K neighbours' log p(T(p)|h), mean over histories; [B, K]."""
     return -sid_log_prob.mean()
