@@ -58,6 +58,7 @@ def test_hidden_states_are_those_of_transformers(deep: EraseRequest, layer: int)
     pairs = examples(deep.interactions, deep.table, deep.concept, 5).forget.take(np.arange(6))
     with torch.no_grad():
         found = said_at(deep.model, deep.table, pairs, layer)
+    assert not any(module._forward_pre_hooks for module in deep.model.module.modules()), "somebody still listens"
     assert found.shape == (6, deep.table.levels, SHAPE["width"])
     for b in range(6):
         wanted = by_hand(deep.model, deep, items_of(pairs, b), int(pairs.targets[b]), layer)

@@ -108,3 +108,23 @@ def test_the_step_is_no_longer_than_the_radius(kind: str, ask: Callable[..., Era
     assert 0 < moved**0.5 <= 0.25 * 1.001
     assert erased.summary["norm"] == pytest.approx(moved**0.5, rel=1e-3)
     assert erased.summary["stopped"] in ("radius", "negative curvature", "converged", "iterations")
+
+
+def test_what_is_solved_for_takes_the_forget_pairs_slope_off(
+    ask: Callable[..., EraseRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """(g_R - g_F) / |D_R| with summed gradients, of all pairs where there are no more than `pairs`."""
+    request, seen = ask(), []
+
+    def still(slope: torch.Tensor, *rest: object) -> tuple[torch.Tensor, int, str]:
+        seen.append(slope)
+        return torch.zeros_like(slope), 0, "nothing to do"
+
+    monkeypatch.setattr(scif, "steihaug", still)
+    scif.erase(request, ScifConfig())
+    found = examples(request.interactions, request.table, request.concept, request.model.window)
+    weights = trainable(request.model)
+    forget, retain = (
+        len(h) * scif._gradient(request.model, request.table, h, 64, weights) for h in (found.forget, found.retain)
+    )
+    torch.testing.assert_close(seen[0], (retain - forget) / len(found.retain), rtol=1e-3, atol=1e-5)
