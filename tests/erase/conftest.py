@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.erase.cases import CASES, Kept, Listening, bits, brief, settings_of
 from torch import Tensor
 
 from recerase.catalog.interactions import Histories, Interactions
-from recerase.erase.methods import EraseRequest
+from recerase.erase.methods import Erased, EraseRequest, get_method
 from recerase.model.recommender import ModelConfig, Recommender, new_recommender, wrap
 from recerase.model.training import TrainConfig, train
 from recerase.sid.codebooks import Codebooks, Recipe, nearest_codes
@@ -205,3 +206,31 @@ def forward(model: Recommender, table: SidTable, items: list[int], paths: Tensor
 def items_of(histories: Histories, b: int) -> list[int]:
     """History b as a list."""
     return [int(i) for i in histories.items[histories.offsets[b] : histories.offsets[b + 1]]]
+
+
+_DONE: dict[tuple[str, str], tuple[EraseRequest, Erased, dict[str, Any]]] = {}
+
+
+@pytest.fixture
+def done(case: str, kind: str, ask: Callable[..., EraseRequest]) -> tuple[EraseRequest, Erased, dict[str, Any]]:
+    """The request, the result, and what was seen around the run; run once a case."""
+    if (case, kind) not in _DONE:
+        observer, pieces = Listening(), Kept()
+        request = ask(kind, observer=observer, state=pieces, training=brief(ask(kind).training))
+        weights, random = bits(request.model), torch.get_rng_state()
+        numpy_state = str(np.random.get_state())  # noqa: NPY002 - the state that must not be touched
+        erased = get_method(case)[0].run(request, settings_of(case))
+        around = {
+            "weights": weights,
+            "random": torch.equal(random, torch.get_rng_state()),
+            "numpy": numpy_state == str(np.random.get_state()),  # noqa: NPY002
+            "observer": observer,
+            "pieces": pieces,
+        }
+        _DONE[case, kind] = (request, erased, around)
+    return _DONE[case, kind]
+
+
+@pytest.fixture(params=CASES)
+def case(request: pytest.FixtureRequest) -> str:
+    return str(request.param)

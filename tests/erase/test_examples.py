@@ -7,7 +7,7 @@ import pytest
 from tests.erase.conftest import N, World, interactions_of, items_of, walks
 
 from recerase.catalog.interactions import Histories
-from recerase.erase.examples import concept_histories, draw, examples, joined, neighbours
+from recerase.erase.examples import concept_histories, draw, examples, joined, nearest_others, neighbours
 from recerase.errors import ConceptError
 
 WINDOW = 5
@@ -97,6 +97,21 @@ def test_neighbours_are_the_nearest_retained_items_by_cosine(world: World) -> No
         for i in np.flatnonzero(world.concept):
             cosine = np.where(allowed, unit @ unit[i], -2.0)
             assert found[i].tolist() == np.argsort(-cosine)[:4].tolist()
+
+
+def test_nearest_others_are_eligible_and_never_oneself(world: World) -> None:
+    """By brute force; also where many items share a point, and an item is not among its own nearest."""
+    unit = world.embeddings / np.linalg.norm(world.embeddings, axis=1, keepdims=True)
+    found = nearest_others(world.embeddings, world.retained, 4)
+    assert (found[~world.retained] == -1).all()
+    for i in np.flatnonzero(world.retained):
+        cosine = np.where(world.retained & (np.arange(N) != i), unit @ unit[i], -2.0)
+        assert found[i].tolist() == np.argsort(-cosine)[:4].tolist()
+    same = np.ones((N, 3), np.float32)
+    equal = nearest_others(same, world.retained, 4)[world.retained]
+    assert (equal != np.flatnonzero(world.retained)[:, None]).all()
+    assert world.retained[equal].all()
+    assert all(len(set(row)) == 4 for row in equal.tolist())
 
 
 def test_there_are_no_more_neighbours_than_retained_items(world: World) -> None:

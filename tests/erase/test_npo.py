@@ -10,7 +10,7 @@ import pytest
 import torch
 from tests.erase.conftest import N, World, forward, interactions_of, items_of, walks
 
-from recerase.erase import npo
+from recerase.erase import steps as loop
 from recerase.erase.examples import examples
 from recerase.erase.methods import EraseRequest
 from recerase.erase.npo import NpoConfig, erase
@@ -22,7 +22,7 @@ def test_the_first_loss_is_that_of_the_original(
     world: World, ask: Callable[..., EraseRequest], kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """p = p_0: L_npo is (2 / b) log 2 whatever the batch, and the retain NLL is transformers' own."""
-    monkeypatch.setattr(npo, "draw", lambda histories, n, rng: histories.take(np.arange(n)))
+    monkeypatch.setattr(loop, "draw", lambda histories, n, rng: histories.take(np.arange(n)))
     request = ask(kind)
     losses = erase(request, NpoConfig(steps=1, batch=6, beta=0.25)).summary["losses"]
     assert losses["forget"] == pytest.approx(8 * np.log(2), abs=1e-4)

@@ -23,10 +23,13 @@ SAMPLES: dict[str, tuple[tuple[Tensor, ...], tuple[float, ...]]] = {
     "nll": ((_log_probs(B, 4)[:, 0],), ()),
     "ascent": ((_log_probs(B, 4)[:, 0],), ()),
     "npo": ((_log_probs(B, 4)[:, 0], _log_probs(B, 4, seed=1)[:, 0]), (0.1,)),
+    "simnpo": ((_log_probs(B, 4)[:, 0],), (3, 4.5, 0.2)),
+    "ranked": ((_log_probs(B, 5), _log_probs(B, 5, seed=1)), ()),
     "coherence_pairs": ((_log_probs(B, 5),), ()),
     "coherence_mass": ((_log_probs(B, 6)[:, :5],), ()),
     "distil": ((_log_probs(B, 3, 7), _log_probs(B, 3, 7, seed=1)), ()),
     "match": ((_log_probs(B, 5), _log_probs(B, 5, seed=1)), ()),
+    "apart": ((_log_probs(B, 3, 7), _log_probs(B, 3, 7, seed=1)), ()),
 }
 FUNCTIONS = {
     name: f for name, f in inspect.getmembers(objectives, inspect.isfunction) if f.__module__ == objectives.__name__
@@ -63,6 +66,42 @@ def test_ascent_pushes_the_probability_down_without_end() -> None:
         assert log_p.grad is not None
         torch.testing.assert_close(log_p.grad, torch.full((B,), 1 / B))
     assert float(objectives.ascent(torch.full((B,), -5000.0))) == -5000.0
+
+
+def test_a_floor_lets_go_of_each_pair_under_it_and_of_no_other() -> None:
+    log_p = torch.tensor([-1.0, -50.0, -19.0, -21.0], requires_grad=True)
+    loss = objectives.ascent(log_p, -20.0)
+    loss.backward()
+    assert log_p.grad is not None
+    assert log_p.grad.tolist() == [0.25, 0.0, 0.25, 0.0]
+    assert float(loss.detach()) == pytest.approx((-1 - 20 - 19 - 20) / 4)
+
+
+def test_simnpo_counts_codes_and_lets_go_of_what_is_unlikely() -> None:
+    """(2/b) log(1 + exp((b/L) log p + margin)), whose pull on log p is 2/L sigmoid of the same."""
+    log_p = torch.tensor([0.0, -1.0, -40.0], dtype=torch.float64, requires_grad=True)
+    loss = objectives.simnpo(log_p, 4, 2.0, 0.5)
+    loss.backward()
+    inner = torch.tensor([0.5, 0.0, -19.5], dtype=torch.float64)
+    assert float(loss.detach()) == pytest.approx(float(torch.log1p(inner.exp()).mean()))
+    assert log_p.grad is not None
+    torch.testing.assert_close(log_p.grad, 2 / 4 * torch.sigmoid(inner) / 3)
+
+
+def test_ranking_wants_the_first_above_the_second_and_then_lets_go() -> None:
+    high, low = torch.tensor([[-1.0, -60.0]], requires_grad=True), torch.tensor([[-1.0, -1.0]])
+    loss = objectives.ranked(high, low)
+    loss.backward()
+    assert high.grad is not None
+    torch.testing.assert_close(high.grad, torch.tensor([[-0.25, -0.5]]))
+    assert float(objectives.ranked(low, high.detach() - 60)) < 1e-9
+
+
+def test_hidden_states_of_two_shapes_are_never_broadcast() -> None:
+    """METHODS 4: a (B,) beside a (B, 1) once made a (B, B) of it."""
+    with pytest.raises(ValueError, match=r"\(8, 3, 7\) beside targets \(7,\)"):
+        objectives.apart(torch.zeros(B, 3, 7), torch.zeros(7))
+    assert float(objectives.apart(torch.zeros(B, 3, 7), torch.full((B, 3, 7), 2.0))) == 4.0
 
 
 def test_npo_is_bounded_below_and_lets_go_of_what_is_gone() -> None:

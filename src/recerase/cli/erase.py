@@ -165,8 +165,7 @@ def _tell_plan(plan: Plan) -> int:
 
     card = plan.method
     emit(facts_table("concept", plan.concept))
-    facts = {"changes": card.changes, "cost": card.cost, "source": card.source, "departs": card.departs}
-    emit(facts_table(f"method {card.name}", {**facts, "scope": plan.scope}))
+    emit(facts_table(f"method {card.name}", {**card.facts, "scope": plan.scope}))
     emit(facts_table("settings", plan.settings))
     if plan.vocabulary:
         emit(facts_table("vocabulary", plan.vocabulary))

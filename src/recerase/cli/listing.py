@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum
 from typing import Annotated, Any
 
@@ -43,12 +44,17 @@ def list_parts(
         emit(canonical_json({name: dict(rows) for name, rows in parts.items()}).decode())
         return 0
     for name, rows in parts.items():
-        emit(Rows(name, ("name", "what it is"), rows))
+        emit(Rows(name, ("name", "what it is"), [(part, _shown(what)) for part, what in rows]))
     return 0
 
 
-def _parts() -> dict[str, list[tuple[Any, ...]]]:
-    """Name and one line for every method, probe, metric, layout and reader."""
+def _shown(what: str | Mapping[str, Any]) -> str:
+    """What a part is, a line a fact where it has several."""
+    return what if isinstance(what, str) else "\n".join(f"{name}: {value}" for name, value in what.items())
+
+
+def _parts() -> dict[str, list[tuple[str, Any]]]:
+    """Name and one line for every probe, metric, layout and reader; of a method the whole card."""
     from recerase.audit.probes import PROBES, metrics
     from recerase.catalog.readers import READERS
     from recerase.erase.methods import METHODS
@@ -56,7 +62,7 @@ def _parts() -> dict[str, list[tuple[Any, ...]]]:
 
     readers = {name: (reader.__doc__ or "").strip().split("\n")[0] for name, reader in READERS.items()}
     return {
-        "methods": [(card.name, f"changes {card.changes}; {card.source}") for card in METHODS.values()],
+        "methods": [(card.name, card.facts) for card in METHODS.values()],
         "probes": [(card.name, card.goal) for card in PROBES.values()],
         "metrics": [(name, f"{spec.layer} layer, {spec.better} is better") for name, spec in metrics().items()],
         "layouts": [(layout.name, layout.summary) for layout in layouts()],

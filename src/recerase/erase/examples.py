@@ -90,14 +90,31 @@ def neighbours(embeddings: FloatArray, members: BoolArray, k: int, eligible: Boo
 
     Only `eligible` items [N] (those with a SID, where their probability is wanted) can be neighbours; default: all.
     """
-    unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
     inside, outside = np.flatnonzero(members), np.flatnonzero(~members if eligible is None else eligible & ~members)
+    k = min(k, len(outside))
+    out = np.full((len(members), k), -1, np.int64)
+    out[inside] = _nearest(embeddings, inside, outside, k)
+    return out
+
+
+def nearest_others(embeddings: FloatArray, eligible: BoolArray, k: int) -> IntArray:
+    """int64 [N, k] the k nearest other `eligible` items [N] by cosine, for eligible items; -1 elsewhere. Needs more than k of them."""
+    rows = np.flatnonzero(eligible)
+    near = _nearest(embeddings, rows, rows, k + 1)
+    own = near == rows[:, None]
+    own[~own.any(1), -1] = True  # among more than k equals an item need not be near itself
+    out = np.full((len(eligible), k), -1, np.int64)
+    out[rows] = near[~own].reshape(len(rows), k)
+    return out
+
+
+def _nearest(embeddings: FloatArray, of: IntArray, among: IntArray, k: int) -> IntArray:
+    """int64 [len(of), k] the items `among` nearest by cosine to each item `of`, nearest first."""
     import faiss
 
+    unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
     index = faiss.IndexFlatIP(unit.shape[1])
-    index.add(np.ascontiguousarray(unit[outside], np.float32))
-    k = min(k, len(outside))
-    _, near = index.search(np.ascontiguousarray(unit[inside], np.float32), k)
-    out = np.full((len(members), k), -1, np.int64)
-    out[inside] = outside[near]
-    return out
+    index.add(np.ascontiguousarray(unit[among], np.float32))
+    _, near = index.search(np.ascontiguousarray(unit[of], np.float32), k)
+    found: IntArray = among[near]
+    return found

@@ -9,15 +9,15 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
-import math
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from recerase.catalog.interactions import Interactions
+from recerase.erase.overrides import parsed
 from recerase.erase.precision import as_stored, in_single
-from recerase.errors import EraseError, UsageError
+from recerase.errors import ConceptError, EraseError, UsageError
 from recerase.model.recommender import Recommender
 from recerase.resume import Pieces
 from recerase.sid.quantize import Codebooks
@@ -73,16 +73,37 @@ class Method:
     cost: str
     source: str
     departs: str
+    defaults: str = "untuned"
+    """Where the default settings come from."""
     presets: tuple[str, ...] = ()
     moves: bool = False
     """Whether items get other SIDs, so that new vocabulary rows could be of use."""
     refuses: str = ""
     """`module:function` that says before any model is loaded which SIDs the method cannot work with; none: it takes all."""
+    objective: str = ""
+    """`module:function` from a request and settings to the `steps.Loss` that it goes down; none: it goes down none."""
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What the card says to a person."""
+        said = {
+            "changes": self.changes,
+            "gradients": "yes" if self.gradients else "no",
+            "cost": self.cost,
+            "source": self.source,
+            "departs": self.departs,
+            "defaults": self.defaults,
+        }
+        return {**said, "presets": ", ".join(self.presets)} if self.presets else said
 
     def check(self, table: SidTable, codebooks: Codebooks | None, embeddings: FloatArray | None, config: Any) -> None:
         """Refuse, with UsageError, SIDs that `run` would refuse."""
         if self.refuses:
             typing.cast("Callable[..., None]", _load(self.refuses))(table, codebooks, embeddings, config)
+
+    def loss(self, request: EraseRequest, config: Any) -> Any:
+        """The `steps.Loss` that the method goes down for this request, or None where it goes down none."""
+        return _load(self.objective)(request, config) if self.objective else None
 
     def config_class(self) -> type[Any]:
         return typing.cast("type[Any]", _load(self.config))
@@ -91,8 +112,11 @@ class Method:
         """Erase; a model of half precision is trained in float32, and rounded before it is returned.
 
         Raises:
+            ConceptError: the concept holds no item.
             EraseError: the method diverged; its own errors are in its docstring.
         """
+        if not request.concept.any():
+            raise ConceptError("The concept holds no item, so there is nothing to erase.", "Name items that there are.")
         function = typing.cast("Callable[[EraseRequest, Any], Erased]", _load(self.target))
         model = in_single(request.model) if self.gradients else request.model
         erased = function(dataclasses.replace(request, model=model), config)
@@ -104,6 +128,34 @@ class Method:
                 "Lower its learning rate, or its steps.",
             )
         return erased
+
+
+def _stepwise(
+    name: str,
+    config: str,
+    *,
+    cost: str,
+    source: str,
+    departs: str,
+    changes: str = "weights",
+    defaults: str = "untuned",
+    refuses: str = "recerase.erase.steps:check",
+) -> Method:
+    """The card of a method of gradient steps (erase/steps.py), which leaves the SIDs as they are."""
+    room = f"recerase.erase.{name.replace('-', '_')}"
+    return Method(
+        name=name,
+        target=f"{room}:erase",
+        config=f"{room}:{config}",
+        changes=changes,
+        gradients=True,
+        cost=cost,
+        source=source,
+        departs=departs,
+        defaults=defaults,
+        refuses=refuses,
+        objective=f"{room}:objective",
+    )
 
 
 METHODS: Mapping[str, Method] = {
@@ -119,6 +171,7 @@ METHODS: Mapping[str, Method] = {
             source="TRACER, arXiv 2606.07688 (equations 5-11)",
             departs="preset paper: no. Preset default: AdamW, annealed tau, bounded losses, unique new SIDs by assignment, "
             "and a second phase that settles old and new SIDs at what the original gives to SIDs nobody ever had",
+            defaults="preset default tuned on this project's benchmark, preset paper as published",
             presets=("default", "paper"),
             moves=True,
             refuses="recerase.erase.tracer:check",
@@ -134,15 +187,87 @@ METHODS: Mapping[str, Method] = {
             departs="no reassignment: TRACER's second phase alone",
             refuses="recerase.erase.tracer:check",
         ),
-        Method(
-            name="npo",
-            target="recerase.erase.npo:erase",
-            config="recerase.erase.npo:NpoConfig",
-            changes="weights",
-            gradients=True,
+        _stepwise(
+            "npo",
+            "NpoConfig",
             cost="about 1/20 of training",
             source="Negative Preference Optimization, Zhang et al. 2024 (arXiv 2404.05868), with a retain NLL",
             departs="the log-probability of an item is the sum over its codes",
+        ),
+        _stepwise(
+            "simnpo",
+            "SimNpoConfig",
+            cost="a little under npo's: no reference is read",
+            source="SimNPO, Fan et al. 2024 (arXiv 2410.07163), with a retain NLL",
+            departs="a SID is the answer: the log-probability is divided by its number of codes, and so is the retain NLL",
+            defaults="beta and forget_weight as published for texts, the rest untuned",
+        ),
+        _stepwise(
+            "ga",
+            "GaConfig",
+            cost="half of npo's a step: nothing is read but D_F",
+            source="gradient ascent on D_F, Jang et al. 2022 (arXiv 2210.01504)",
+            departs="a pair under `floor` presses no more (published: unbounded, floor=-1e9); nothing holds what is to be kept",
+        ),
+        _stepwise(
+            "graddiff",
+            "GradDiffConfig",
+            cost="a little under npo's: no reference is read",
+            source="gradient difference, Liu et al. 2022 (arXiv 2203.12817): ascent on D_F, NLL on D_R",
+            departs="a forget pair under `floor` presses no more (published: unbounded, floor=-1e9)",
+        ),
+        _stepwise(
+            "undial",
+            "UndialConfig",
+            cost="about npo's",
+            source="UNDIAL, Dong et al. 2024 (arXiv 2402.10052): self-distillation with the code's logit turned down",
+            departs="a retain NLL is added, for codes are shared with retained items (published: retain_weight=0)",
+            defaults="strength as published for texts, the rest untuned",
+        ),
+        _stepwise(
+            "rmu",
+            "RmuConfig",
+            changes="the feed-forward outputs of up to three layers",
+            cost="about npo's",
+            source="RMU, Li et al. 2024 (arXiv 2403.03218): hidden states steered to a random direction",
+            departs="read where codes are said, not at every token; the middle layer unless one is set, not one searched for",
+        ),
+        _stepwise(
+            "e2urec",
+            "E2urecConfig",
+            cost="about twice npo's: a teacher is trained first, and two are read in each step",
+            source="E2URec, Wang et al. 2024 (arXiv 2403.03536) and its authors' code",
+            departs="all weights that may change, not new LoRA adapters; differences of log-probabilities, not of logits; no first "
+            "epoch on D_F alone",
+            defaults="alpha and weight as published, the rest untuned",
+        ),
+        _stepwise(
+            "mmrecun",
+            "MmRecUnConfig",
+            cost="about npo's: no reference is read, and K negatives are scored beside each target",
+            source="MMRecUn (arXiv 2405.15328): reverse BPR on D_F, BPR on D_R; a reconstruction",
+            departs="scores are log-probabilities of SIDs; all K nearest items are negatives, none is drawn; no regularisers",
+            refuses="recerase.erase.mmrecun:check",
+        ),
+        _stepwise(
+            "task-vector",
+            "TaskVectorConfig",
+            cost="about half of npo's a step: a fine-tune on D_F and a subtraction",
+            source="negated task vector, Ilharco et al. 2022 (arXiv 2212.04089)",
+            departs="scale is given, not the largest that leaves a control task alone; nothing holds what is to be kept",
+        ),
+        Method(
+            name="scif",
+            target="recerase.erase.scif:erase",
+            config="recerase.erase.scif:ScifConfig",
+            changes="weights",
+            gradients=True,
+            cost="up to 200 products with the Hessian of 256 pairs",
+            source="Selective and Collaborative Influence Function, Li et al. 2023 (arXiv 2304.10199); a reconstruction",
+            departs="all weights, not the embeddings concerned alone; Steihaug's conjugate gradients, for the Hessian is "
+            "indefinite; gradients of samples",
+            defaults="damping, iterations and radius as published, the rest untuned",
+            refuses="recerase.erase.steps:check",
         ),
         Method(
             name="filter",
@@ -153,6 +278,7 @@ METHODS: Mapping[str, Method] = {
             cost="none",
             source="what most shops do: a decoding trie without the concept",
             departs="nothing",
+            defaults="there are no settings",
         ),
         Method(
             name="retrain",
@@ -163,6 +289,7 @@ METHODS: Mapping[str, Method] = {
             cost="one training",
             source="the reference: same recipe, same seed, without the concept's interactions",
             departs="nothing",
+            defaults="the recipe recorded in the checkpoint",
         ),
     )
 }
@@ -190,7 +317,7 @@ def make_config(method: Method, preset: str | None, pairs: Mapping[str, str]) ->
     """The method's configuration with `pairs` (from `--set key=value`) laid over the preset.
 
     Raises:
-        UsageError: an unknown key or preset or a value of the wrong kind; all problems with keys at once.
+        UsageError: an unknown preset; else as `overrides.parsed`.
     """
     kind = method.config_class()
     pairs = dict(pairs)
@@ -198,45 +325,7 @@ def make_config(method: Method, preset: str | None, pairs: Mapping[str, str]) ->
     if preset:
         get_method(f"{method.name}/{preset}")
     base = kind.preset(preset) if preset else kind()
-    hints = typing.get_type_hints(kind)
-    values: dict[str, Any] = {}
-    problems: list[str] = []
-    for key, text in pairs.items():
-        if key not in hints:
-            near = difflib.get_close_matches(key, hints, 1)
-            problems.append(f"{key} is unknown" + (f" (did you mean {near[0]}?)" if near else ""))
-            continue
-        try:
-            values[key] = _parse(text, hints[key])
-        except ValueError:
-            problems.append(f"{key}={text} is not {_describe(hints[key])}")
-    if problems:
-        raise UsageError(
-            f"Settings of method {method.name}: {'; '.join(problems)}.",
-            f"Its settings are: {', '.join(sorted(hints))}.",
-        )
-    return dataclasses.replace(base, **values)
-
-
-def _parse(text: str, hint: Any) -> Any:
-    if typing.get_origin(hint) is typing.Literal:
-        if text not in typing.get_args(hint):
-            raise ValueError(text)
-        return text
-    if hint is bool:
-        if text.lower() not in ("true", "false"):
-            raise ValueError(text)
-        return text.lower() == "true"
-    value = hint(text)
-    if hint is float and not math.isfinite(value):
-        raise ValueError(text)
-    return value
-
-
-def _describe(hint: Any) -> str:
-    if typing.get_origin(hint) is typing.Literal:
-        return "one of " + ", ".join(typing.get_args(hint))
-    return {bool: "true or false", int: "a whole number", float: "a number"}.get(hint, "text")
+    return dataclasses.replace(base, **parsed(method.name, kind, pairs))
 
 
 def _load(path: str) -> Any:

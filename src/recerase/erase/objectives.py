@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -11,14 +13,24 @@ def nll(sid_log_prob: Tensor) -> Tensor:
     return -sid_log_prob.mean()
 
 
-def ascent(sid_log_prob: Tensor) -> Tensor:
-    """L_F of equation 8: mean of +log p(T(i)|h) over D_F, [B]. Unbounded below."""
-    return sid_log_prob.mean()
+def ascent(sid_log_prob: Tensor, floor: float = -math.inf) -> Tensor:
+    """L_F of equation 8: mean of +log p(T(i)|h) over D_F, [B]. Unbounded below, but for a `floor`: what is under it counts as it."""
+    return sid_log_prob.clamp(min=floor).mean()
 
 
 def npo(sid_log_prob: Tensor, original: Tensor, beta: float) -> Tensor:
     """Negative Preference Optimization: -(2/b) log sigmoid(-b log(p / p_0)), mean over [B]. At least 0."""
     return -(2 / beta) * torch.nn.functional.logsigmoid(-beta * (sid_log_prob - original)).mean()
+
+
+def simnpo(sid_log_prob: Tensor, codes: int, beta: float, margin: float = 0.0) -> Tensor:
+    """NPO without a reference: -(2/b) log sigmoid(-(b/|y|) log p - margin), |y| = `codes` of a SID; mean over [B]. At least 0."""
+    return -(2 / beta) * torch.nn.functional.logsigmoid(-beta / codes * sid_log_prob - margin).mean()
+
+
+def ranked(higher: Tensor, lower: Tensor) -> Tensor:
+    """Bayesian personalised ranking: -log sigmoid(higher - lower), both log-probabilities [B, K], mean over all. At least 0."""
+    return torch.nn.functional.softplus(lower - higher).mean()
 
 
 def coherence_pairs(sid_log_prob: Tensor) -> Tensor:
@@ -46,3 +58,10 @@ def match(sid_log_prob: Tensor, target: Tensor, slope: float = 2.0) -> Tensor:
     Two-sided and bounded in gradient: a concept SID may be neither likelier than its target nor tellingly less likely.
     """
     return torch.nn.functional.huber_loss(sid_log_prob, target, delta=slope)
+
+
+def apart(hidden: Tensor, target: Tensor) -> Tensor:
+    """Mean squared difference of hidden states [B, L, D] from `target`, of the same shape, mean over all: nothing broadcasts."""
+    if hidden.shape != target.shape:
+        raise ValueError(f"hidden states {tuple(hidden.shape)} beside targets {tuple(target.shape)}")
+    return (hidden.float() - target.float()).square().mean()
