@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 from recerase.errors import ArtefactError
 from recerase.layouts.causal_dir import kind_of
-from recerase.layouts.letter import limits, rows_of
 from recerase.layouts.native import Checkpoint
 from recerase.layouts.spelling import ONEREC
+from recerase.layouts.token_files import limits, rows_of
 
 
 def added(path: Path) -> Literal["begin first", "codes first"] | None:
