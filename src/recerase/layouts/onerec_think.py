@@ -31,6 +31,7 @@ from recerase.layouts.causal_files import (
     write_causal,
 )
 from recerase.layouts.foreign import OURS, index_option, require_listed
+from recerase.layouts.grown_files import token_room
 from recerase.layouts.index_json import IndexFile
 from recerase.layouts.json_text import Dump, read_json
 from recerase.layouts.native import Checkpoint
@@ -257,6 +258,7 @@ LAYOUTS = (
         write_back=write_back,
         remarks=remarks,
         digest=digest,
+        room=token_room,
         options=OPTIONS | DATA,
     ),
 )

@@ -70,26 +70,37 @@ def _named(name: str, said: Any, wanted: Callable[[str], bool]) -> list[tuple[st
 
 
 def weight_files(path: Path, trust_pickle: bool) -> list[str]:
-    """The files of the weights: an adapter's, or safetensors, in shards or whole, else a trusted pytorch_model.bin."""
+    """The files of the weights: an adapter's, or safetensors, in shards or whole, else a trusted pytorch_model.bin.
+
+    Raises CheckpointError for weights in shards beside whole ones, which transformers would take: one of both is of another training.
+    """
     if is_adapter(path):
         return adapter_weights(path, trust_pickle)
     for whole in ("model.safetensors", "pytorch_model.bin"):
-        if (path / whole).is_file():
-            names = [whole]
-        elif (path / f"{whole}.index.json").is_file():
-            try:
-                said = json.loads(read_bytes(path / f"{whole}.index.json"))["weight_map"].values()
-            except (ValueError, KeyError, AttributeError, TypeError) as error:
-                raise CheckpointError(f"{path / whole}.index.json names no weights.", "Restore it.") from error
-            names = sorted({str(name) for name in said})
-            if any("/" in name or name.startswith(".") for name in names):
-                raise CheckpointError(f"{path / whole}.index.json names files elsewhere.", "Restore it.")
-        else:
+        index = path / f"{whole}.index.json"
+        names = _shards(index) if index.is_file() else [whole]
+        if (path / whole).is_file() and whole not in names:
+            raise CheckpointError(
+                f"{path} holds {whole} and {index.name}, which names other weights.", "Keep one of both."
+            )
+        if not index.is_file() and not (path / whole).is_file():
             continue
         if whole.endswith(".bin"):
             require_trust(path / names[0], trust_pickle)
         return names
     raise CheckpointError(f"{path} has no model.safetensors.", "Give a directory that holds the weights.")
+
+
+def _shards(index: Path) -> list[str]:
+    """The files that an index of weights names, beside it. Raises CheckpointError."""
+    try:
+        said = json.loads(read_bytes(index))["weight_map"].values()
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{index} names no weights.", "Restore it.") from error
+    names = sorted({str(name) for name in said})
+    if not names or any("/" in name or name.startswith(".") for name in names):
+        raise CheckpointError(f"{index} names no files, or files elsewhere.", "Restore it.")
+    return names
 
 
 def generation_of(path: Path) -> Mapping[str, Any]:
