@@ -27,7 +27,8 @@ from recerase.model.training import PIECE, TrainConfig, progress_of, train
 from recerase.runtime import pinned
 from recerase.sid.codebooks import Codebooks
 from recerase.sid.quantize import TokenizeConfig, fit_codebooks
-from recerase.sid.table import SidTable, read_table
+from recerase.sid.table import SidTable
+from recerase.sid.table_files import read_table
 from recerase.store import canonical_json, publish, sha256_bytes, write_bytes
 from recerase.types import SILENT, FloatArray, Observer
 

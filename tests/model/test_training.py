@@ -16,23 +16,10 @@ from hypothesis import strategies as st
 from recerase.catalog.interactions import Histories, Interactions, Split
 from recerase.errors import UsageError
 from recerase.model import training
+from recerase.model.batches import IGNORED, batch_rows, causal_inputs, pairs, seq2seq_inputs, windows
 from recerase.model.decode import recommend
 from recerase.model.recommender import ModelConfig, Recommender, new_recommender
-from recerase.model.training import (
-    IGNORED,
-    PIECE,
-    TrainConfig,
-    batch_rows,
-    causal_inputs,
-    learning_rate,
-    pairs,
-    progress_of,
-    seq2seq_inputs,
-    sequence_loss,
-    train,
-    validate,
-    windows,
-)
+from recerase.model.training import PIECE, TrainConfig, learning_rate, progress_of, sequence_loss, train, validate
 from recerase.sid.table import SidTable
 from recerase.types import Silent
 

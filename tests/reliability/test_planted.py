@@ -26,9 +26,10 @@ import torch
 from tests.conftest import counted
 
 from recerase.audit import run
+from recerase.audit.cases import natural_case
 from recerase.audit.policy import default_policy
 from recerase.audit.probes import AuditConfig, AuditModel, AuditWorld, build_world
-from recerase.audit.readings import Cache, Readings, natural_case
+from recerase.audit.readings import Cache, Readings
 from recerase.audit.run import AuditResult, run_audit
 from recerase.catalog.concept import Concept
 from recerase.catalog.interactions import Catalogue, Interactions, Split
