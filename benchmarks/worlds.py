@@ -85,7 +85,7 @@ class Setup:
     data: Path
     runs: Path
     model: ModelConfig = field(default_factory=ModelConfig)
-    training: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=40, bf16=True))
+    training: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=40, bf16=True, dropout=0.0))
     audit: AuditConfig = field(default_factory=lambda: AuditConfig(k=(10,), beam=20, mass_users=500))
     saturated_mass: int = 300
     """Saturated histories whose exact mass is read."""

@@ -128,7 +128,7 @@ def _walks(rng: np.random.Generator, members: BoolArray) -> Interactions:
 
 def _trained(table: SidTable, split: Split, seed: int) -> Recommender:
     model = new_recommender(SHAPE, table.schema, seed)
-    config = TrainConfig(epochs=8, lr=1e-2, validate_every=8, validation_users=100, seed=seed)
+    config = TrainConfig(epochs=8, lr=1e-2, validate_every=8, validation_users=100, seed=seed, dropout=0.0)
     train(model, table, split, config)
     return model
 

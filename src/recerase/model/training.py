@@ -9,6 +9,7 @@ each process draws its own from (seed, epoch, rank).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -54,6 +55,8 @@ class TrainConfig:
     seed: int = 0
     bf16: bool = False
     """Forward passes in bfloat16; weights and optimiser stay float32."""
+    dropout: float = 0.2
+    """Of a causal model: see `left_out`. A T5 has dropout of its own, `ModelConfig.dropout`."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +187,7 @@ def _epoch(
     module.train()
     step = progress.epoch * per_epoch
     lost, codes, began = 0.0, 0, time.monotonic()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), left_out(model, config.dropout):
         torch.manual_seed(config.seed * 100_003 + progress.epoch + 1_000_000_007 * workers().rank)
         for inputs in _batches(model, table, sequences, config, progress.epoch):
             rate = learning_rate(config.lr, step, total, config.warmup)
@@ -203,6 +206,28 @@ def _epoch(
             lost, codes, step = lost + mean * n, codes + n, step + 1
             observer.advance("train", 1, loss=lost / codes, codes_per_second=codes / (time.monotonic() - began))
     return lost / max(codes, 1)
+
+
+@contextlib.contextmanager
+def left_out(model: Recommender, share: float) -> Iterator[None]:
+    """While this is open, a causal model in training leaves out a `share` of its embeddings and of what its layers add to them.
+
+    GPT-2 and T5 have dropout there, and a Llama has no place for it; the module is as it was afterwards.
+    """
+    module: Any = model.module
+    layers = module.model.layers if model.kind == "causal" and share else ()
+    parts = [module.get_input_embeddings()] if layers else []
+    parts += [part for layer in layers for part in (layer.self_attn.o_proj, layer.mlp.down_proj)]
+
+    def leave_out(part: torch.nn.Module, given: Any, made: Tensor) -> Tensor:
+        return torch.nn.functional.dropout(made, share, part.training)
+
+    hooks = [part.register_forward_hook(leave_out) for part in parts]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _shared(module: torch.nn.Module, loss: float, n: int) -> tuple[float, int]:
