@@ -32,8 +32,9 @@ from recerase.layouts.foreign import (
 from recerase.layouts.level_stacks import Keys, Names, Stacks, config_of, stacks
 from recerase.layouts.native import CODEBOOKS, Checkpoint
 from recerase.layouts.protocol import LoadRequest
-from recerase.layouts.torch_zip import Contents, _records, exchanged, read_torch_zip
+from recerase.layouts.torch_zip import Contents, exchanged, read_torch_zip
 from recerase.layouts.weights import load_module, read_torch_file
+from recerase.layouts.zip_records import records
 from recerase.sid.schema import SidSchema
 from recerase.sid.table import SidTable
 from recerase.store import MANIFEST, sha256_file, write_bytes
@@ -238,7 +239,7 @@ def _copies_too(data: bytes, pairs: Sequence[tuple[bytes, bytes]]) -> bytes:
     For a tensor that is there once more, inside an object whose class is not known.
     """
     out, new = bytearray(data), dict(pairs)
-    for name, record in _records(data).items():
+    for name, record in records(data).items():
         found = new.get(data[record.begin : record.end]) if "/data/" in name else None
         if found is not None:
             out[record.begin : record.end] = found
