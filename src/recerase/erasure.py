@@ -156,6 +156,7 @@ def _request(
         training=before.manifest["provenance"],
         observer=observer,
         state=state,
+        needed=before.extra.get("needed"),
     )
 
 

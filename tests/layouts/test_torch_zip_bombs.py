@@ -38,24 +38,24 @@ PARTS = b"(U\x07storagectorch\nFloatStorage\nU\x010U\x03cpu%stQ"
         + b"K\x00K\x04\x85K\x01\x85\x89}"
         + DOUBLED
         + b"tR.",
-        b"}" + b")" + b"\x85" * 100_000 + b"Ns.",
-        b"}(" + b"".join(b"\x8a\x0a" + ((2**61 - 1) * i).to_bytes(10, "little") + b"N" for i in range(1, 3000)) + b"u.",
-        b"N" + b"".join(b"p%d\n" % ((2**61 - 1) * i) for i in range(1, 3000)) + b".",
+        b"}" + b")" + b"\x85" * 250_000 + b"Ns.",
+        b"}(" + b"".join(b"\x8a\x0a" + ((2**61 - 1) * i).to_bytes(10, "little") + b"N" for i in range(1, 20_000)) + b"u.",
+        b"N" + b"".join(b"p%d\n" % ((2**61 - 1) * i) for i in range(1, 20_000)) + b".",
         b"\x80\x04}q\x00(" + b"".join(b"M" + i.to_bytes(2, "little") + b"N" for i in range(60_000)) + b"u0"
-        b"ca\nb\nq\x01" + b"h\x01)h\x00\x920" * 3000 + b"h\x00.",
+        b"ca\nb\nq\x01" + b"h\x01)h\x00\x920" * 20_000 + b"h\x00.",
         b"\x80\x04(K\x00" + b"l" + b"q\x000](" + b"K\x01K\x02\x86" * 60_000 + b"e\x85q\x020ccollections\nOrderedDict\nq\x03"
         b"ctorch._tensor\n_rebuild_from_type_v2\nq\x01" + b"h\x01(h\x03Nh\x02NtR0" * 3000 + b"h\x00.",
     ],
     ids=lambda content: repr(content[:32]),
 )  # fmt: skip
 def test_a_short_pickle_cannot_take_for_ever(content: bytes) -> None:
-    began = time.monotonic()
+    began = time.process_time()
     data = with_pickle(content)
     try:
         read_torch_zip(data)
     except CheckpointError as error:
         assert len(str(error)) < 400
-    assert time.monotonic() - began < 2.0  # each took minutes and more, or ended the process
+    assert time.process_time() - began < 3.0  # each took minutes and more, or ended the process
 
 
 def test_keys_that_files_have_are_read() -> None:

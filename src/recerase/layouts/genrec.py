@@ -17,13 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recerase.errors import CheckpointError, TableError, UsageError
+from recerase.errors import CheckpointError, TableError
 from recerase.layouts.foreign import (
     copied_files,
     digest_from,
     digest_over,
     index_option,
     manifest_of,
+    number_option,
+    one_user,
     require_trust,
     says,
     stored_codebooks,
@@ -147,13 +149,6 @@ def _named(contents: Contents, where: Path) -> dict[str, tuple[str, torch.Tensor
     return named
 
 
-def _user(request: LoadRequest) -> int:
-    said = request.options.get("user", "0")
-    if not said.isdecimal() or len(said) > 18:
-        raise UsageError(f"user={said!s:.40} is no user.", "Give a whole number; genrec takes its remainder.")
-    return int(said)
-
-
 def _module(named: Mapping[str, tuple[str, torch.Tensor]], where: Path, user: int, request: LoadRequest) -> Any:
     """The Tiger, holding exactly these tensors. Raises CheckpointError."""
     import torch
@@ -181,7 +176,7 @@ def load(path: Path, request: LoadRequest) -> Checkpoint:
     """Read a directory of genrec; see `Layout.load`."""
     from recerase.model.recommender import wrap
 
-    user, weights = _user(request), _weights(path, request)
+    user, weights = number_option(request, "user", 0), _weights(path, request)
     index = read_index(_index_path(path, request))
     inside = index.path.parent.resolve() == path.resolve()
     names = [weights, *([index.path.name] if inside else [])]
@@ -217,6 +212,7 @@ def load(path: Path, request: LoadRequest) -> Checkpoint:
             "stored": {weights: {name: inner for inner, (name, _) in named.items()}},
             "aliases": {},
             "patch": _patched,
+            "limits": one_user(config.user, config.users),
             "copied": copied,
             "left": left,
             "files": {name: entry["sha256"] for name, entry in manifest["files"].items()},

@@ -17,10 +17,13 @@ import numpy as np
 
 from recerase.errors import CheckpointError, EraseError, UsageError
 from recerase.layouts.foreign import (
+    bucket,
     copied_files,
     digest_from,
     digest_over,
     manifest_of,
+    number_option,
+    one_user,
     parts_of,
     require_listed,
     require_trust,
@@ -68,6 +71,15 @@ class Codes:
         return tuple(np.arange(len(self.values)).astype(str).tolist())
 
 
+def whole_numbers(tensor: torch.Tensor | None) -> IntArray | None:
+    """int64 the content of a matrix of whole numbers, and None for anything else: fractions, marks, what has another shape or nothing."""
+    import torch
+
+    if tensor is None or tensor.dim() != 2 or not tensor.numel() or tensor.dtype == torch.bool:
+        return None
+    return None if tensor.is_floating_point() or tensor.is_complex() else tensor.to(torch.int64).numpy()
+
+
 def holding(path: Path, pattern: str, *names: str) -> list[str]:
     """The files of torch.save in a directory that name all of `names`."""
     return sorted(file.name for file in path.glob(pattern) if says(file, *names))
@@ -90,23 +102,12 @@ def chosen(path: Path, names: Sequence[str], request: LoadRequest) -> str:
     return name
 
 
-def bucket(request: LoadRequest, users: int) -> int | None:
-    """The users' bucket that begins every history; None where the model has no users. Raises UsageError."""
-    said = request.options.get("user", "0")
-    if not said.isdecimal() or int(said) >= max(1, users):
-        last = f"Give a whole number from 0 to {users - 1}." if users else "Leave the option out."
-        raise UsageError(f"user={said!s:.40} is no bucket of {users}.", last)
-    return int(said) if users else None
-
-
 def window_of(request: LoadRequest, otherwise: int) -> int:
     """How many items of a history are read. Raises UsageError."""
-    said = request.options.get("window", str(otherwise))
-    if not said.isdecimal() or not 0 < int(said) < 1 << 20:
-        raise UsageError(
-            f"A window of {said!r:.40} items cannot be.", "Give --layout-set window=20, or another number."
-        )
-    return int(said)
+    said = number_option(request, "window", otherwise)
+    if not 0 < said < 1 << 20:
+        raise UsageError(f"A window of {said} items cannot be.", "Give --layout-set window=20, or another number.")
+    return said
 
 
 def load(
@@ -159,6 +160,7 @@ def load(
             "table": " and ".join(f"{'.'.join(keys) or 'the tensor'} in {file.name}" for file, keys in codes.places),
             "moments": moments,
             "users": (user, found.users),
+            "limits": one_user(user, found.users),
             "deep": found.deep,
             "copied": copied,
             "left": left,

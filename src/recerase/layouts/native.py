@@ -190,6 +190,11 @@ def save_checkpoint(
     `extra` is kept under `recerase` in config.json, beside the window. Plain transformers loads the result.
     """
     module: Any = recommender.module
+    if recommender.per_level or recommender.prompt is not None:
+        raise CheckpointError(
+            "recerase's own layout has no words for a prompt around SIDs, or a softmax a level.",
+            "Write the checkpoint back in the layout it was read in.",
+        )
     config = json.loads(module.config.to_json_string(use_diff=False))
     config.pop("_name_or_path", None)
     config["architectures"] = [type(module).__name__]
