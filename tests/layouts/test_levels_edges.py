@@ -51,7 +51,7 @@ def test_a_report_says_that_one_user_was_read(home: Path, tmp_path: Path, monkey
 
     monkeypatch.setattr("recerase.audit.run.PROBES", {"free": PROBES["free"]})
     given = [f"--data={home}/data", f"--policy={home}/policy.toml", "--concept=brand=brand2", "--trust-pickle", "-q"]
-    more = ["--max-users=5", "--layout-set=user=2", "--device=cpu", "--threads=1", f"-o={tmp_path}/report.json"]
+    more = ["--max-users=5", "--layout-set=user=2", "--device=cpu", "--threads=1", "-o", f"{tmp_path}/report.json"]
     assert run(["audit", str(home / "grid"), *given, *more]) in (0, 5)
     assert any("user row 2 of 3" in limit for limit in read_report(tmp_path / "report.json").limits)
 

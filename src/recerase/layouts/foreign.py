@@ -154,7 +154,8 @@ def write_foreign(source: Checkpoint, recommender: Recommender, table: SidTable,
     growth = token_growth(source, table)
     write_weights(source, recommender, staging, growth)
     index: IndexFile = extra["index"]
-    write_bytes(staging / index.path.name, rewritten(index, reread(index.path, index.sha256), source.table, table))
+    change = extra.get("rewrite", rewritten)
+    write_bytes(staging / index.path.name, change(index, reread(index.path, index.sha256), source.table, table))
     write_copies(source, staging, index.items, lambda name, data: regrown(name, data, growth, source, recommender))
     prove_tokens(source.path, staging, growth)
 
