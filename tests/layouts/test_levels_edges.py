@@ -160,3 +160,26 @@ def test_a_model_around_other_weights_keeps_its_softmax(home: Path) -> None:
     source = opened(home / "grid")
     model = source.recommender
     assert replace(source, recommender=model.around(model.module)).recommender.per_level
+
+
+@pytest.mark.parametrize(
+    ("layout", "file", "part"), [("grid", CKPT, "state_dict"), ("rqvae-recommender", PLAIN, "model"), ("genrec", WEIGHTS, "model")]
+)  # fmt: skip
+def test_other_weights_in_the_file_are_refused_before_anything_is_learned(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], layout: str, file: str, part: str
+) -> None:
+    """An average of the weights would be published as it was, concept and all."""
+    path = tmp_path / "x"
+    path.mkdir()
+    for other in (home / layout).iterdir():
+        (path / other.name).write_bytes(other.read_bytes())
+    whole = torch.load(path / file, weights_only=False)
+    torch.save({**whole, "same": dict(whole[part])}, path / file)
+    assert not opened(path).extra["further"]  # the same memory is written with the model
+    average = {name: tensor.clone() for name, tensor in whole[part].items() if tensor.dim() > 1}
+    torch.save({**whole, "callbacks": {"EMA": average}}, path / file)
+    assert any(name.startswith("callbacks.EMA.") for name in opened(path).extra["further"])
+    given = [str(path), f"--data={home}/data", "--trust-pickle", "-q", "--concept=brand=brand2", "--method=npo"]
+    assert run(["erase", *given, f"--out={tmp_path}/out", "--device=cpu", "--threads=1"]) == 3
+    assert "may remember the concept" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from recerase.layouts.growth import Growth
     from recerase.layouts.native import ItemIds
     from recerase.layouts.protocol import LoadRequest
+    from recerase.layouts.torch_zip import Contents
     from recerase.model.recommender import Recommender
     from recerase.sid.codebooks import Codebooks
     from recerase.sid.table import SidTable
@@ -256,3 +257,23 @@ def one_user(user: int | None, users: int) -> tuple[str, ...]:
         return ()
     told = f"Every history was read as that of user row {user} of {users}; what the model says to users of other rows was not measured."
     return (told,)
+
+
+def further_weights(contents: Contents, model: str, moments: str) -> tuple[str, ...]:
+    """Names of matrices in a file of torch.save that could be other weights of its model: averages of them, or those of another epoch.
+
+    They have the shape of one of its matrices, and memory of their own. `model` and `moments` are the keys under which its weights and
+    an optimiser's state are known to be.
+    """
+    known = {keys: tensor for keys, tensor in contents.tensors.items() if keys[:1] == (model,)}
+    shapes = {tensor.shape for tensor in known.values() if tensor.dim() > 1 and tensor.is_floating_point()}
+    memory = {tensor.untyped_storage().data_ptr() for tensor in known.values()}
+    return tuple(
+        ".".join(keys)
+        for keys, tensor in contents.tensors.items()
+        if keys not in known
+        and not (keys[:1] == (moments,) and "state" in keys)
+        and tensor.is_floating_point()
+        and tensor.shape in shapes
+        and tensor.untyped_storage().data_ptr() not in memory
+    )

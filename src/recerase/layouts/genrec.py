@@ -22,6 +22,7 @@ from recerase.layouts.foreign import (
     copied_files,
     digest_from,
     digest_over,
+    further_weights,
     index_option,
     manifest_of,
     number_option,
@@ -210,7 +211,8 @@ def load(path: Path, request: LoadRequest) -> Checkpoint:
     names += [CODEBOOKS] if (path / MANIFEST).is_file() and (path / CODEBOOKS).is_file() else []
     copied, left = copied_files(path, {weights, index.path.name})
     manifest = manifest_of(path, [*names, *(name for name in copied if name not in names)])
-    named = _named(read_torch_file(path, weights, manifest), path / weights)
+    contents = read_torch_file(path, weights, manifest)
+    named = _named(contents, path / weights)
     module = _module(named, path / weights, user, request)
     config = module.config
     codes = index.codes
@@ -239,6 +241,7 @@ def load(path: Path, request: LoadRequest) -> Checkpoint:
             "stored": {weights: {name: inner for inner, (name, _) in named.items()}},
             "aliases": {},
             "patch": _patched,
+            "further": further_weights(contents, _MODEL, _OPTIMIZER),
             "rewrite": rewritten if index.path.suffix == ".json" else _parquet_rewritten,
             "limits": one_user(config.user, config.users),
             "copied": copied,
