@@ -183,3 +183,28 @@ def test_other_weights_in_the_file_are_refused_before_anything_is_learned(
     assert run(["erase", *given, f"--out={tmp_path}/out", "--device=cpu", "--threads=1"]) == 3
     assert "may remember the concept" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("layout", ["grid", "rqvae-recommender", "tiger-cf", "genrec"])
+@pytest.mark.parametrize("method", ["npo", "scif", "task-vector"])
+def test_the_row_of_the_one_user_that_is_read_stays(home: Path, layout: str, method: str) -> None:
+    """What were learned there would be learned for that user alone, and every other would still be told of the concept."""
+    catalogue = load_catalogue(home / "data")
+    source = opened(home / layout, user="2")
+    concept = np.arange(fixtures.N) % fixtures.TASTES == 2
+    request = EraseRequest(source.recommender, source.table, catalogue.interactions, concept)
+    card, preset = get_method(method)
+    few = {"npo": {"steps": "2"}, "scif": {"iterations": "2", "pairs": "8", "curvature": "4"}, "task-vector": {"steps": "2"}}
+    made = card.run(request, make_config(card, preset, few[method]))
+    module: Any = source.recommender.module
+    prompt = source.recommender.prompt
+    assert prompt is not None
+    before, after = (m.get_input_embeddings().weight for m in (module, made.model.module))
+    same = (before == after).all(1)
+    assert not same[source.table.rows().reshape(-1)].all()
+    if layout == "genrec":
+        users = "user_id_embedding.emb.weight"
+        assert torch.equal(module.state_dict()[users], made.model.module.state_dict()[users])
+    else:
+        assert len(prompt.still) == 1
+        assert same[list(prompt.still)].all()

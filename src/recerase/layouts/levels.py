@@ -200,7 +200,7 @@ def _prompt(found: Stacks, user: int | None) -> Any:
     bos = found.levels * found.size
     before = () if user is None else (bos + 1 + found.separated + user,)
     after = (bos + 1,) if found.separated else ()
-    return Prompt(before, after, after, before + after or (bos,))
+    return Prompt(before, after, after, before + after or (bos,), still=before)
 
 
 def write_back(source: Checkpoint, recommender: Recommender, table: SidTable, staging: Path) -> None:

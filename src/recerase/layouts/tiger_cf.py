@@ -158,7 +158,7 @@ def load(path: Path, request: LoadRequest) -> Checkpoint:
     row = base + user
     return Checkpoint(
         path=path,
-        recommender=wrap(module, schema, window, Prompt((), (), (row,), (row,))),
+        recommender=wrap(module, schema, window, Prompt((), (), (row,), (row,), still=(row,))),
         table=table,
         codebooks=codebooks,
         embeddings=embeddings,
