@@ -198,8 +198,8 @@ def _check_alone(before: Checkpoint) -> None:
     further = before.extra.get("further", ())
     if further:
         raise EraseError(
-            f"{before.path} holds {len(further)} more tensors with shapes of the model's weights ({', '.join(further[:2])}), and they may "
-            "remember the concept.",
+            f"{before.path} holds {len(further)} more tensors with shapes of the model's weights ({', '.join(further[:2])}), and they "
+            "may remember the concept.",
             "Save the checkpoint again without them (averages of weights, say), and erase from that.",
         )
 

@@ -110,7 +110,7 @@ def test_a_table_of_no_numbers_is_refused(home: Path, tmp_path: Path, dtype: tor
 
     with pytest.raises(TableError, match="no buffer codebooks"):
         opened(spoiled(home / "rqvae-recommender", tmp_path / "r", PLAIN, "model", change))
-    with pytest.raises(TableError, match="not the table among the hyperparameters|cannot be read"):
+    with pytest.raises(TableError, match="not the table among the hyperparameters"):
         opened(
             spoiled(
                 home / "grid", tmp_path / "g", CKPT, "hyper_parameters",
@@ -194,7 +194,11 @@ def test_the_row_of_the_one_user_that_is_read_stays(home: Path, layout: str, met
     concept = np.arange(fixtures.N) % fixtures.TASTES == 2
     request = EraseRequest(source.recommender, source.table, catalogue.interactions, concept)
     card, preset = get_method(method)
-    few = {"npo": {"steps": "2"}, "scif": {"iterations": "2", "pairs": "8", "curvature": "4"}, "task-vector": {"steps": "2"}}
+    few = {
+        "npo": {"steps": "2"},
+        "scif": {"iterations": "2", "pairs": "8", "curvature": "4"},
+        "task-vector": {"steps": "2"},
+    }
     made = card.run(request, make_config(card, preset, few[method]))
     module: Any = source.recommender.module
     prompt = source.recommender.prompt

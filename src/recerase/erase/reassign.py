@@ -173,8 +173,8 @@ def require_needed(table: SidTable, members: BoolArray, quantiser: Quantiser, ne
 
 def _lost(needed: int) -> EraseError:
     return EraseError(
-        f"Only items of the concept have the code {needed}, the largest in the table, from which the other tool takes the shape of its "
-        "model, and none of them could keep it.",
+        f"Only items of the concept have the code {needed}, the largest in the table, from which the other tool takes the shape of "
+        "its model, and none of them could keep it.",
         "Use --method renormalise or npo, which move no item.",
     )
 

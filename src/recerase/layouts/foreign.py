@@ -238,7 +238,9 @@ def number_option(request: LoadRequest, name: str, otherwise: int) -> int:
     """A whole number that an option says. Raises UsageError when it says none."""
     said = request.options.get(name, str(otherwise))
     if not said.isdecimal() or len(said) > _DIGITS:
-        raise UsageError(f"{name}={said!s:.40} is no whole number.", f"Give --layout-set {name}={otherwise}, or another.")
+        raise UsageError(
+            f"{name}={said!s:.40} is no whole number.", f"Give --layout-set {name}={otherwise}, or another."
+        )
     return int(said)
 
 
@@ -255,8 +257,9 @@ def one_user(user: int | None, users: int) -> tuple[str, ...]:
     """What a report says was not measured, where every history is read as that of one row of users."""
     if user is None or users < 2:
         return ()
-    told = f"Every history was read as that of user row {user} of {users}; what the model says to users of other rows was not measured."
-    return (told,)
+    return (
+        f"Every history was read as that of user row {user} of {users}; what the model says to users of others was not measured.",
+    )
 
 
 def further_weights(contents: Contents, model: str, moments: str) -> tuple[str, ...]:

@@ -89,7 +89,9 @@ def _weights(path: Path, request: LoadRequest) -> str:
 
 def _index_path(path: Path, request: LoadRequest) -> Path:
     """The table beside the weights, or the one given. Raises CheckpointError, saying how to make one."""
-    found = [file for file in sorted(path.glob("*.json")) if any(looks_like_index(file, kind) for kind in (False, True))]
+    found = [
+        file for file in sorted(path.glob("*.json")) if any(looks_like_index(file, kind) for kind in (False, True))
+    ]
     found += [file for file in sorted(path.glob("*.parquet")) if {"item_id", "codes"} <= set(column_names(file))]
     try:
         return index_option(path, request, found, 'SID table {"item": [227, 111, 51], ...}; genrec keeps none')
@@ -100,7 +102,7 @@ def _index_path(path: Path, request: LoadRequest) -> Path:
 
 
 def _read_table(path: Path) -> IndexFile:
-    """The table, in whatever `sid.read_table` reads: JSON of numbers or tokens, or parquet with item_id and codes. Raises TableError."""
+    """The table, in what `sid.read_table` reads: JSON of numbers or tokens, parquet with item_id and codes. Raises TableError."""
     if path.suffix == ".json":
         return read_index(path)
     if path.suffix != ".parquet":

@@ -128,7 +128,9 @@ def _named(contents: Contents, names: Names, path: Path) -> tuple[str, dict[str,
     used = [name for name in inner if name in wanted or name in (SEPARATOR, USERS) or _stack(name, names)[1]]
     whole = next((name for name in used if not is_real(inner[name])), None)
     if whole is not None:
-        raise CheckpointError(f"{path}: {prefix}{whole} holds no real numbers that a model computes with.", "Restore the checkpoint.")
+        raise CheckpointError(
+            f"{path}: {prefix}{whole} holds no real numbers that a model computes with.", "Restore the checkpoint."
+        )
     if any(".wi_0." in name for name in used):
         raise CheckpointError(
             f"{path} has gated feed-forward layers, and does not say with which function.",

@@ -73,7 +73,7 @@ class Codes:
 
 
 def whole_numbers(tensor: torch.Tensor | None) -> IntArray | None:
-    """int64 the content of a matrix of whole numbers, and None for anything else: fractions, marks, what has another shape or nothing."""
+    """int64 the content of a matrix of whole numbers; None for anything else, and for an empty one."""
     import torch
 
     if tensor is None or tensor.dim() != 2 or not tensor.numel() or tensor.dtype == torch.bool:

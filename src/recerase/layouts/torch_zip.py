@@ -51,7 +51,7 @@ class Contents:
     """What a file holds."""
 
     tree: Any
-    """Dicts, lists, tuples, numbers, strings, tensors; `pickle_values.Stub` for objects of other classes, `pickle_values.Global` for names."""
+    """Dicts, lists, tuples, numbers, strings, tensors; of `pickle_values`, `Stub` for other objects and `Global` for names."""
     tensors: Mapping[Path, torch.Tensor]
     """Every tensor that is reached through dicts, lists and tuples, by the keys on the way; those that share memory in the file
     share it here."""

@@ -1,7 +1,7 @@
 """Where the records of a zip lie, for files of torch.save, which stores them as they are.
 
-The one decision: a zip that two readers could read differently is refused. Python and torch look for the directory in different places,
-and torch takes a record that is called a folder for an empty one: what is audited must be what is loaded.
+The one decision: a zip that two readers could read differently is refused. Python and torch look for the directory in different
+places, and torch takes a record that is called a folder for an empty one: what is audited must be what is loaded.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ def records(data: bytes) -> dict[str, Record]:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         entries, at = archive.infolist(), archive.start_dir
     if _directory(data) != (at, len(entries)):
-        raise ValueError("its zip does not end as torch ends one, so that two readers could find different records in it")
+        raise ValueError(
+            "its zip does not end as torch ends one, so that two readers could find different records in it"
+        )
     headers = sorted({entry.header_offset for entry in entries})
     following = dict(zip(headers, [*headers[1:], at], strict=True))
     for entry in entries:
