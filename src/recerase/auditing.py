@@ -130,7 +130,7 @@ def _report(result: AuditResult, inputs: AuditInputs, config: AuditConfig, volat
         curves=result.curves,
         policy=inputs.policy,
         run=volatile,
-        limits=result.limits + _fitted(inputs.original or inputs.subject),
+        limits=result.limits + _fitted(inputs.original or inputs.subject) + inputs.subject.extra.get("limits", ()),
     )
 
 

@@ -47,6 +47,8 @@ class EraseRequest:
     """Where a method that can be continued keeps what it has finished."""
     offered: tuple[IntArray, ...] = ()
     """A level: codes that nobody uses and that have a row and a codeword made for this run; () when there are none."""
+    needed: int | None = None
+    """A code that some item must have on some level, whoever moves, for the other tool takes its model's shape from it."""
 
 
 @dataclass(frozen=True)
