@@ -24,6 +24,9 @@ from recerase.sid.quantize import Codebooks
 from recerase.sid.table import SidTable
 from recerase.types import SILENT, BoolArray, FloatArray, IntArray, Observer, Scope
 
+UNPRESSED = "presses for scope output alone: a history that holds the concept may go on informing what is recommended"
+"""What is said, and put into the summary, where a method is asked for more than it does."""
+
 
 @dataclass(frozen=True)
 class EraseRequest:
@@ -80,6 +83,8 @@ class Method:
     """Whether items get other SIDs, so that new vocabulary rows could be of use."""
     refuses: str = ""
     """`module:function` that says before any model is loaded which SIDs the method cannot work with; none: it takes all."""
+    scope: str = "output alone"
+    """The scopes that the method presses for, to be read; a config that knows more than `output` says so in `scopes`."""
     objective: str = ""
     """`module:function` from a request and settings to the `steps.Loss` that it goes down; none: it goes down none."""
 
@@ -93,6 +98,7 @@ class Method:
             "source": self.source,
             "departs": self.departs,
             "defaults": self.defaults,
+            "presses for": f"scope {self.scope}",
         }
         return {**said, "presets": ", ".join(self.presets)} if self.presets else said
 
@@ -112,11 +118,18 @@ class Method:
         """Erase; a model of half precision is trained in float32, and rounded before it is returned.
 
         Raises:
-            ConceptError: the concept holds no item.
+            ConceptError: the concept holds no item, or none with a SID.
             EraseError: the method diverged; its own errors are in its docstring.
         """
         if not request.concept.any():
             raise ConceptError("The concept holds no item, so there is nothing to erase.", "Name items that there are.")
+        if not (request.concept & request.table.present).any():
+            raise ConceptError(
+                "No item of the concept has a SID, so the model cannot recommend any.", "Name items that have one."
+            )
+        pressed = request.scope in getattr(config, "scopes", ("output",))
+        if not pressed:
+            request.observer.note(f"{self.name} {UNPRESSED}")
         function = typing.cast("Callable[[EraseRequest, Any], Erased]", _load(self.target))
         model = in_single(request.model) if self.gradients else request.model
         erased = function(dataclasses.replace(request, model=model), config)
@@ -127,7 +140,7 @@ class Method:
                 f"Method {self.name} diverged: some weights are no longer finite.",
                 "Lower its learning rate, or its steps.",
             )
-        return erased
+        return erased if pressed else dataclasses.replace(erased, summary={**erased.summary, "scope": UNPRESSED})
 
 
 def _stepwise(
@@ -173,6 +186,7 @@ METHODS: Mapping[str, Method] = {
             "and a second phase that settles old and new SIDs at what the original gives to SIDs nobody ever had",
             defaults="preset default tuned on this project's benchmark, preset paper as published",
             presets=("default", "paper"),
+            scope="output and influence; preset paper: output alone",
             moves=True,
             refuses="recerase.erase.tracer:check",
         ),
@@ -185,6 +199,7 @@ METHODS: Mapping[str, Method] = {
             cost="about 1/10 of training",
             source="exact deletion and renormalisation of the original's own distribution",
             departs="no reassignment: TRACER's second phase alone",
+            scope="output and influence",
             refuses="recerase.erase.tracer:check",
         ),
         _stepwise(
@@ -192,7 +207,7 @@ METHODS: Mapping[str, Method] = {
             "NpoConfig",
             cost="about 1/20 of training",
             source="Negative Preference Optimization, Zhang et al. 2024 (arXiv 2404.05868), with a retain NLL",
-            departs="the log-probability of an item is the sum over its codes",
+            departs="the retain NLL is the sum over an item's codes, not its mean over tokens, so it weighs more beside L_NPO",
         ),
         _stepwise(
             "simnpo",
@@ -230,7 +245,8 @@ METHODS: Mapping[str, Method] = {
             changes="the feed-forward outputs of up to three layers",
             cost="about npo's",
             source="RMU, Li et al. 2024 (arXiv 2403.03218): hidden states steered to a random direction",
-            departs="read where codes are said, not at every token; the middle layer unless one is set, not one searched for",
+            departs="read where codes are said, not at every token; the middle layer unless one is set, not one searched for; c 2 "
+            "and retain_weight 1, as open-unlearning's (published: c 6.5 and more, retain_weight 1200)",
         ),
         _stepwise(
             "e2urec",
@@ -246,7 +262,8 @@ METHODS: Mapping[str, Method] = {
             "MmRecUnConfig",
             cost="about npo's: no reference is read, and K negatives are scored beside each target",
             source="MMRecUn (arXiv 2405.15328): reverse BPR on D_F, BPR on D_R; a reconstruction",
-            departs="scores are log-probabilities of SIDs; all K nearest items are negatives, none is drawn; no regularisers",
+            departs="scores are log-probabilities of SIDs; all K nearest items are negatives, none is drawn, and the user may have "
+            "had them; no regularisers",
             refuses="recerase.erase.mmrecun:check",
         ),
         _stepwise(
@@ -265,7 +282,8 @@ METHODS: Mapping[str, Method] = {
             cost="up to 200 products with the Hessian of 256 pairs",
             source="Selective and Collaborative Influence Function, Li et al. 2023 (arXiv 2304.10199); a reconstruction",
             departs="all weights, not the embeddings concerned alone; Steihaug's conjugate gradients, for the Hessian is "
-            "indefinite; gradients of samples",
+            "indefinite; gradients of samples; what is forgotten is given no averaged label; g_R stands beside g_F, which where "
+            "training ended in an optimum is twice the influence of D_F",
             defaults="damping, iterations and radius as published, the rest untuned",
             refuses="recerase.erase.steps:check",
         ),
@@ -288,7 +306,7 @@ METHODS: Mapping[str, Method] = {
             gradients=True,
             cost="one training",
             source="the reference: same recipe, same seed, without the concept's interactions",
-            departs="nothing",
+            departs="the SIDs and the codebooks are those made with the concept",
             defaults="the recipe recorded in the checkpoint",
         ),
     )

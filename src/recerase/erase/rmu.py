@@ -27,7 +27,7 @@ from recerase.erase import objectives
 from recerase.erase.methods import Erased, EraseRequest
 from recerase.erase.paths import item_rows
 from recerase.erase.precision import student
-from recerase.erase.steps import Loss, StepConfig, finished, grounds, learn, named_trainable, require, rounded
+from recerase.erase.steps import Loss, StepConfig, evidence, finished, grounds, learn, named_trainable, require, rounded
 from recerase.errors import EraseError, UsageError
 from recerase.model.recommender import Recommender
 from recerase.sid.table import SidTable
@@ -51,7 +51,7 @@ class RmuConfig(StepConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self, least={"layer": -1}, positive=("steering",))
+        require(self, least={"layer": -1, "retain_weight": 0}, positive=("steering",))
 
 
 def objective(request: EraseRequest, config: RmuConfig) -> Loss:
@@ -151,4 +151,4 @@ def erase(request: EraseRequest, config: RmuConfig) -> Erased:
     layer = chosen(model, config.layer)
     weights = moving(model, layer)
     figures = learn("rmu", request, model, found, config, objective(request, config), parameters=weights)
-    return finished(request, model, {"losses": rounded(figures), "layer": layer}, began)
+    return finished(request, model, {"losses": rounded(figures), "layer": layer, **evidence(request, found)}, began)

@@ -51,11 +51,14 @@ class StepConfig:
         require(self, least={"steps": 1, "batch": 1}, positive=("lr", "clip"))
 
 
-def require(config: Any, least: Mapping[str, int] | None = None, positive: Sequence[str] = ()) -> None:
-    """Raise UsageError with every setting of `config` that is under its least value, or not above 0 and must be."""
+def require(
+    config: Any, least: Mapping[str, int] | None = None, positive: Sequence[str] = (), negative: Sequence[str] = ()
+) -> None:
+    """Raise UsageError with every setting of `config` that is under its least value, or on the wrong side of 0."""
     least = least or {}
-    problems = [f"{name} must be at least {n}" for name, n in least.items() if getattr(config, name) < n]
+    problems = [f"{name} must be at least {n}" for name, n in least.items() if not getattr(config, name) >= n]
     problems += [f"{name} must be above 0" for name in positive if not getattr(config, name) > 0]
+    problems += [f"{name} must be below 0" for name in negative if not getattr(config, name) < 0]
     if problems:
         raise UsageError(f"These settings cannot work: {'; '.join(problems)}.", "Change them with --set key=value.")
 
@@ -75,8 +78,21 @@ def grounds(request: EraseRequest) -> Examples:
     check(request.table, None, None, None)
     found = examples(request.interactions, request.table, request.concept, request.model.window)
     if len(found.forget) == 0:
-        raise ConceptError("No training interaction leads to the concept.", "Use --method tracer, which needs none.")
+        raise ConceptError(
+            "No training interaction leads to the concept, so there is nothing to push on.",
+            "Use --method tracer or renormalise, which need none.",
+        )
     return found
+
+
+def evidence(request: EraseRequest, found: Examples) -> dict[str, int]:
+    """What was learned from, for the report: pairs, and the concept's items with a SID that none of D_F leads to.
+
+    On those a method of steps presses only through codes that they share with others.
+    """
+    inside = np.flatnonzero(request.concept & request.table.present)
+    without = np.setdiff1d(inside, found.forget.targets)
+    return {"forget_pairs": len(found.forget), "retain_pairs": len(found.retain), "items_without_pairs": len(without)}
 
 
 def trainable(model: Recommender) -> list[nn.Parameter]:
@@ -159,7 +175,7 @@ def descend(
     began = time.monotonic()
     found, model = grounds(request), student(request.model)
     figures = learn(name, request, model, found, config, objective(request, config))
-    return finished(request, model, {"losses": rounded(figures)}, began)
+    return finished(request, model, {"losses": rounded(figures), **evidence(request, found)}, began)
 
 
 def rounded(figures: Mapping[str, float]) -> dict[str, float]:

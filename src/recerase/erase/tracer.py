@@ -30,7 +30,7 @@ from recerase.model.recommender import Recommender, State
 from recerase.model.training import IGNORED
 from recerase.sid.quantize import Codebooks, beyond_chance
 from recerase.sid.table import SidTable
-from recerase.types import FloatArray
+from recerase.types import FloatArray, Scope
 
 ForgetLoss = Literal["ascent", "npo", "renormalise"]
 
@@ -101,6 +101,11 @@ class TracerConfig:
             problems.append("reassign_steps and settle_steps cannot both be 0")
         if problems:
             raise UsageError(f"These settings cannot work: {'; '.join(problems)}.", "Change them with --set key=value.")
+
+    @property
+    def scopes(self) -> tuple[Scope, ...]:
+        """The scopes that these settings press for: `influence` is in the teacher's target, which not every run reads."""
+        return ("output", "influence") if self.settle_steps or self.forget_loss == "renormalise" else ("output",)
 
     @classmethod
     def preset(cls, name: str) -> TracerConfig:
@@ -197,8 +202,8 @@ class _Run:
         self.model.module.eval()  # no dropout: the student must match the teacher exactly where nothing is to change
         self.rng = np.random.default_rng([request.seed, 11])
         self.examples: Examples = examples(request.interactions, request.table, request.concept, request.model.window)
-        counts = np.bincount(request.interactions.items, minlength=len(request.table))
-        self.popularity = counts.astype(np.float64)
+        counts = np.bincount(request.interactions.split().train.items, minlength=len(request.table))
+        self.popularity = counts.astype(np.float64)  # of what is trained on: held-out interactions are never touched
         self.members = request.concept & request.table.present
         self.pool: list[Target] = []
         self.teacher = Teacher(request.model, request.table, self.members, request.scope, request.seed)
