@@ -40,7 +40,7 @@ def test_two_runs_with_one_seed_give_the_same_bits_whatever_is_held_out(done: An
     """What the audit is to be made on was not seen. `retrain` validates as the original did, so its tests alone are changed."""
     request, erased, _ = done
     torch.manual_seed(99)  # must not matter
-    seen = otherwise(request.interactions, 1 if case == "retrain" else 2, N)
+    seen = otherwise(request.interactions, 1 if case == "retrain" else 2)
     assert (seen.items != request.interactions.items).any()
     again = get_method(case)[0].run(
         dataclasses.replace(request, interactions=seen, observer=SILENT, state=None), settings_of(case)
