@@ -16,15 +16,15 @@ from recerase.types import Silent
 CASES = sorted(case for m in METHODS.values() for case in ([f"{m.name}/{preset}" for preset in m.presets] or [m.name]))
 QUICK: Mapping[str, Mapping[str, str]] = {
     "tracer": {
-        "reassign_steps": "3",
-        "settle_steps": "5",
-        "pool": "2",
+        "reassign_steps": "2",
+        "settle_steps": "3",
+        "pool": "1",
         "batch": "12",
         "sequences": "4",
         "min_moved": "0",
     },
     "tracer/paper": {"reassign_steps": "6", "lr": "0.05", "phi_lr": "20", "batch": "16", "min_moved": "0"},
-    "renormalise": {"settle_steps": "5", "pool": "2", "batch": "12", "sequences": "4"},
+    "renormalise": {"settle_steps": "4", "pool": "1", "batch": "12", "sequences": "4"},
     "npo": {"steps": "4", "batch": "16"},
     "simnpo": {"steps": "4", "batch": "16"},
     "ga": {"steps": "4", "batch": "16", "lr": "2e-3"},

@@ -2,7 +2,9 @@
 
 The one decision: a method hands over a function from a model, a batch of D_F and a batch of D_R to one number, and everything
 else (batches, optimiser, clipping, progress, figures) is here and the same for all, so that a difference between two methods is
-a difference between two equations. Only weights that may change (`requires_grad`) do.
+a difference between two equations. Only weights that may change (`requires_grad`) do. D_R is every pair whose target is retained,
+also those whose history holds the concept: under scope `output` it may inform. Under `influence` these methods do the same, and
+`Method.run` says so.
 """
 
 from __future__ import annotations
