@@ -87,8 +87,8 @@ class _Run:
         self.model.module.eval()  # no dropout: the student must match the teacher exactly where nothing is to change
         self.rng = np.random.default_rng([request.seed, 11])
         self.examples: Examples = examples(request.interactions, request.table, request.concept, request.model.window)
-        counts = np.bincount(request.interactions.items, minlength=len(request.table))
-        self.popularity = counts.astype(np.float64)
+        counts = np.bincount(request.interactions.split().train.items, minlength=len(request.table))
+        self.popularity = counts.astype(np.float64)  # of what is trained on: held-out interactions are never touched
         self.members = request.concept & request.table.present
         self.pool: list[Target] = []
         self.teacher = Teacher(request.model, request.table, self.members, request.scope, request.seed)
