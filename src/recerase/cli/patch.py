@@ -35,14 +35,14 @@ def make(
         bool,
         typer.Option(
             "--one-way",
-            help="Hold no byte of BEFORE: the patch cannot be reverted, nor carry what was erased.",
+            help="Hold no byte of BEFORE, so that the patch cannot be reverted. What AFTER says of it, as its report.json does, stays.",
             show_default=False,
         ),
     ] = False,
     leave: Annotated[
         list[str] | None,
         typer.Option(
-            "--leave", metavar="NAME", help="A file (or files: 'optimizer*') that has no part in the patch. Repeat."
+            "--leave", metavar="NAME", help="A file or folder (or several: 'optimizer*') that has no part in the patch. Repeat."
         ),
     ] = None,
     force: ForceOption = False,
