@@ -113,8 +113,8 @@ class Patch:
             "changed bytes": sum(change.after.bytes for change in changed if change.after),
             "changed rows": rows[:_SHOWN]
             + ([f"and in {len(rows) - _SHOWN} more tensors"] if len(rows) > _SHOWN else []),
-            "moves": len(self.document["moves"]),
-            "unlisted": len(self.document["listing"]["unlisted"]),
+            "moves": "not told" if self.document.get("unread") else len(self.document["moves"]),
+            "unlisted": "not told" if self.document.get("unread") else len(self.document["listing"]["unlisted"]),
             "left out": list(self.left),
             "old SIDs named in": [_shown(name) for name in self.document.get("telling", ())],
             "note": NOTES[self.document["kind"]],
