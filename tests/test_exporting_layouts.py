@@ -88,7 +88,10 @@ def test_a_blocklist(home: dict[str, tuple[Path, Path]], tmp_path: Path, name: s
     assert said["model"] == (name not in TABLES) == (not is_table(path))
     rows = None if name in TABLES else table.rows()[:3].tolist()
     assert [row["rows"] for row in said["blocked"]] == (rows or [None] * 3)
-    shared = [[str(table.item_ids[i]) for i in np.flatnonzero((table.codes == sid).all(1)) if i > 2] for sid in table.codes[:3]]
+    shared = [
+        [str(table.item_ids[i]) for i in np.flatnonzero((table.codes == sid).all(1)) if i > 2]
+        for sid in table.codes[:3]
+    ]
     assert [row["retained_items"] for row in said["blocked"]] == shared
 
 
@@ -137,7 +140,9 @@ def test_likeness_is_in_the_vectors_that_are_given(home: dict[str, tuple[Path, P
     """An audit with --embeddings finds other items alike than the words do, and so must what hides them."""
     path, data = home["lc-rec"]
     count = len(source_table(path).item_ids)
-    vectors = np.eye(count, 8, dtype=np.float32) + 0.01 * np.random.default_rng(0).normal(size=(count, 8)).astype(np.float32)
+    vectors = np.eye(count, 8, dtype=np.float32) + 0.01 * np.random.default_rng(0).normal(size=(count, 8)).astype(
+        np.float32
+    )
     vectors[[0, 30, 31]] = [1, 1, 1, 1, 0, 0, 0, 0]
     np.save(tmp_path / "v.npy", vectors)
     found = {}

@@ -93,8 +93,8 @@ def export_blocklist(
 ) -> Blocked:
     """Write every item of a concept with its SID (codes, vocabulary rows, tokens) and the retained items that share it.
 
-    JSON, JSONL, CSV (lists as JSON in their cells) or parquet, by the extension of `out`; all hold the same rows. `checkpoint` may be a
-    SID table without a model, which says nothing of vocabulary rows.
+    JSON, JSONL, CSV (lists as JSON in their cells) or parquet, by the extension of `out`; all hold the same rows. `checkpoint` may be
+    a SID table without a model, which says nothing of vocabulary rows.
     """
     out = _checked(out, (".json", ".jsonl", ".csv", ".parquet"), _inputs(run, checkpoint, data, concept), force)
     table, facts, spelled, chosen = _blocked(Path(checkpoint), concept, data, run, observer)

@@ -63,7 +63,7 @@ def test_links_and_pipes_are_refused_and_never_dropped(tmp_path: Path) -> None:
         before, after, patch = sides(home, {"a": b"1", "in/b": b"1"}, {"a": b"2", "in/b": b"1"})
         for side in (before, after):
             make(side / "in" / "info")
-            with pytest.raises(ArtefactError, match="in/info' is .*which a patch cannot hold") as refused:
+            with pytest.raises(ArtefactError, match=r"in/info' is .*which a patch cannot hold") as refused:
                 api.make_patch(before, after, patch)
             assert "cp -rL" in refused.value.remedy
             (side / "in" / "info").unlink()
@@ -158,7 +158,7 @@ def test_many_small_bombs_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     size = 40 << 20
     packed = zlib.compress(bytes(size), 9)
     path = forged(tmp_path / "p", {f"f{n}": (bytes(size), packed) for n in range(3)})
-    with pytest.raises(ArtefactError, match="claims 41,943,040 bytes in .* far too many with the others"):
+    with pytest.raises(ArtefactError, match=r"claims 41,943,040 bytes in .* far too many with the others"):
         read_patch(path)
     monkeypatch.setattr("recerase.patches.file._FREE", 1 << 16)
     zeros = {f"f{n}": bytes(60_000) for n in range(4)}
@@ -166,7 +166,9 @@ def test_many_small_bombs_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert (tmp_path / "in" / "p").stat().st_size > 60_000
 
 
-def test_names_that_a_file_system_takes_for_one_publish_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_that_a_file_system_takes_for_one_publish_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = forged(tmp_path / "p", {"A": (b"1", None), "a": (b"2", None)})
     (tmp_path / "in").mkdir()
     api.apply_patch(tmp_path / "in", path, tmp_path / "apart")

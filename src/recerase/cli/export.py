@@ -56,8 +56,8 @@ def blocklist(
     """List a concept's items with their SIDs, to stop showing them now, with the model as it is.
 
     Each item has its codes, vocabulary rows and (where the layout has them) tokens, and the retained items that share its SID:
-    blocking that SID would hide those too. Hiding is not erasing. CKPT may be a SID table without a model; where a concept is like:"...",
-    --embeddings must be those that the audit is given.
+    blocking that SID would hide those too. Hiding is not erasing. CKPT may be a SID table without a model. Where a
+    concept is like:"...", give the --embeddings that the audit is given.
 
     **Examples**
 
@@ -142,9 +142,7 @@ def prefixes(
     return 0
 
 
-def _run(
-    trust_pickle: bool, layout: str | None, layout_set: list[str] | None, embeddings: Path | None
-) -> RunConfig:
+def _run(trust_pickle: bool, layout: str | None, layout_set: list[str] | None, embeddings: Path | None) -> RunConfig:
     """Nothing is computed, so that no device is asked for."""
     from recerase.runtime import RunConfig
 

@@ -35,14 +35,16 @@ def make(
         bool,
         typer.Option(
             "--one-way",
-            help="Hold no byte of BEFORE, so that the patch cannot be reverted. What AFTER says of it, as its report.json does, stays.",
+            help="Hold no byte of BEFORE: the patch cannot be reverted. What AFTER says of BEFORE, as its report.json does, stays.",
             show_default=False,
         ),
     ] = False,
     leave: Annotated[
         list[str] | None,
         typer.Option(
-            "--leave", metavar="NAME", help="A file or folder (or several: 'optimizer*') that has no part in the patch. Repeat."
+            "--leave",
+            metavar="NAME",
+            help="A file or folder (or several: 'optimizer*') that has no part in the patch. Repeat.",
         ),
     ] = None,
     force: ForceOption = False,

@@ -84,7 +84,9 @@ def trimmed(
     lower = dict(zip(beyond, further(source.table.schema, room, len(beyond)), strict=True))
     kept_as = {code: lower.get(code, code) for code in used}
     schema = grown_schema(source.table.schema, room, sorted(kept_as.values()))
-    places = [(int(schema.rows[new[0]][new[1]]), int(table.schema.rows[was[0]][was[1]])) for was, new in kept_as.items()]
+    places = [
+        (int(schema.rows[new[0]][new[1]]), int(table.schema.rows[was[0]][was[1]])) for was, new in kept_as.items()
+    ]
     before: Any = source.recommender.module
     owned = {id(p): p for p in before.parameters()}
     twins = dict(zip(_vocabulary_weights(model.module), _vocabulary_weights(before), strict=True))

@@ -31,6 +31,7 @@ from recerase.layouts.causal_files import (
     write_causal,
 )
 from recerase.layouts.foreign import OURS, index_option, require_listed
+from recerase.layouts.grown_files import token_room
 from recerase.layouts.index_json import IndexFile
 from recerase.layouts.json_text import Dump, read_json
 from recerase.layouts.letter import TOKEN_FILES
@@ -258,5 +259,6 @@ LAYOUTS = (
         remarks=remarks,
         digest=digest,
         options=OPTIONS | DATA,
+        room=token_room,
     ),
 )

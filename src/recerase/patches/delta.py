@@ -160,7 +160,10 @@ def _by_segments(source: Blob, target: Blob, old: list[Segment], new: list[Segme
             both = min(same.size, part.size)
             _aligned(source, target, same.until(both), part.until(both), found)
             found.insert(target.read(part.begin + both, part.size - both))
-            found.rows[part.name] = (found.rows.get(part.name, (0, 0))[0] + (part.size - both) // part.unit, part.size // part.unit)
+            found.rows[part.name] = (
+                found.rows.get(part.name, (0, 0))[0] + (part.size - both) // part.unit,
+                part.size // part.unit,
+            )
         else:
             found.insert(target.read(part.begin, part.size))
 
