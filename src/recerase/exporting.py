@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +25,12 @@ from recerase.assembly import (
     concept_facts,
     given_paths,
     open_checkpoint_for,
+    open_sids,
     with_codebooks,
 )
 from recerase.catalog import Catalogue, Concept, load_catalogue
 from recerase.errors import UsageError
+from recerase.layouts.tables import is_table
 from recerase.prefixes import Ends, prefix_json, prefix_table
 from recerase.runtime import RunConfig
 from recerase.sid.table import SidTable
@@ -90,18 +93,20 @@ def export_blocklist(
 ) -> Blocked:
     """Write every item of a concept with its SID (codes, vocabulary rows, tokens) and the retained items that share it.
 
-    JSON, JSONL, CSV (lists as JSON in their cells) or parquet, by the extension of `out`; all hold the same rows.
+    JSON, JSONL, CSV (lists as JSON in their cells) or parquet, by the extension of `out`; all hold the same rows. `checkpoint` may be
+    a SID table without a model, which says nothing of vocabulary rows.
     """
-    out = _checked(out, (".json", ".jsonl", ".csv", ".parquet"), given_paths(checkpoint, data, concept), force)
-    opened, catalogue, chosen = _opened(checkpoint, concept, data, run, observer)
-    assert chosen is not None
-    rows = blocklist_table(opened.table, chosen.members, _spelling(opened))
-    codes = opened.table.codes[chosen.members & opened.table.present]
-    also = np.unique(opened.table.codes[chosen.members][~rows["alone"].to_numpy()], axis=0)
+    out = _checked(out, (".json", ".jsonl", ".csv", ".parquet"), _inputs(run, checkpoint, data, concept), force)
+    table, facts, spelled, chosen = _blocked(Path(checkpoint), concept, data, run, observer)
+    rows = blocklist_table(table, chosen.members, spelled)
+    if facts["model"] is False:
+        rows = rows.set_column(rows.column_names.index("rows"), "rows", _nothing(rows))
+    codes = table.codes[chosen.members & table.present]
+    also = np.unique(table.codes[chosen.members][~rows["alone"].to_numpy()], axis=0)
     retained = len(rows["retained_items"].combine_chunks().flatten().unique())
     made = Blocked(out, len(chosen), len(np.unique(codes, axis=0)), len(also), retained, len(chosen) - len(codes))
     counts = {name: getattr(made, name) for name in ("items", "sids", "shared", "retained", "without")}
-    facts = {**_facts(BLOCKLIST, opened, chosen, catalogue), "note": HIDING, "counts": counts}
+    facts = {**facts, "note": HIDING, "counts": counts}
     write_bytes(out, _rendered(rows, facts, out.suffix.lower()))
     return made
 
@@ -159,9 +164,15 @@ def export_prefixes(
 
     JSON holds `allowed`, a dict of "row-row" (the rows generated so far) to next rows, for `prefix_allowed_tokens_fn` (`allowed_rows`
     makes one); parquet a line a step: depth, prefix, next, code, token. MiniOneRec's evaluate.py looks up the last rows of the prompt
-    before the first code: for it `allowed` has that key too, and may stand in the place of its `hash_dict`.
+    before the first code: for it `allowed` has that key too, and may stand in the place of its `hash_dict`. The tries of genrec, GRID
+    and RQ-VAE-Recommender are of codes and not of rows: parquet has both.
     """
-    out = _checked(out, (".json", ".parquet"), given_paths(checkpoint, data, concept), force)
+    out = _checked(out, (".json", ".parquet"), _inputs(run, checkpoint, data, concept), force)
+    if is_table(Path(checkpoint), run.layout):
+        raise UsageError(
+            f"{checkpoint} is a SID table without a model, and prefixes are of rows of a model's vocabulary.",
+            "Give the checkpoint, or hide items by id: `recerase export blocklist`.",
+        )
     opened, catalogue, chosen = _opened(checkpoint, concept, data, run, observer)
     table = opened.table
     members = chosen.members if chosen is not None else np.zeros(len(table), bool)
@@ -178,12 +189,10 @@ def export_prefixes(
     hidden = table.listed & table.present & members
     still = hidden & np.isin(groups, groups[trie.leaf_items])
     reachable = tuple(str(item) for item in table.item_ids[still])
-    module: Any = opened.recommender.module  # genrec's begins with a vector that is no row
-    begins = getattr(module.config, "decoder_start_token_id", None) if opened.recommender.kind == "seq2seq" else None
     facts = {
         **_facts(PREFIXES, opened, chosen, catalogue),
         "levels": table.levels,
-        "begin": None if begins is None else [begins],
+        "begin": _begins(opened),
         "end": list(ends.rows),
         "otherwise": [max(table.schema.pad, 0)],
         "still_reachable": list(reachable),
@@ -214,6 +223,21 @@ def allowed_rows(document: Mapping[str, Any], begin: int) -> Callable[[int, Any]
     return following
 
 
+def _begins(opened: Checkpoint) -> list[int] | None:
+    """The rows before the first code: None for a prompt, none at all where the decoder begins with a vector that is no row."""
+    module: Any = opened.recommender.module
+    if opened.recommender.kind != "seq2seq":
+        return None
+    start = getattr(module.config, "decoder_start_token_id", None)
+    return [] if opened.recommender.per_level or start is None else [int(start)]
+
+
+def _inputs(run: RunConfig, *given: object) -> list[Path]:
+    """All that is read, files that --layout-set names included: none of it may be written over."""
+    said = [Path(value) for _, value in run.layout_options if os.path.lexists(value)]
+    return [*given_paths(*given, run.embeddings), *said]
+
+
 def _checked(out: str | Path, kinds: tuple[str, ...], inputs: list[Path], force: bool) -> Path:
     """Where to write. Raises UsageError for another extension, OutputError for a place that is taken."""
     out = Path(out)
@@ -232,9 +256,31 @@ def _opened(
     opened = open_checkpoint_for(checkpoint, catalogue, run)
     if concept is None:
         return opened, catalogue, None
-    if any("like:" in spec for spec in concept.specs):
-        opened = with_codebooks(opened, catalogue.items, observer)
+    if run.embeddings is not None or any("like:" in spec for spec in concept.specs):
+        opened = with_codebooks(opened, catalogue.items, observer, run.embeddings)
     return opened, catalogue, choose_concept(concept, catalogue, opened.embeddings)
+
+
+def _blocked(
+    path: Path, concept: ConceptSpec, data: str | Path, run: RunConfig, observer: Observer
+) -> tuple[SidTable, dict[str, Any], dict[int, str] | None, Concept]:
+    """Table, facts, tokens of rows and concept, for a checkpoint or a SID table without a model."""
+    if not is_table(path, run.layout):
+        opened, catalogue, chosen = _opened(path, concept, data, run, observer)
+        assert chosen is not None
+        return opened.table, {**_facts(BLOCKLIST, opened, chosen, catalogue), "model": True}, _spelling(opened), chosen
+    catalogue = load_catalogue(data)
+    table, _, points = open_sids(path, catalogue.items, run.embeddings, observer)
+    chosen = choose_concept(concept, catalogue, points)
+    told = {"schema": BLOCKLIST, "checkpoint": table.digest, "layout": run.layout, "model": False}
+    return table, {**told, "concept": concept_facts(chosen, catalogue)}, None, chosen
+
+
+def _nothing(rows: pa.Table) -> pa.Array:
+    """A column of null lists: rows are those of a model, and there is none."""
+    import pyarrow as pa
+
+    return pa.nulls(len(rows), pa.list_(pa.int64()))
 
 
 def _facts(schema: str, opened: Checkpoint, concept: Concept | None, catalogue: Catalogue) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 The one decision: how many are offered is worked out from what is missing. Offered are all codes below the largest of a level that
 have no row, and on the last level as many codes above it as give the concept twice the free SIDs that it needs; each of these
-makes one below every prefix, so a handful is usually enough.
+makes one below every prefix, so a handful is usually enough; where enough SIDs are free, none is offered.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ class Offer:
     @property
     def told(self) -> str:
         """The offer in one line."""
+        if not self.facts["new rows offered"]:
+            return f"no vocabulary row is added: {self.facts['free SIDs without them']} SIDs are free"
         return (
             f"{self.facts['new rows offered']} vocabulary rows may be added: {self.facts['free SIDs with them']} SIDs are free with "
             f"them, {self.facts['free SIDs without them']} without"
@@ -76,7 +78,8 @@ def offer(
 ) -> Offer | None:
     """The checkpoint with new rows for the items `members` [N] to choose from; `asked` is `auto`, the most rows, or None for none.
 
-    Raises EraseError when the layout has no room for any, and what the method refuses.
+    Raises EraseError when the layout's vocabulary cannot grow, or has no room left and too few SIDs are free; and what the method
+    refuses.
     """
     from recerase.erase.reassign import free_sids, usable
     from recerase.layouts.grown import grown
@@ -99,10 +102,10 @@ def offer(
         codes = holes + further(table.schema, room, -(-missing // max(1, prefixes)) if missing > 0 else 0)
     else:
         codes = (holes + further(table.schema, room, max(0, most - len(holes))))[:most]
-    if not codes:
+    if not codes and free < int(concept.sum()):
         raise EraseError(
-            f"No vocabulary row can be added to {before.path}.",
-            room.hint or "Leave --grow-vocabulary out: SIDs are free.",
+            f"No vocabulary row can be added to {before.path}, and {free} SIDs are free for {int(concept.sum())} items.",
+            room.hint or "Tokenize with more codes a level.",
         )
     made = grown(before, room, codes, seed)
     assert made.codebooks is not None

@@ -12,6 +12,7 @@ from pathlib import Path
 from recerase.errors import UsageError
 from recerase.runtime import RunConfig
 from recerase.store import check_file_output, publish, write_bytes
+from recerase.types import SILENT, Observer
 
 RUN = RunConfig()
 
@@ -35,6 +36,7 @@ def export_sids(
     *,
     force: bool = False,
     run: RunConfig = RUN,
+    observer: Observer = SILENT,
 ) -> Exported:
     """Write the SID table of `source` (SIDs alone, or any checkpoint) at `out` in the format of that name.
 
@@ -51,7 +53,9 @@ def export_sids(
     chosen, place = FORMATS[form], Path(out)
     if not chosen.directory:
         check_file_output(place, inputs=[source], force=force)
+    observer.note(f"reading {source}")
     table = source_table(source, layout=run.layout, options=dict(run.layout_options), trust_pickle=run.trust_pickle)
+    observer.note(f"writing {len(table):,} items at {place}")
     files, notes = written(table, chosen, place, options)
     if not chosen.directory:
         write_bytes(place, files[""])

@@ -32,7 +32,7 @@ CODES = (5, 6, 8)
 N, TASTE, WIDTH = 40, 8, 6
 KINDS = ("causal", "seq2seq")
 SHAPE = {"width": 16, "layers": 1, "heads": 2, "feed_forward": 24, "window": 5, "dropout": 0.1}
-RECIPE = TrainConfig(epochs=20, batch=32, lr=3e-2, validate_every=20, validation_users=20, seed=3)
+RECIPE = TrainConfig(epochs=20, batch=32, lr=3e-2, validate_every=20, validation_users=20, seed=3, dropout=0.0)
 
 
 @dataclass(frozen=True, eq=False)

@@ -142,11 +142,18 @@ def test_new_codewords_take_no_item_from_the_old_ones(tmp_path: Path) -> None:
     assert (after == source.table.codes)[own].all()
     words = offered.codebooks.vectors[2]
     assert len(np.unique(words, axis=0)) == len(words) == 17
-    table = offered.table.replace(np.array([9]), offered.table.codes[[9]] * [1, 1, 0] + [0, 0, 12])
-    _, kept, codebooks = trimmed(source, offered, room, offered.recommender, table)
+    moved = offered.table.codes[[9, 11, 12]] * [1, 1, 0]
+    table = offered.table.replace(np.array([9, 11, 12]), moved + np.array([[0, 0, 12], [0, 0, 4], [0, 0, 9]]))
+    model, kept, codebooks = trimmed(source, offered, room, offered.recommender, table)
     assert codebooks is not None
-    assert [len(words) for words in codebooks.vectors] == list(kept.schema.codes) == [2, 4, 13]
-    assert np.array_equal(codebooks.vectors[2][:8], source.codebooks.vectors[2])
+    assert kept.codes[[9, 11, 12], 2].tolist() == [9, 4, 8]  # those beyond the largest follow it without a gap
+    assert (np.delete(kept.codes, [9, 11, 12], 0) == np.delete(source.table.codes, [9, 11, 12], 0)).all()
+    assert [len(words) for words in codebooks.vectors] == list(kept.schema.codes) == [2, 4, 10]
+    assert np.array_equal(np.delete(codebooks.vectors[2][:8], 4, 0), np.delete(source.codebooks.vectors[2], 4, 0))
+    was, now = (one.module.get_input_embeddings().weight for one in (offered.recommender, model))
+    for new, old in ((9, 12), (8, 9), (4, 4)):  # codeword and trained row go with the code
+        assert np.array_equal(codebooks.vectors[2][new], words[old])
+        assert torch.equal(now[kept.schema.rows[2][new]], was[offered.table.schema.rows[2][old]])
     subject = replace(source, table=kept, codebooks=codebooks)
     found = codebooks_for(source, subject)
     assert found is codebooks  # an audit can say where the new code lies
@@ -168,9 +175,9 @@ def test_a_native_checkpoint_grows_beyond_its_codes(tmp_path: Path, kind: str) -
     out = published(tmp_path / "out", now.recommender, (now.table, now.codebooks, points))
     assert (tmp_path / "staging" / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
     read = load_checkpoint(out)
-    assert read.table.codes[5, 1] == 9
+    assert read.table.codes[5, 1] == 7  # the first that is free, and not the one of what was offered
     assert read.table.schema.to_json() == now.table.schema.to_json()
-    assert read.table.schema.rows[1].tolist() == [10, 11, 12, 13, 14, 15, 16, -1, -1, 17]
+    assert read.table.schema.rows[1].tolist() == [10, 11, 12, 13, 14, 15, 16, 17]
     assert read.recommender.module.config.vocab_size == read.table.schema.vocabulary == 18
     assert np.array_equal(read.codebooks.encode(points), codebooks.encode(points))
     old, new = (one.recommender.module.get_input_embeddings().weight for one in (source, read))

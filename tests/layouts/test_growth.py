@@ -10,13 +10,14 @@ import pytest
 import torch
 from tests.layouts import causal_fixtures as causal
 from tests.layouts import growth_fixtures as fixtures
+from tests.layouts import onerec_fixtures as onerec
 from tests.layouts.causal_checks import EASY, FAST, OURS, csv_reader, files_of, info_reader, old_reader, tensors_of
 from transformers import AutoModelForCausalLM, AutoTokenizer, T5ForConditionalGeneration, T5Tokenizer
 
 from recerase import api, erasure
 from recerase.__main__ import run
 from recerase.errors import EraseError
-from recerase.layouts.registry import open_checkpoint
+from recerase.layouts.registry import detect_layout, open_checkpoint
 from recerase.report.schema import read_report
 from recerase.resume import RunState
 from recerase.runtime import RunConfig
@@ -53,7 +54,11 @@ def index_of(path: Path) -> dict[str, list[str]]:
 
 def added_to(home: Path, kind: str) -> list[str]:
     """Tokens that the grown directory has and its source has not."""
-    return sorted(set(fixtures.rebuilt(home / f"{kind}-grown")) - set(fixtures.rebuilt(home / kind)))
+    return added(home / f"{kind}-grown", home / kind)
+
+
+def added(out: Path, source: Path) -> list[str]:
+    return sorted(set(fixtures.rebuilt(out)) - set(fixtures.rebuilt(source)))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -231,6 +236,63 @@ def test_the_plan_says_how_many_rows(home: Path, capsys: pytest.CaptureFixture[s
     assert "new codes a level 0, 0, 5" in {" ".join(line.split()) for line in capsys.readouterr().out.splitlines()}
     assert run(given) == 0
     assert "new rows" not in capsys.readouterr().out
+    assert run([*given, "--grow-vocabulary", "auto", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["vocabulary"]["new rows offered"] == 3
+    assert (told["method"]["name"], told["concept"]["items"], told["settings"]["min_agreement"]) == ("tracer", 8, 0.0)
+    assert run([*given[:-1], "--json"]) == 2
+    assert "--json goes with --plan" in capsys.readouterr().err
+
+
+def test_where_sids_are_free_auto_adds_nothing(home: Path, tmp_path: Path) -> None:
+    """A pipeline may always say auto: it fails where rows are needed and cannot be had, and not where none is needed."""
+    source = causal.lc_rec(tmp_path / "model", causal.make_world())
+    out = fixtures.erased(source, home / "data", tmp_path / "out", grow="auto")
+    assert index_of(out) != index_of(source)
+    before, after = files_of(source), files_of(out)
+    assert all(before[name] == after[name] for name in ("tokenizer.json", "tokenizer_config.json", "config.json"))
+
+
+def test_more_rows_than_are_needed_leave_no_gap_in_the_codes(home: Path, tmp_path: Path) -> None:
+    """500 are offered, some of all 500 are chosen, and those get the codes that come next."""
+    out = fixtures.erased(home / "lc-rec", home / "data", tmp_path / "out", grow="500")
+    table = open_checkpoint(out).table
+    beyond = set(range(8, table.schema.codes[2]))
+    assert 1 < len(beyond) <= 8
+    assert beyond <= set(table.codes[:, 2].tolist())
+    own = AutoTokenizer.from_pretrained(out, local_files_only=True)
+    assert {token for token in added(out, home / "lc-rec") if int(token[3:-1]) > 7} == {
+        f"<c_{code}>" for code in beyond
+    }
+    for item, sid in index_of(out).items():
+        if item in table.item_ids:
+            row = table.rows()[list(table.item_ids).index(item)].tolist()
+            assert own.encode("".join(sid), add_special_tokens=False)[-3:] == row
+
+
+def test_onerec_think_grows_behind_its_codes_and_a_patch_holds_it(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its tool adds begin and end first, so that it is still told apart; rows that the model was padded with are used."""
+    monkeypatch.setattr(onerec, "SIZE", 8)
+    source, world = tmp_path / "model", fixtures.full_world()
+    del world.histories[12:]
+    onerec.onerec_think(source, world, source)
+    with pytest.raises(EraseError, match="leave 0"):
+        fixtures.erased(source, home / "data", tmp_path / "no", grow=None, window="3")
+    out = fixtures.erased(source, home / "data", tmp_path / "out", window="3")
+    assert detect_layout(out).name == "onerec-think"
+    old, new = (AutoTokenizer.from_pretrained(path, local_files_only=True) for path in (source, out))
+    table = open_checkpoint(out).table
+    fresh = {token: row for token, row in new.get_vocab().items() if token not in old.get_vocab()}
+    assert fresh
+    assert fresh == {f"<s_c_{code}>": len(old) + code - 8 for code in range(8, table.schema.codes[2])}
+    text = (out / "Beauty.pretrain.json").read_text()
+    assert all(token in text for token in fresh)
+    assert files_of(source)["config.json"] == files_of(out)["config.json"]  # there was room in the padding
+    api.make_patch(source, out, tmp_path / "p", run=RunConfig(device="cpu"))
+    api.apply_patch(source, tmp_path / "p", tmp_path / "again")
+    assert files_of(tmp_path / "again") == files_of(out)
 
 
 @pytest.mark.slow

@@ -136,7 +136,7 @@ def test_where_it_may_be_written(home: Path, tmp_path: Path) -> None:
 
 def test_what_no_patch_can_hold_or_leave_out_is_refused(home: Path, tmp_path: Path) -> None:
     given = (home / "native", home / "native-after", tmp_path / "p")
-    with pytest.raises(UsageError, match=r"No file of either directory is called 'optimzer\*'"):
+    with pytest.raises(UsageError, match=r"No file or folder of either directory is called 'optimzer\*'"):
         api.make_patch(*given, leave=["optimzer*"])
     (tmp_path / "after").mkdir()
     (tmp_path / "after" / "a\nb").write_text("x")

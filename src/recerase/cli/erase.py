@@ -37,6 +37,7 @@ from recerase.cli.options import (
 )
 from recerase.cli.progress import emit, observing, say
 from recerase.cli.verdict import tell
+from recerase.errors import UsageError
 
 if TYPE_CHECKING:
     from recerase.api import Plan
@@ -56,7 +57,10 @@ def erase(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the method. Repeat.")
     ] = None,
     plan: Annotated[
-        bool, typer.Option("--plan", help="Say what would be done; load no model, write nothing.", show_default=False)
+        bool, typer.Option("--plan", help="Say what would be done, and write nothing.", show_default=False)
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="With --plan: canonical JSON on stdout.", show_default=False)
     ] = False,
     grow: Annotated[
         str | None,
@@ -64,7 +68,7 @@ def erase(
             "--grow-vocabulary",
             metavar="auto|N",
             help="Let items get codes that have no vocabulary row: rows are added to tokenizer, weights and config, those in use "
-            "alone. auto, or the most rows. Default: none is.",
+            "alone. auto: as many as are needed, or none; or the most to choose from. Default: none is.",
         ),
     ] = None,
     reference: ReferenceOption = None,
@@ -123,8 +127,11 @@ def erase(
                     layout_options=layout_options(layout_set),
                     embeddings=embeddings,
                 ),
-            )
+            ),
+            as_json,
         )
+    if as_json:
+        raise UsageError("--json goes with --plan.", "Write the report with --output FILE.json.")
     with observing(quiet) as observer:
         report = api.erase(
             source,
@@ -160,10 +167,16 @@ def erase(
     return code
 
 
-def _tell_plan(plan: Plan) -> int:
+def _tell_plan(plan: Plan, as_json: bool) -> int:
     from recerase.cli.tables import facts_table
+    from recerase.store import canonical_json
 
     card = plan.method
+    if as_json:
+        method = {"name": card.name, **card.facts, "scope": plan.scope}
+        facts = {"concept": plan.concept, "method": method, "settings": plan.settings, "vocabulary": plan.vocabulary}
+        emit(canonical_json({name: dict(value) for name, value in facts.items()}).decode())
+        return 0
     emit(facts_table("concept", plan.concept))
     emit(facts_table(f"method {card.name}", {**card.facts, "scope": plan.scope}))
     emit(facts_table("settings", plan.settings))

@@ -11,6 +11,7 @@ from recerase.cli.options import (
     CheckpointArgument,
     ConceptOption,
     DataOption,
+    EmbeddingsOption,
     ForceOption,
     LayoutOption,
     LayoutSetOption,
@@ -45,6 +46,7 @@ def blocklist(
     name: NameOption = None,
     yes: YesOption = False,
     force: ForceOption = False,
+    embeddings: EmbeddingsOption = None,
     layout: LayoutOption = None,
     layout_set: LayoutSetOption = None,
     trust_pickle: TrustOption = False,
@@ -54,7 +56,8 @@ def blocklist(
     """List a concept's items with their SIDs, to stop showing them now, with the model as it is.
 
     Each item has its codes, vocabulary rows and (where the layout has them) tokens, and the retained items that share its SID:
-    blocking that SID would hide those too. Hiding is not erasing.
+    blocking that SID would hide those too. Hiding is not erasing. CKPT may be a SID table without a model. Where a
+    concept is like:"...", give the --embeddings that the audit is given.
 
     **Examples**
 
@@ -71,7 +74,7 @@ def blocklist(
             choose(data, known.data, "--data", "data"),
             out,
             force=force,
-            run=_run(trust_pickle, layout, layout_set),
+            run=_run(trust_pickle, layout, layout_set, embeddings),
             observer=observer,
         )
     say(f"{made.items} items with {made.sids} SIDs are to be blocked; {made.without} items have no SID", quiet)
@@ -93,6 +96,7 @@ def prefixes(
     name: NameOption = None,
     yes: YesOption = False,
     force: ForceOption = False,
+    embeddings: EmbeddingsOption = None,
     layout: LayoutOption = None,
     layout_set: LayoutSetOption = None,
     trust_pickle: TrustOption = False,
@@ -123,7 +127,7 @@ def prefixes(
             out,
             concept=concept_spec(concept, name, yes) if concept else None,
             force=force,
-            run=_run(trust_pickle, layout, layout_set),
+            run=_run(trust_pickle, layout, layout_set, embeddings),
             observer=observer,
         )
     without = f"; {made.hidden} items of the concept are left out" if concept else ""
@@ -138,8 +142,14 @@ def prefixes(
     return 0
 
 
-def _run(trust_pickle: bool, layout: str | None, layout_set: list[str] | None) -> RunConfig:
+def _run(trust_pickle: bool, layout: str | None, layout_set: list[str] | None, embeddings: Path | None) -> RunConfig:
     """Nothing is computed, so that no device is asked for."""
     from recerase.runtime import RunConfig
 
-    return RunConfig(device="cpu", trust_pickle=trust_pickle, layout=layout, layout_options=layout_options(layout_set))
+    return RunConfig(
+        device="cpu",
+        trust_pickle=trust_pickle,
+        layout=layout,
+        layout_options=layout_options(layout_set),
+        embeddings=embeddings,
+    )

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from recerase.cli.options import ForceOption, LayoutOption, LayoutSetOption, QuietOption, TrustOption, layout_options
-from recerase.cli.progress import emit, say
+from recerase.cli.progress import emit, observing, say
 
 
 def export_sids(
@@ -55,8 +55,9 @@ def export_sids(
     from recerase.erasure import key_values
     from recerase.runtime import RunConfig
 
-    run = RunConfig(trust_pickle=trust_pickle, layout=layout, layout_options=layout_options(layout_set))
-    made = api.export_sids(source, form, out, key_values(settings or ()), force=force, run=run)
+    run = RunConfig(device="cpu", trust_pickle=trust_pickle, layout=layout, layout_options=layout_options(layout_set))
+    with observing(quiet) as observer:
+        made = api.export_sids(source, form, out, key_values(settings or ()), force=force, run=run, observer=observer)
     for note in made.notes:
         say(f"note: {note}", quiet)
     say(f"{made.items} items, {made.levels} levels", quiet)

@@ -35,14 +35,16 @@ def make(
         bool,
         typer.Option(
             "--one-way",
-            help="Hold no byte of BEFORE: the patch cannot be reverted, nor carry what was erased.",
+            help="Hold no byte of BEFORE: the patch cannot be reverted. What AFTER says of BEFORE, as its report.json does, stays.",
             show_default=False,
         ),
     ] = False,
     leave: Annotated[
         list[str] | None,
         typer.Option(
-            "--leave", metavar="NAME", help="A file (or files: 'optimizer*') that has no part in the patch. Repeat."
+            "--leave",
+            metavar="NAME",
+            help="A file or folder (or several: 'optimizer*') that has no part in the patch. Repeat.",
         ),
     ] = None,
     force: ForceOption = False,
@@ -54,13 +56,15 @@ def make(
     """Write what changed between two checkpoint directories of any layout: rows of weights, SIDs, listing, every other file.
 
     A patch holds the old bytes as well, to be reverted: it carries what was erased, and must be kept like the original. With --one-way
-    it does not, and cannot.
+    it does not, and cannot. The report.json of an erasure names old SIDs: --leave it out where they must not travel.
+
+    Links are refused; permissions do not travel.
 
     **Examples**
 
         recerase patch make model erased --out acme.patch.safetensors
 
-        recerase patch make model erased --out acme.patch.safetensors --one-way --leave 'optimizer*'
+        recerase patch make model erased --out acme.patch.safetensors --one-way --leave 'optimizer*' --leave report.json
     """
     from recerase import api
     from recerase.runtime import RunConfig
@@ -79,7 +83,8 @@ def make(
             observer=observer,
         )
     facts = patch.facts()
-    say(f"{facts['files']}; {facts['moves']} SIDs moved, {facts['unlisted']} items unlisted", quiet)
+    told = "" if facts["moves"] == "not told" else f"; {facts['moves']} SIDs moved, {facts['unlisted']} items unlisted"
+    say(f"{facts['files']}{told}", quiet)
     say(f"{out.stat().st_size:,} bytes, for changed files of {facts['changed bytes']:,}", quiet)
     say(facts["note"], quiet)
     emit(str(out))

@@ -13,7 +13,7 @@ is done is dropped: what is published holds a row for each code in use, and no o
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from recerase.layouts.growth import Code, Room, grown_schema, new_codes
+from recerase.layouts.growth import Code, Room, further, grown_schema, new_codes
 from recerase.sid.codebooks import Codebooks, squared_distances, unit
 from recerase.types import FloatArray
 
@@ -71,15 +71,22 @@ def trimmed(
 ) -> tuple[Recommender, SidTable, Codebooks | None]:
     """What a method made of `offered`, without the new rows that no item uses: model, table, and codebooks to go with them.
 
-    Rows of the matrix that were offered and are not kept are again what `source` had there.
+    Codes above the largest that `source` has are numbered anew, so that those in use follow it without a gap, or with the smallest
+    that the room's order of tokens allows. Rows of the matrix that were offered and are not kept are again what `source` had there.
     """
     used = {
         (level, code)
         for level, code in new_codes(source.table.schema, table.schema)
         if (table.codes[:, level] == code).any()
     }
-    schema = grown_schema(source.table.schema, room, sorted(used))
-    places = [(int(schema.rows[level][code]), int(table.schema.rows[level][code])) for level, code in used]
+    last, size = source.table.levels - 1, source.table.schema.codes[-1]
+    beyond = sorted(code for code in used if code >= (last, size))
+    lower = dict(zip(beyond, further(source.table.schema, room, len(beyond)), strict=True))
+    kept_as = {code: lower.get(code, code) for code in used}
+    schema = grown_schema(source.table.schema, room, sorted(kept_as.values()))
+    places = [
+        (int(schema.rows[new[0]][new[1]]), int(table.schema.rows[was[0]][was[1]])) for was, new in kept_as.items()
+    ]
     before: Any = source.recommender.module
     owned = {id(p): p for p in before.parameters()}
     twins = dict(zip(_vocabulary_weights(model.module), _vocabulary_weights(before), strict=True))
@@ -93,10 +100,13 @@ def trimmed(
             out[new] = weight.detach()[was]
         return out
 
-    kept = replace(table, schema=schema)
+    codes = table.codes.copy()
+    for (_, was), (_, new) in lower.items():
+        codes[table.codes[:, last] == was, last] = new
+    kept = replace(table, schema=schema, codes=codes)
     codebooks = source.codebooks
     if codebooks is not None and offered.codebooks is not None:
-        codebooks = replace(codebooks, vectors=_kept_words(codebooks, offered.codebooks, schema.codes, used))
+        codebooks = replace(codebooks, vectors=_kept_words(codebooks, offered.codebooks, schema.codes, kept_as))
     return _resized(model, kept, shorter), kept, codebooks
 
 
@@ -177,13 +187,15 @@ def _apart(residual: FloatArray, words: FloatArray, own: np.ndarray, count: int,
         far[near] *= 2.0
 
 
-def _kept_words(before: Codebooks, offered: Codebooks, sizes: Sequence[int], used: set[Code]) -> tuple[FloatArray, ...]:
+def _kept_words(
+    before: Codebooks, offered: Codebooks, sizes: Sequence[int], kept_as: Mapping[Code, Code]
+) -> tuple[FloatArray, ...]:
     """A level: the old codewords, those of the codes that are kept, and what fills the gap where a code between has no row."""
     vectors = []
     for level, words in enumerate(before.vectors):
         new = np.array(offered.vectors[level][: max(len(words), sizes[level])])
         new[: len(words)] = words
-        mine = [code for at, code in used if at == level]
-        new[mine] = offered.vectors[level][mine]
+        mine = [(was, code) for (at, was), (_, code) in kept_as.items() if at == level]
+        new[[code for _, code in mine]] = offered.vectors[level][[was for was, _ in mine]]
         vectors.append(new)
     return tuple(vectors)

@@ -93,7 +93,7 @@ def room_of(layout: Layout, checkpoint: Checkpoint) -> Room:
     if layout.room is None:
         raise EraseError(
             f"The vocabulary of layout {layout.name} cannot grow.",
-            "Leave --grow-vocabulary out: rows that exist are used.",
+            "Leave --grow-vocabulary out: rows that exist are used. Where these are too few, tokenize with more codes a level.",
         )
     return layout.room(checkpoint)
 

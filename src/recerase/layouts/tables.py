@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from recerase.errors import TableError, UsageError
 from recerase.layouts import rpg, torcheasyrec
-from recerase.layouts.native import SIDS, load_sids
-from recerase.layouts.registry import detect_layout, open_checkpoint, recognised
+from recerase.layouts.native import SIDS, is_native, load_sids
+from recerase.layouts.registry import detect_layout, named_layout, open_checkpoint, recognised
 from recerase.sid.schema import SidSchema
 from recerase.sid.table import SidTable
 from recerase.sid.table_files import TOMBSTONE, read_table, table_to_arrow
@@ -151,6 +151,15 @@ def _elsewhere(path: Path) -> SidTable | None:
     if len(found) > 1:
         detect_layout(path)  # says so
     return found[0].table(path)[0] if found and found[0].table is not None else None
+
+
+def is_table(path: Path, layout: str | None = None) -> bool:
+    """Whether a path has SIDs and no model: a file, what `tokenize` made, or a layout of tables. Of nothing it is False."""
+    if path.is_file() or ((path / SIDS).is_file() and not is_native(path)):
+        return True
+    if layout is None:
+        return any(known.table is not None for known, _ in recognised(path)[:1])
+    return named_layout(layout).table is not None
 
 
 def _respelled(table: SidTable) -> SidTable:

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from recerase.assembly import given_paths
-from recerase.disk import listing
+from recerase.disk import listing, write_error
 from recerase.errors import ArtefactError, UsageError
 from recerase.patches.delta import Blob, Delta, made_from
 from recerase.patches.file import Patch, Seal, Way, read_patch
-from recerase.patches.make import Meter, seals
+from recerase.patches.make import Meter, plain_listing, seals
 from recerase.store import MANIFEST, publish, write_parts
 from recerase.types import SILENT, Observer
 
@@ -54,7 +54,10 @@ def _made(directory: Path, path: Path, out: Path, way: Way, force: bool, observe
         for name, (_, new, delta) in wanted.items():
             if new is not None:
                 place = result.directory / name
-                place.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                except OSError as error:
+                    raise write_error(place, error) from error
                 digest = write_parts(place, _told(_parts(directory / name, delta, new), meter))
                 if digest != new.sha256:
                     raise ArtefactError(
@@ -62,6 +65,12 @@ def _made(directory: Path, path: Path, out: Path, way: Way, force: bool, observe
                         "Get both again; nothing was published.",
                     )
         meter.finish()
+        made_names = [name for name, _ in listing(result.directory)]
+        if made_names != sorted(name for name, (_, new, _) in wanted.items() if new is not None):
+            raise ArtefactError(
+                f"{path} names files that the file system of {out} takes for one: their names differ in case or accents alone.",
+                "Publish on a file system that keeps them apart.",
+            )
         command = "patch apply" if way == "forward" else "patch revert"
         made = patch.provenance(way)
         result.provenance = dict(made) if made is not None else {"command": command, "patch": patch.digest}
@@ -90,7 +99,7 @@ def _check_source(directory: Path, patch: Patch, way: Way, observer: Observer) -
     meant = f"Give the directory as it was {_OTHER[way]} the change."
     sides = {name: change.sides(way)[:2] for name, change in patch.files.items()}
     wanted = {name: old for name, (old, _) in sides.items() if old is not None}
-    there = {name: size for name, size in listing(directory) if name != MANIFEST and name not in patch.left}
+    there = {name: size for name, size in plain_listing(directory) if name != MANIFEST and name not in patch.left}
     for name in wanted:
         if name not in there:
             raise ArtefactError(f"{directory} is not what the patch was made from: it has no {name}.", meant)

@@ -150,12 +150,20 @@ def made_from(delta: Delta, source: Blob | None) -> Iterator[bytes]:
 
 
 def _by_segments(source: Blob, target: Blob, old: list[Segment], new: list[Segment], found: _Steps) -> None:
-    """Segments of one name and length are compared; any other is new."""
+    """Segments of one name and length are compared, and of tensors with longer or fewer rows those rows that both have."""
     known = {part.name: part for part in old}
     for part in new:
         same = known.get(part.name)
         if same is not None and same.size == part.size:
             _aligned(source, target, same, part, found)
+        elif same is not None and same.unit == part.unit > 1:
+            both = min(same.size, part.size)
+            _aligned(source, target, same.until(both), part.until(both), found)
+            found.insert(target.read(part.begin + both, part.size - both))
+            found.rows[part.name] = (
+                found.rows.get(part.name, (0, 0))[0] + (part.size - both) // part.unit,
+                part.size // part.unit,
+            )
         else:
             found.insert(target.read(part.begin, part.size))
 

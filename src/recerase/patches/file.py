@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -31,10 +31,11 @@ SCHEMA = "recerase.patch/1"
 NOTES = {
     "reversible": "This patch holds the old bytes too, so that it can be reverted: it carries what was erased, and must be kept and "
     "deleted like the original checkpoint.",
-    "one-way": "This patch holds no bytes of what was there before, and cannot be reverted.",
+    "one-way": "This patch holds nothing of what was there before but sizes, digests and what the new files themselves say of it, and "
+    "cannot be reverted.",
 }
 _FREE, _A_BYTE = 64 << 20, 64
-"""Bytes that compressed bytes may unfold to whatever their number, and further ones each."""
+"""Bytes that all compressed bytes of a patch may unfold to whatever their number, and further ones each."""
 _LARGEST = 1 << 50
 _SAMPLE = 1 << 20
 _SHOWN = 8
@@ -42,6 +43,7 @@ _SHOWN = 8
 _AGAIN = "Get the patch again, or make it again with `recerase patch make`."
 
 Way = Literal["forward", "backward"]
+_WAYS: tuple[Way, ...] = ("forward", "backward")
 
 
 @dataclass(frozen=True)
@@ -98,22 +100,23 @@ class Patch:
         added, gone = (sum(getattr(change, side) is None for change in changes) for side in ("before", "after"))
         same = len(self.files) - len(changed) - added - gone
         rows = [
-            f"{tensor}: {count} of {whole}"
+            f"{_shown(tensor)}: {count} of {whole}"
             for change in changes
             if change.forward is not None
             for tensor, (count, whole) in change.forward.rows.items()
         ]
         return {
             "kind": self.document["kind"],
-            "made by": self.document["tool"],
+            "made by": _shown(self.document["tool"]),
             "digest": self.digest,
             "files": f"{len(changed)} files changed, {added} added, {gone} removed, {same} unchanged",
             "changed bytes": sum(change.after.bytes for change in changed if change.after),
             "changed rows": rows[:_SHOWN]
             + ([f"and in {len(rows) - _SHOWN} more tensors"] if len(rows) > _SHOWN else []),
-            "moves": len(self.document["moves"]),
-            "unlisted": len(self.document["listing"]["unlisted"]),
+            "moves": "not told" if self.document.get("unread") else len(self.document["moves"]),
+            "unlisted": "not told" if self.document.get("unread") else len(self.document["listing"]["unlisted"]),
             "left out": list(self.left),
+            "old SIDs named in": [_shown(name) for name in self.document.get("telling", ())],
             "note": NOTES[self.document["kind"]],
         }
 
@@ -124,9 +127,10 @@ class Patch:
 
 
 def write_patch(path: Path, files: Mapping[str, Change], facts: Mapping[str, Any]) -> Patch:
-    """Write the patch; `facts` are its kind, tool, left, provenance, moves and listing. Equal patches are equal bytes."""
+    """Write the patch; `facts` are its kind, tool, left, telling, provenance, moves and listing. Equal patches are equal bytes."""
     from safetensors.numpy import save
 
+    free = _FREE
     tensors: dict[str, Any] = {}
     told: dict[str, Any] = {}
     for name, change in files.items():
@@ -136,8 +140,9 @@ def write_patch(path: Path, files: Mapping[str, Change], facts: Mapping[str, Any
         }
         for way, delta in (("forward", change.forward), ("backward", change.backward)):
             if delta is not None:
-                packed = _folded(delta.new)
+                packed = _folded(delta.new, free)
                 small = packed is not None
+                free -= _unpaid(len(delta.new), len(packed)) if packed is not None else 0
                 tensors[f"{way}.steps/{name}"] = delta.steps
                 tensors[f"{way}.new/{name}"] = np.frombuffer(delta.new if packed is None else packed, np.uint8)
                 told[name][way] = {"bytes": len(delta.new), "zlib": small}
@@ -190,6 +195,11 @@ def usable_name(name: str) -> bool:
     return plain_name(name) and name != MANIFEST and ".recerase-" not in name and name.isprintable()
 
 
+def _shown(text: str) -> str:
+    """A text of a patch that may be printed: whoever made it might speak to the terminal."""
+    return text if text.isprintable() else ascii(text)
+
+
 def _whole(document: Any) -> Mapping[str, Any]:
     """The document, if the parts that are used later are of their kinds."""
     sides = document["provenance"]
@@ -199,8 +209,9 @@ def _whole(document: Any) -> Mapping[str, Any]:
     )  # fmt: skip
     if not all(isinstance(value, kind) for value, kind in kinds) or document["kind"] not in NOTES:
         raise ValueError("a part of it is of another kind")
-    if not all(isinstance(name, str) for name in document["left"]):
-        raise ValueError("a file that is left out has no name")
+    named = [*document["left"], *document.get("telling", ())]
+    if not all(isinstance(name, str) and usable_name(name) for name in named):
+        raise ValueError("a file that it speaks of has no name")
     return dict(document)
 
 
@@ -208,18 +219,43 @@ def _changes(document: Any, tensors: dict[str, Any]) -> dict[str, Change]:
     files = document["files"]
     if not isinstance(files, dict) or not files:
         raise ValueError("it names no files")
-    folders = {parent.as_posix() for name in files for parent in PurePosixPath(name).parents}
-    changes = {}
+    folders = {side: _folders(name for name, said in files.items() if said[side]) for side in ("before", "after")}
+    changes: dict[str, Change] = {}
+    free = _FREE
     for name, said in files.items():
-        if not usable_name(name) or name in folders:
+        if not usable_name(name) or any(said[side] and name in folders[side] for side in folders):
             raise ValueError(f"it names {name!r:.80}, which is no file of a checkpoint")
         before, after = (None if said[side] is None else _seal(said[side]) for side in ("before", "after"))
+        for way in _WAYS:
+            if way in said and (packed := tensors.get(f"{way}.new/{name}")) is not None:
+                free -= _claimed(said[way], packed.nbytes)
+                if free < 0:
+                    raise ValueError(
+                        f"{name!r:.80} claims {said[way]['bytes']:,} bytes in {packed.nbytes:,}, far too many with the others"
+                    )
         forward = _delta(name, "forward", said, tensors, before, after)
         backward = None if document["kind"] == "one-way" else _delta(name, "backward", said, tensors, after, before)
         changes[name] = Change(before, after, forward, backward)
     if tensors:
         raise ValueError(f"it holds {next(iter(tensors))!r:.80}, which belongs to no file")
     return changes
+
+
+def _folders(names: Iterable[str]) -> set[str]:
+    """The folders that files of these names lie in."""
+    return {parent.as_posix() for name in names for parent in PurePosixPath(name).parents}
+
+
+def _claimed(said: Any, packed: int) -> int:
+    """Bytes that `packed` bytes claim to hold beyond what their number allows."""
+    if type(said["bytes"]) is not int:
+        raise ValueError("what it holds has no size")
+    return 0 if said["zlib"] is False else _unpaid(said["bytes"], packed)
+
+
+def _unpaid(whole: int, packed: int) -> int:
+    """Bytes beyond those that `packed` compressed ones may unfold to anyway."""
+    return max(0, whole - _A_BYTE * packed)
 
 
 def _seal(said: Any) -> Seal:
@@ -253,19 +289,17 @@ def _delta(
     return Delta(steps, _unfolded(name, packed.tobytes(), said[way]["zlib"], fresh), rows)
 
 
-def _folded(data: bytes) -> bytes | None:
+def _folded(data: bytes, free: int) -> bytes | None:
     """Compressed bytes, where that pays (texts, and not weights) and they are not so few that they would be refused."""
     sample = data[:_SAMPLE]
     if len(zlib.compress(sample)) > 0.7 * len(sample):
         return None
     packed = zlib.compress(data, 9)
-    return packed if len(data) <= _FREE + _A_BYTE * len(packed) else None
+    return packed if _unpaid(len(data), len(packed)) <= free else None
 
 
 def _unfolded(name: str, data: bytes, packed: Any, size: int) -> bytes:
     if packed is not False:
-        if size > _FREE + _A_BYTE * len(data):
-            raise ValueError(f"{name!r:.80} claims {size:,} bytes in {len(data):,}")
         data = zlib.decompressobj().decompress(data, size + 1)
     if len(data) != size:
         raise ValueError(f"the new bytes of {name!r:.80} are not {size:,}")

@@ -7,10 +7,12 @@ directions where it has two, while both are at hand.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import stat
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from recerase.assembly import RUN, given_paths
@@ -20,10 +22,11 @@ from recerase.patches.delta import Blob, Delta, find_delta, made_from
 from recerase.patches.file import Change, Patch, Seal, usable_name, write_patch
 from recerase.patches.moves import told_moves
 from recerase.runtime import RunConfig, environment
-from recerase.store import MANIFEST, check_file_output, read_manifest, verify_manifest
+from recerase.store import MANIFEST, check_file_output, read_bytes, read_manifest, verify_manifest
 from recerase.types import SILENT, Observer
 
 _MIB = 1 << 20
+_LARGEST_REPORT = 256 << 20
 _CHANGED = "Run again when nobody writes there."
 
 Seen = Callable[[int], None]
@@ -58,9 +61,10 @@ def make_patch(
 ) -> Patch:
     """Write to `out` what makes `after` from `before`, two checkpoint directories, and the other way round unless `one_way`.
 
-    `leave` are names (or patterns: `optimizer*`) of files that have no part in it. What recerase.json says travels along and the file
-    itself is made anew, the same where it names just the files there are. Raises ArtefactError when a directory is not what its
-    recerase.json says, UsageError when nothing differs.
+    `leave` are names (or patterns: `optimizer*`) of files, or of folders, that have no part in it. What recerase.json says travels
+    along and the file itself is made anew, the same where it names just the files there are. Names and content are what travels:
+    not permissions, nor folders without a file. Raises ArtefactError when a directory is not what its recerase.json says, or holds
+    links, UsageError when nothing differs.
     """
     before, after, out = Path(before), Path(after), Path(out)
     check_file_output(out, inputs=given_paths(before, after), force=force)
@@ -74,6 +78,12 @@ def make_patch(
     if not differing:
         raise UsageError(f"{before} and {after} hold the same files.", "There is nothing to patch.")
     _tell_large(pairs, one_way, observer)
+    telling = [name for name in differing if name in sides[1] and _tells(after / name)]
+    if telling and one_way:
+        observer.note(
+            f"{', '.join(telling)} names the SIDs that items had before, and goes with the patch as it is: --leave it out, if they "
+            "must not"
+        )
     total = sum(seal.bytes for name in differing for seal in pairs[name] if seal) * (1 if one_way else 2)
     meter = Meter(observer, "comparing and proving", 2 * total)
     changes = {name: Change(*pairs[name]) for name in names}
@@ -87,6 +97,7 @@ def make_patch(
         "kind": "one-way" if one_way else "reversible",
         "tool": f"recerase {environment().recerase}",
         "left": sorted(left),
+        "telling": telling,
         "provenance": {"before": None if one_way else provenance[0], "after": provenance[1]},
         **told_moves(before, after, run, observer, one_way),
     }
@@ -106,8 +117,17 @@ def _provenance(directory: Path) -> Any:
 def _check_left(leave: Sequence[str], left: set[str]) -> None:
     """Raises UsageError for a name to be left out that no file has."""
     for pattern in leave:
-        if not any(fnmatchcase(name, pattern) for name in left):
-            raise UsageError(f"No file of either directory is called {pattern!r:.80}.", "Check --leave.")
+        if not any(_matches(name, pattern) for name in left):
+            raise UsageError(
+                f"No file or folder of either directory is called {pattern!r:.80}.",
+                "Name it by its path in the directory, or by a pattern in quotes: --leave 'checkpoint-*'.",
+            )
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Whether a pattern means a file, or a folder that it is in."""
+    place = PurePosixPath(name)
+    return any(fnmatchcase(part.as_posix(), pattern.rstrip("/")) for part in (place, *place.parents[:-1]))
 
 
 def _tell_large(pairs: Mapping[str, tuple[Seal | None, Seal | None]], one_way: bool, observer: Observer) -> None:
@@ -121,14 +141,42 @@ def _tell_large(pairs: Mapping[str, tuple[Seal | None, Seal | None]], one_way: b
 
 def _seals(directory: Path, leave: Sequence[str], left: set[str], observer: Observer, task: str) -> dict[str, Seal]:
     """Every file's size and digest; names that match `leave` go to `left`."""
-    named = [(name, size) for name, size in listing(directory) if name != MANIFEST]
+    named = [(name, size) for name, size in plain_listing(directory) if name != MANIFEST]
     strange = [name for name, _ in named if not usable_name(name)]
     if strange:
         raise UsageError(
             f"{directory} holds {strange[0]!r:.100}, a name that no patch can hold.", "Rename or remove it."
         )
-    left |= {name for name, _ in named if any(fnmatchcase(name, pattern) for pattern in leave)}
+    left |= {name for name, _ in named if any(_matches(name, pattern) for pattern in leave)}
     return seals(directory, [(name, size) for name, size in named if name not in left], observer, task)
+
+
+def plain_listing(directory: Path) -> list[tuple[str, int]]:
+    """`listing` of a directory that holds files and folders alone: a patch cannot make links again, and must not drop them."""
+    for root, folders, files in os.walk(directory):
+        for name in (*folders, *files):
+            place = Path(root, name)
+            kind = place.lstat().st_mode
+            if not (stat.S_ISDIR(kind) or stat.S_ISREG(kind)):
+                what = "a link" if stat.S_ISLNK(kind) else "neither a file nor a folder"
+                raise ArtefactError(
+                    f"{str(place)!r:.300} is {what}, which a patch cannot hold.",
+                    "Give a copy that has files in the place of links: `cp -rL`.",
+                )
+    return listing(directory)
+
+
+def _tells(path: Path) -> bool:
+    """Whether a file is an audit report that names SIDs as they were before."""
+    if path.suffix != ".json" or path.stat().st_size > _LARGEST_REPORT:
+        return False
+    data = read_bytes(path)
+    if b'"recerase.audit/' not in data:
+        return False
+    try:
+        return bool(json.loads(data).get("moves"))
+    except (ValueError, RecursionError, AttributeError):
+        return False
 
 
 def seals(directory: Path, named: Sequence[tuple[str, int]], observer: Observer, task: str) -> dict[str, Seal]:

@@ -20,7 +20,7 @@ from recerase.types import Observer
 def told_moves(before: Path, after: Path, run: RunConfig, observer: Observer, one_way: bool) -> dict[str, Any]:
     """`moves` (item, old and new codes; no old ones in a one-way patch) and `listing` (items taken off, items put on).
 
-    Empty, with a note to the observer, where a side cannot be read.
+    Empty and `unread`, with a note to the observer, where a side cannot be read.
     """
     try:
         old, new = _table(before, run), _table(after, run)
@@ -29,7 +29,7 @@ def told_moves(before: Path, after: Path, run: RunConfig, observer: Observer, on
         if isinstance(error, UsageError) and (run.layout is not None or run.layout_options):
             raise
         observer.note(f"the patch does not tell which SIDs moved: {error.message}")
-        return {"moves": [], "listing": {"unlisted": [], "listed": []}}
+        return {"moves": [], "listing": {"unlisted": [], "listed": []}, "unread": True}
     moves = [
         {
             "item_id": str(old.item_ids[row]),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -34,6 +34,10 @@ class Segment:
     @property
     def size(self) -> int:
         return self.end - self.begin
+
+    def until(self, size: int) -> Segment:
+        """Its first `size` bytes."""
+        return replace(self, end=self.begin + size)
 
 
 def segments(file: Blob) -> list[Segment]:
