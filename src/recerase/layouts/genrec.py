@@ -15,28 +15,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from recerase.errors import CheckpointError, TableError, UsageError
 from recerase.layouts.foreign import (
+    block_schema,
+    chosen_weights,
     copied_files,
     digest_from,
     digest_over,
     index_option,
     manifest_of,
-    require_trust,
+    moments_at_zero,
+    own_codebooks,
     says,
     stored_codebooks,
     write_foreign,
 )
-from recerase.layouts.index_json import IndexFile, looks_like_index, read_index
-from recerase.layouts.native import CODEBOOKS, Checkpoint
+from recerase.layouts.index_json import looks_like_index, read_index
+from recerase.layouts.native import Checkpoint
 from recerase.layouts.protocol import NO_OPTIONS, Layout, LoadRequest
 from recerase.layouts.torch_zip import Contents, exchanged, read_torch_zip
 from recerase.layouts.weights import apart, fill_exactly, read_torch_file
-from recerase.sid.schema import SidSchema
 from recerase.sid.table import SidTable
-from recerase.store import MANIFEST
 
 if TYPE_CHECKING:
     import torch
@@ -66,19 +65,7 @@ def _detect(path: Path) -> str | None:
 
 def _weights(path: Path, request: LoadRequest) -> str:
     """The name of the .pt. Raises CheckpointError unless there is one, or one is named; PickleError unless it is trusted."""
-    found, named = _found(path), request.options.get("weights")
-    if named is not None and named not in found:
-        raise CheckpointError(
-            f"{path} has no {named!s:.100} of a Tiger; it has {', '.join(found[:4]) or 'none'}.", "Name one of these."
-        )
-    if named is None and len(found) != 1:
-        raise CheckpointError(
-            f"{path} holds {len(found)} .pt files of a Tiger ({', '.join(found[:4])}).",
-            "Say which with --layout-set weights=FILE.",
-        )
-    name = named or found[0]
-    require_trust(path / name, request.trust_pickle)
-    return name
+    return chosen_weights(path, _found(path), request, ".pt files of a Tiger")
 
 
 def _index_path(path: Path, request: LoadRequest) -> Path:
@@ -183,7 +170,7 @@ def load(path: Path, request: LoadRequest) -> Checkpoint:
     index = read_index(_index_path(path, request))
     inside = index.path.parent.resolve() == path.resolve()
     names = [weights, *([index.path.name] if inside else [])]
-    names += [CODEBOOKS] if (path / MANIFEST).is_file() and (path / CODEBOOKS).is_file() else []
+    names += own_codebooks(path)
     copied, left = copied_files(path, {weights, index.path.name})
     manifest = manifest_of(path, [*names, *(name for name in copied if name not in names)])
     named = _named(read_torch_file(path, weights, manifest), path / weights)
@@ -195,7 +182,7 @@ def load(path: Path, request: LoadRequest) -> Checkpoint:
             f"{index.path} does not hold {config.levels} numbers below {config.codes} for every item, as {path / weights} has them.",
             "Give the table that the model was trained with, with --layout-set sids=FILE.",
         )
-    schema = _schema(index, config.levels, config.codes)
+    schema = block_schema(codes, config.codes, config.levels * config.codes + 1, pad=config.levels * config.codes)
     table = SidTable.build(index.items, codes, schema)
     codebooks, embeddings = stored_codebooks(path, manifest, index.items, request.item_ids)
     if request.item_ids is not None:
@@ -222,27 +209,12 @@ def load(path: Path, request: LoadRequest) -> Checkpoint:
     )
 
 
-def _schema(index: IndexFile, levels: int, size: int) -> SidSchema:
-    unique = len(np.unique(index.codes, axis=0)) == len(index.codes)
-    return SidSchema(
-        codes=(size,) * levels,
-        rows=tuple(level * size + np.arange(size, dtype=np.int64) for level in range(levels)),
-        vocabulary=levels * size + 1,
-        pad=levels * size,
-        bos=-1,
-        eos=-1,
-        collisions="unique" if unique else "allowed",
-    )
-
-
 def _patched(data: bytes, wanted: Mapping[str, torch.Tensor]) -> bytes:
     """The file with other weights, and an optimizer that has seen nothing."""
-    import torch
 
     stored = read_torch_zip(data).tensors
     new = {(_MODEL, name): tensor.detach().to(stored[_MODEL, name].dtype) for name, tensor in wanted.items()}
-    moments = {path: torch.zeros_like(tensor) for path, tensor in stored.items() if path[:2] == (_OPTIMIZER, "state")}
-    return exchanged(data, new | moments)
+    return exchanged(data, new | moments_at_zero(stored, _OPTIMIZER))
 
 
 def remarks(checkpoint: Checkpoint) -> tuple[tuple[str, str], ...]:
@@ -274,8 +246,7 @@ def remarks(checkpoint: Checkpoint) -> tuple[tuple[str, str], ...]:
 def digest(path: Path, options: Mapping[str, str] = NO_OPTIONS) -> str:
     """What the digest of a checkpoint is; see `Layout.digest`."""
     request = LoadRequest(options=options, trust_pickle=True)
-    ours = [CODEBOOKS] if (path / MANIFEST).is_file() and (path / CODEBOOKS).is_file() else []
-    return digest_from(path, [_weights(path, request), *ours], _index_path(path, request))
+    return digest_from(path, [_weights(path, request), *own_codebooks(path)], _index_path(path, request))
 
 
 LAYOUTS = (
