@@ -14,7 +14,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -103,36 +103,28 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> str:
     is fsynced; of several processes that write one path, the last wins. Raises WriteError, and leaves what was at `path` as it was,
     when any step fails.
     """
-    path, digest = Path(path), sha256_bytes(data)
-    if not workers().main:
+    digest = sha256_bytes(data)
+
+    def write(staging: Path) -> str:
+        write_synced(staging, data)
         return digest
-    target = resolved(path)
-    try:
-        with staging_place(target, wait=True) as staging:
-            if target.is_dir() and not target.is_symlink():
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-            write_synced(staging, data)
-            if digest_of(staging) != digest:
-                raise WriteError(
-                    f"{path} did not read back as it was written.", "Check the disk; nothing was replaced."
-                )
-            put(staging, target, replace=True)
-    except OSError as error:
-        raise write_error(path, error) from error
-    return digest
+
+    return _replace(Path(path), write) if workers().main else digest
 
 
 def write_parts(path: str | os.PathLike[str], parts: Iterable[bytes]) -> str:
     """`write_bytes` for content that comes in parts and is never held whole. Nothing is asked of `parts` where nothing is written."""
-    path = Path(path)
-    if not workers().main:
-        return ""
+    return _replace(Path(path), lambda staging: write_synced_parts(staging, parts)) if workers().main else ""
+
+
+def _replace(path: Path, write: Callable[[Path], str]) -> str:
+    """Put at `path` what `write` makes at a place beside it, and return the sha256 that it tells; see `write_bytes`."""
     target = resolved(path)
     try:
         with staging_place(target, wait=True) as staging:
             if target.is_dir() and not target.is_symlink():
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-            digest = write_synced_parts(staging, parts)
+            digest = write(staging)
             if digest_of(staging) != digest:
                 raise WriteError(
                     f"{path} did not read back as it was written.", "Check the disk; nothing was replaced."

@@ -190,7 +190,7 @@ def test_what_cannot_be_told_is_refused(place: Path, tmp_path: Path) -> None:
         opened(path)
     assert "weights=FILE" in refused.value.remedy
     assert opened(path, weights=WEIGHTS).digest == opened(place).digest
-    with pytest.raises(CheckpointError, match=r"no sids\.json of a Tiger"):
+    with pytest.raises(CheckpointError, match=r"no sids\.json among its \.pt files of a Tiger"):
         opened(path, weights=INDEX)
     for table in ('{"0": [1, 2, 32]}', '{"0": [1, 2]}', '{"0": ["<a_1>", "<b_1>", "<c_32>"]}'):
         (path / INDEX).write_text(table)

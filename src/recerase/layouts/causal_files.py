@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING
 
 from recerase.errors import CheckpointError
 from recerase.layouts.adapters import base_of, described_in, is_adapter
-from recerase.layouts.foreign import copied_files, digest_over, write_copies, write_weights
+from recerase.layouts.foreign import copied_files, digest_over, own_codebooks, write_copies, write_weights
 from recerase.layouts.grown_files import prove_tokens, regrown, token_growth
-from recerase.layouts.native import CODEBOOKS, Checkpoint
+from recerase.layouts.native import Checkpoint
 from recerase.layouts.patching import reread
 from recerase.layouts.prompts import Template, template_of
 from recerase.layouts.protocol import LoadRequest
 from recerase.layouts.token_files import TOKEN_FILES, weight_files
 from recerase.sid.table import SidTable
-from recerase.store import MANIFEST, canonical_json, read_bytes, sha256_bytes, sha256_file, write_bytes
+from recerase.store import canonical_json, read_bytes, sha256_bytes, sha256_file, write_bytes
 
 DATA = {
     "data": "the directory of the files that carry SIDs (index/, info/, train/ and so on, or prompts), where it is another"
@@ -77,7 +77,6 @@ def files_of(path: Path, table: Path, side: Side, trust_pickle: bool) -> CausalF
     """Raises CheckpointError when a file from elsewhere would take the name of one that is there."""
     weights = weight_files(path, trust_pickle)
     tokens = [file for file in TOKEN_FILES if (path / file).is_file()]
-    ours = [CODEBOOKS] if (path / MANIFEST).is_file() and (path / CODEBOOKS).is_file() else []
     here, home, there = path.resolve(), side.home.resolve(), _at(table)
     folder = next((folder for folder in (here, home) if there.is_relative_to(folder)), there.parent)
     name = there.relative_to(folder).as_posix()
@@ -87,7 +86,7 @@ def files_of(path: Path, table: Path, side: Side, trust_pickle: bool) -> CausalF
         raise CheckpointError(
             f"{carrying[taken[0]]} would be written over {path / taken[0]}.", "Give one of them another name."
         )
-    return CausalFiles([described_in(path), *weights, *tokens, *ours, *inside], weights, name, carrying)
+    return CausalFiles([described_in(path), *weights, *tokens, *own_codebooks(path), *inside], weights, name, carrying)
 
 
 def _at(file: Path) -> Path:

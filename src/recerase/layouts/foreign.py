@@ -20,6 +20,7 @@ from recerase.layouts.index_json import IndexFile, rewritten
 from recerase.layouts.native import CODEBOOKS, Checkpoint, _digest_of, _load_codebooks, save_codebooks
 from recerase.layouts.patching import reread, write_patched
 from recerase.layouts.torch_zip import is_torch_zip
+from recerase.sid.schema import SidSchema
 from recerase.store import MANIFEST, read_manifest, sha256_file, verify_manifest, write_bytes
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from recerase.model.recommender import Recommender
     from recerase.sid.codebooks import Codebooks
     from recerase.sid.table import SidTable
-    from recerase.types import FloatArray
+    from recerase.types import FloatArray, IntArray
 
 Part = str | tuple[str, int, int]
 """What a stored tensor is in the module: a tensor by name, or of that name the rows from here to there."""
@@ -102,6 +103,53 @@ def stored_codebooks(
         place = {item: row for row, item in enumerate(file_ids)}
         embeddings = embeddings[np.fromiter((place[str(item)] for item in item_ids), np.int64, len(place))]
     return codebooks, embeddings
+
+
+def own_codebooks(path: Path) -> list[str]:
+    """The file of codebooks, where recerase laid one into the directory."""
+    return [CODEBOOKS] if (path / MANIFEST).is_file() and (path / CODEBOOKS).is_file() else []
+
+
+def chosen_weights(path: Path, found: Sequence[str], request: LoadRequest, what: str) -> str:
+    """The weight file to be read, a pickle: the only one of `found`, else the one that the option `weights` names.
+
+    Raises CheckpointError when there is none, or there are several (of `what` kind) and none is named; PickleError unless trusted.
+    """
+    named, listed = request.options.get("weights"), ", ".join(found[:4]) or "none"
+    if named is not None and named not in found:
+        raise CheckpointError(f"{path} has no {named!s:.100} among its {what}: {listed}.", "Name one of these.")
+    if named is None and len(found) != 1:
+        raise CheckpointError(
+            f"{path} holds {len(found)} {what} ({listed}).", "Say which with --layout-set weights=FILE."
+        )
+    name = named or found[0]
+    require_trust(path / name, request.trust_pickle)
+    return name
+
+
+def block_schema(codes: IntArray, size: int, vocabulary: int, pad: int = -1, eos: int = -1) -> SidSchema:
+    """The schema of codes [N, L] whose rows are a block of `size` a level, one behind the other from row 0."""
+    levels = codes.shape[1]
+    return SidSchema(
+        codes=(size,) * levels,
+        rows=tuple(level * size + np.arange(size, dtype=np.int64) for level in range(levels)),
+        vocabulary=vocabulary,
+        pad=pad,
+        bos=-1,
+        eos=eos,
+        collisions="unique" if len(np.unique(codes, axis=0)) == len(codes) else "allowed",
+    )
+
+
+def moments_at_zero(
+    stored: Mapping[tuple[Any, ...], torch.Tensor], section: Any
+) -> dict[tuple[Any, ...], torch.Tensor]:
+    """Zeros for what the optimiser under `section` has seen, its step counts too: moments hold gradients of the concept."""
+    import torch
+
+    return {
+        keys: torch.zeros_like(tensor) for keys, tensor in stored.items() if keys[:1] == (section,) and "state" in keys
+    }
 
 
 def require_trust(path: Path, trusted: bool) -> None:

@@ -19,29 +19,31 @@ import numpy as np
 
 from recerase.errors import CheckpointError, TableError
 from recerase.layouts.foreign import (
+    block_schema,
+    chosen_weights,
     copied_files,
     digest_from,
     digest_over,
     further_weights,
     index_option,
     manifest_of,
+    moments_at_zero,
     number_option,
     one_user,
-    require_trust,
+    own_codebooks,
     says,
     stored_codebooks,
     write_foreign,
 )
 from recerase.layouts.index_json import IndexFile, looks_like_index, read_index, rewritten
-from recerase.layouts.native import CODEBOOKS, Checkpoint
+from recerase.layouts.native import Checkpoint
 from recerase.layouts.protocol import NO_OPTIONS, Layout, LoadRequest
 from recerase.layouts.sid_parquet import column_names, with_codes
 from recerase.layouts.torch_zip import Contents, exchanged, read_torch_zip
 from recerase.layouts.weights import apart, fill_exactly, read_torch_file
-from recerase.sid.schema import SidSchema
 from recerase.sid.table import SidTable
 from recerase.sid.table_files import read_table
-from recerase.store import MANIFEST, sha256_file
+from recerase.store import sha256_file
 
 if TYPE_CHECKING:
     import torch
@@ -71,19 +73,7 @@ def _detect(path: Path) -> str | None:
 
 def _weights(path: Path, request: LoadRequest) -> str:
     """The name of the .pt. Raises CheckpointError unless there is one, or one is named; PickleError unless it is trusted."""
-    found, named = _found(path), request.options.get("weights")
-    if named is not None and named not in found:
-        raise CheckpointError(
-            f"{path} has no {named!s:.100} of a Tiger; it has {', '.join(found[:4]) or 'none'}.", "Name one of these."
-        )
-    if named is None and len(found) != 1:
-        raise CheckpointError(
-            f"{path} holds {len(found)} .pt files of a Tiger ({', '.join(found[:4])}).",
-            "Say which with --layout-set weights=FILE.",
-        )
-    name = named or found[0]
-    require_trust(path / name, request.trust_pickle)
-    return name
+    return chosen_weights(path, _found(path), request, ".pt files of a Tiger")
 
 
 def _index_path(path: Path, request: LoadRequest) -> Path:
@@ -209,7 +199,7 @@ def load(path: Path, request: LoadRequest) -> Checkpoint:
     index = _read_table(_index_path(path, request))
     inside = index.path.parent.resolve() == path.resolve()
     names = [weights, *([index.path.name] if inside else [])]
-    names += [CODEBOOKS] if (path / MANIFEST).is_file() and (path / CODEBOOKS).is_file() else []
+    names += own_codebooks(path)
     copied, left = copied_files(path, {weights, index.path.name})
     manifest = manifest_of(path, [*names, *(name for name in copied if name not in names)])
     contents = read_torch_file(path, weights, manifest)
@@ -222,7 +212,7 @@ def load(path: Path, request: LoadRequest) -> Checkpoint:
             f"{index.path} does not hold {config.levels} codes below {config.codes} for every item, as {path / weights} has them.",
             "Give the table that the model was trained with, with --layout-set sids=FILE.",
         )
-    schema = _schema(index, config.levels, config.codes)
+    schema = block_schema(codes, config.codes, config.levels * config.codes + 1, pad=config.levels * config.codes)
     table = SidTable.build(index.items, codes, schema)
     codebooks, embeddings = stored_codebooks(path, manifest, index.items, request.item_ids)
     if request.item_ids is not None:
@@ -252,27 +242,12 @@ def load(path: Path, request: LoadRequest) -> Checkpoint:
     )
 
 
-def _schema(index: IndexFile, levels: int, size: int) -> SidSchema:
-    unique = len(np.unique(index.codes, axis=0)) == len(index.codes)
-    return SidSchema(
-        codes=(size,) * levels,
-        rows=tuple(level * size + np.arange(size, dtype=np.int64) for level in range(levels)),
-        vocabulary=levels * size + 1,
-        pad=levels * size,
-        bos=-1,
-        eos=-1,
-        collisions="unique" if unique else "allowed",
-    )
-
-
 def _patched(data: bytes, wanted: Mapping[str, torch.Tensor]) -> bytes:
     """The file with other weights, and an optimizer that has seen nothing."""
-    import torch
 
     stored = read_torch_zip(data).tensors
     new = {(_MODEL, name): tensor.detach().to(stored[_MODEL, name].dtype) for name, tensor in wanted.items()}
-    moments = {path: torch.zeros_like(tensor) for path, tensor in stored.items() if path[:2] == (_OPTIMIZER, "state")}
-    return exchanged(data, new | moments)
+    return exchanged(data, new | moments_at_zero(stored, _OPTIMIZER))
 
 
 def remarks(checkpoint: Checkpoint) -> tuple[tuple[str, str], ...]:
@@ -304,8 +279,7 @@ def remarks(checkpoint: Checkpoint) -> tuple[tuple[str, str], ...]:
 def digest(path: Path, options: Mapping[str, str] = NO_OPTIONS) -> str:
     """What the digest of a checkpoint is; see `Layout.digest`."""
     request = LoadRequest(options=options, trust_pickle=True)
-    ours = [CODEBOOKS] if (path / MANIFEST).is_file() and (path / CODEBOOKS).is_file() else []
-    return digest_from(path, [_weights(path, request), *ours], _index_path(path, request))
+    return digest_from(path, [_weights(path, request), *own_codebooks(path)], _index_path(path, request))
 
 
 LAYOUTS = (

@@ -22,7 +22,7 @@ import numpy as np
 
 from recerase.errors import CheckpointError, TableError
 from recerase.layouts import levels
-from recerase.layouts.foreign import index_option, require_trust, says
+from recerase.layouts.foreign import chosen_weights, index_option, require_trust, says
 from recerase.layouts.level_stacks import Keys, Names, Stacks
 from recerase.layouts.levels import Codes
 from recerase.layouts.native import Checkpoint
@@ -129,7 +129,7 @@ def _codes(path: Path, weights: str, beside: Path, codes: IntArray, contents: Co
 
 def load(path: Path, request: LoadRequest) -> Checkpoint:
     """Read a directory with a GRID checkpoint; see `Layout.load`."""
-    weights = levels.chosen(path, _checkpoints(path), request)
+    weights = chosen_weights(path, _checkpoints(path), request, "checkpoints")
     beside = index_option(path, request, _tables(path), ".pt with a SID table, a tensor [levels, items]")
     codes, _ = _read_table(beside, request.trust_pickle)
 
@@ -150,7 +150,7 @@ def write_back(source: Checkpoint, recommender: Recommender, table: SidTable, st
 def digest(path: Path, options: Mapping[str, str] = NO_OPTIONS) -> str:
     """What the digest of a checkpoint is; see `Layout.digest`."""
     request = LoadRequest(options=options, trust_pickle=True)
-    weights = levels.chosen(path, _checkpoints(path), request)
+    weights = chosen_weights(path, _checkpoints(path), request, "checkpoints")
     return levels.digest(path, [weights], index_option(path, request, _tables(path), ".pt with a SID table"))
 
 

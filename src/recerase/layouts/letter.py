@@ -36,13 +36,14 @@ from recerase.layouts.foreign import (
     digest_over,
     index_option,
     manifest_of,
+    own_codebooks,
     stored_codebooks,
     write_foreign,
 )
 from recerase.layouts.grown_files import token_room
 from recerase.layouts.growth import Room
 from recerase.layouts.index_json import looks_like_index, read_index
-from recerase.layouts.native import CODEBOOKS, SCHEMA, Checkpoint
+from recerase.layouts.native import SCHEMA, Checkpoint
 from recerase.layouts.patching import reread
 from recerase.layouts.prompts import load_tokenizer
 from recerase.layouts.protocol import NO_OPTIONS, Layout, LoadRequest
@@ -50,7 +51,7 @@ from recerase.layouts.t5 import load_t5
 from recerase.layouts.token_files import TOKEN_FILES, generation_of, limits, schema_of, token_rows, weight_files
 from recerase.layouts.weights import CONFIG, DEFAULT_WINDOW
 from recerase.sid.table import SidTable
-from recerase.store import MANIFEST, read_bytes
+from recerase.store import read_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -77,8 +78,7 @@ def _names(path: Path, trust_pickle: bool) -> tuple[list[str], list[str]]:
     """The weight files, and all files that are read."""
     weights = weight_files(path, trust_pickle)
     tokens = [name for name in TOKEN_FILES if (path / name).is_file()]
-    ours = [CODEBOOKS] if (path / MANIFEST).is_file() and (path / CODEBOOKS).is_file() else []
-    return weights, [described_in(path), *weights, *tokens, *ours]
+    return weights, [described_in(path), *weights, *tokens, *own_codebooks(path)]
 
 
 def load(path: Path, request: LoadRequest) -> Checkpoint:

@@ -15,33 +15,34 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recerase.errors import CheckpointError, EraseError, UsageError
+from recerase.errors import EraseError, UsageError
 from recerase.layouts.foreign import (
+    block_schema,
     bucket,
     copied_files,
     digest_from,
     digest_over,
     further_weights,
     manifest_of,
+    moments_at_zero,
     number_option,
     one_user,
+    own_codebooks,
     parts_of,
     require_listed,
-    require_trust,
     reread,
     says,
     stored_codebooks,
     write_copies,
 )
 from recerase.layouts.level_stacks import Keys, Names, Stacks, config_of, stacks
-from recerase.layouts.native import CODEBOOKS, Checkpoint
+from recerase.layouts.native import Checkpoint
 from recerase.layouts.protocol import LoadRequest
 from recerase.layouts.torch_zip import Contents, exchanged, read_torch_zip
 from recerase.layouts.weights import load_module, read_torch_file
 from recerase.layouts.zip_records import records
-from recerase.sid.schema import SidSchema
 from recerase.sid.table import SidTable
-from recerase.store import MANIFEST, sha256_file, write_bytes
+from recerase.store import sha256_file, write_bytes
 from recerase.types import IntArray
 
 if TYPE_CHECKING:
@@ -86,23 +87,6 @@ def holding(path: Path, pattern: str, *names: str) -> list[str]:
     return sorted(file.name for file in path.glob(pattern) if says(file, *names))
 
 
-def chosen(path: Path, names: Sequence[str], request: LoadRequest) -> str:
-    """The checkpoint to be read. Raises CheckpointError when there are several and none is named, PickleError unless trusted."""
-    named = request.options.get("weights")
-    if named is not None and named not in names:
-        raise CheckpointError(
-            f"{path} has no checkpoint {named!s:.100}; it has {', '.join(names[:4])}.", "Name one of these."
-        )
-    if named is None and len(names) != 1:
-        raise CheckpointError(
-            f"{path} holds {len(names)} checkpoints ({', '.join(names[:4])}).",
-            "Say which with --layout-set weights=FILE.",
-        )
-    name = named or names[0]
-    require_trust(path / name, request.trust_pickle)
-    return name
-
-
 def window_of(request: LoadRequest, otherwise: int) -> int:
     """How many items of a history are read. Raises UsageError."""
     said = number_option(request, "window", otherwise)
@@ -129,7 +113,7 @@ def load(
     inside = beside is not None and beside.parent.resolve() == path.resolve()
     used = {weights} | ({beside.name} if beside is not None else set())
     copied, left = copied_files(path, used)
-    read = [weights, *([beside.name] if beside is not None and inside else []), *_ours(path)]
+    read = [weights, *([beside.name] if beside is not None and inside else []), *own_codebooks(path)]
     manifest = manifest_of(path, [*read, *copied])
     contents = read_torch_file(path, weights, manifest)
     found = stacks(contents, names, path / weights, request.dtype)
@@ -140,7 +124,7 @@ def load(
         path, config, found.tensors, (lambda module: deepen(module, found.deep)) if found.deep else None
     )
     user = bucket(request, found.users)
-    table = SidTable.build(codes.items, codes.values, _schema(found, codes.values))
+    table = SidTable.build(codes.items, codes.values, block_schema(codes.values, found.size, found.levels * found.size))
     codebooks, embeddings = stored_codebooks(path, manifest, codes.items, request.item_ids)
     module.eval().to(device=request.device)
     moments = sum(keys[0] == names.moments and "state" in keys for keys in contents.tensors)
@@ -171,26 +155,9 @@ def load(
     )
 
 
-def _ours(path: Path) -> list[str]:
-    return [CODEBOOKS] if (path / MANIFEST).is_file() and (path / CODEBOOKS).is_file() else []
-
-
 def digest(path: Path, names: Sequence[str], table: Path) -> str:
     """What the digest of the checkpoint in a directory is, of the file with its SID table among others."""
-    return digest_from(path, [*names, *_ours(path)], table)
-
-
-def _schema(found: Stacks, codes: IntArray) -> SidSchema:
-    size = found.size
-    return SidSchema(
-        codes=(size,) * found.levels,
-        rows=tuple(level * size + np.arange(size, dtype=np.int64) for level in range(found.levels)),
-        vocabulary=found.levels * size,
-        pad=-1,
-        bos=-1,
-        eos=-1,
-        collisions="unique" if len(np.unique(codes, axis=0)) == len(codes) else "allowed",
-    )
+    return digest_from(path, [*names, *own_codebooks(path)], table)
 
 
 def _prompt(found: Stacks, user: int | None) -> Any:
@@ -223,11 +190,7 @@ def write_back(source: Checkpoint, recommender: Recommender, table: SidTable, st
         held = read_torch_zip(data, str(file)).tensors
         wanted: dict[Keys, torch.Tensor] = {}
         if file == source.path / extra["weights"]:
-            wanted = {
-                keys: torch.zeros_like(tensor)
-                for keys, tensor in held.items()
-                if keys[0] == names.moments and "state" in keys
-            }
+            wanted = moments_at_zero(held, names.moments)
             wanted |= {keys: tensor.detach().cpu().to(held[keys].dtype) for keys, tensor in tensors.items()}
         for place, keys in codes.places:
             if place == file:

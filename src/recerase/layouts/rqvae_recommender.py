@@ -17,6 +17,7 @@ import numpy as np
 
 from recerase.errors import TableError
 from recerase.layouts import levels
+from recerase.layouts.foreign import chosen_weights
 from recerase.layouts.level_stacks import Names, Stacks
 from recerase.layouts.levels import Codes
 from recerase.layouts.native import Checkpoint
@@ -48,7 +49,7 @@ def _detect(path: Path) -> str | None:
 
 def load(path: Path, request: LoadRequest) -> Checkpoint:
     """Read a directory with a checkpoint of train_decoder.py; see `Layout.load`."""
-    weights = levels.chosen(path, _checkpoints(path), request)
+    weights = chosen_weights(path, _checkpoints(path), request, "checkpoints")
 
     def table_of(contents: Contents, found: Stacks) -> Codes:
         buffers = [keys for keys in contents.tensors if keys[0] == _NAMES.model and keys[-1].endswith("codebooks")]
@@ -65,7 +66,7 @@ def load(path: Path, request: LoadRequest) -> Checkpoint:
 
 def digest(path: Path, options: Mapping[str, str] = NO_OPTIONS) -> str:
     """What the digest of a checkpoint is; see `Layout.digest`."""
-    file = levels.chosen(path, _checkpoints(path), LoadRequest(options=options, trust_pickle=True))
+    file = chosen_weights(path, _checkpoints(path), LoadRequest(options=options, trust_pickle=True), "checkpoints")
     return levels.digest(path, [], path / file)
 
 

@@ -14,29 +14,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from recerase.errors import CheckpointError, EraseError, TableError
 from recerase.layouts.foreign import (
+    block_schema,
     bucket,
+    chosen_weights,
     copied_files,
     digest_from,
     digest_over,
     index_option,
     manifest_of,
     one_user,
-    require_trust,
+    own_codebooks,
     stored_codebooks,
     write_foreign,
 )
 from recerase.layouts.growth import Room
-from recerase.layouts.index_json import IndexFile, looks_like_index, read_index
-from recerase.layouts.native import CODEBOOKS, Checkpoint
+from recerase.layouts.index_json import looks_like_index, read_index
+from recerase.layouts.native import Checkpoint
 from recerase.layouts.protocol import NO_OPTIONS, Layout, LoadRequest
 from recerase.layouts.t5 import load_t5
-from recerase.sid.schema import SidSchema
 from recerase.sid.table import SidTable
-from recerase.store import MANIFEST, pretty_json
+from recerase.store import pretty_json
 
 NAME = "tiger-cf"
 _SPECIAL = 10
@@ -97,18 +96,7 @@ def _config(path: Path) -> tuple[str, dict[str, Any], int, int]:
 
 
 def _weights(path: Path, request: LoadRequest) -> str:
-    found = sorted(file.name for file in path.glob("*.pth"))
-    named = request.options.get("weights")
-    if named is not None and named not in found:
-        raise CheckpointError(f"{path} has no {named!s:.100}; it has {', '.join(found)}.", "Name one of these.")
-    if named is None and len(found) != 1:
-        raise CheckpointError(
-            f"{path} holds {len(found)} .pth files ({', '.join(found[:4])}).",
-            "Say which with --layout-set weights=FILE.",
-        )
-    name = named or found[0]
-    require_trust(path / name, request.trust_pickle)
-    return name
+    return chosen_weights(path, sorted(file.name for file in path.glob("*.pth")), request, ".pth files")
 
 
 def _index_path(path: Path, said: Mapping[str, Any], request: LoadRequest) -> Path:
@@ -140,11 +128,12 @@ def load(path: Path, request: LoadRequest) -> Checkpoint:
     names = [config, weights]
     inside = index.path.parent.resolve() == path.resolve()
     names += [index.path.name] if inside else []
-    names += [CODEBOOKS] if (path / MANIFEST).is_file() and (path / CODEBOOKS).is_file() else []
+    names += own_codebooks(path)
     copied, left = copied_files(path, {weights, index.path.name})
     manifest = manifest_of(path, [*names, *(name for name in copied if name not in names)])
     base = levels * size
-    schema = _schema(index, levels, size, base + users + _SPECIAL)
+    vocabulary = base + users + _SPECIAL
+    schema = block_schema(index.codes, size, vocabulary, pad=vocabulary - 1, eos=vocabulary - 2)
 
     def describe(tensors: Mapping[str, Any], tied: bool) -> bytes:
         return _t5_config(said, schema.vocabulary, tied)
@@ -177,19 +166,6 @@ def load(path: Path, request: LoadRequest) -> Checkpoint:
             "limits": one_user(user, users),
             "tied": "lm_head.weight" in aliases,
         },
-    )
-
-
-def _schema(index: IndexFile, levels: int, size: int, vocabulary: int) -> SidSchema:
-    unique = len(np.unique(index.codes, axis=0)) == len(index.codes)
-    return SidSchema(
-        codes=(size,) * levels,
-        rows=tuple(level * size + np.arange(size, dtype=np.int64) for level in range(levels)),
-        vocabulary=vocabulary,
-        pad=vocabulary - 1,
-        bos=-1,
-        eos=vocabulary - 2,
-        collisions="unique" if unique else "allowed",
     )
 
 
@@ -248,8 +224,7 @@ def digest(path: Path, options: Mapping[str, str] = NO_OPTIONS) -> str:
     """What the digest of the checkpoint in a directory is, its table in it; see `Layout.digest`."""
     request = LoadRequest(trust_pickle=True, options=options)
     config, said, _, _ = _config(path)
-    ours = [CODEBOOKS] if (path / MANIFEST).is_file() and (path / CODEBOOKS).is_file() else []
-    return digest_from(path, [config, _weights(path, request), *ours], _index_path(path, said, request))
+    return digest_from(path, [config, _weights(path, request), *own_codebooks(path)], _index_path(path, said, request))
 
 
 LAYOUTS = (
