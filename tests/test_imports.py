@@ -22,7 +22,7 @@ FLOORS = {
     **dict.fromkeys(["audit", "erase"], 3),
     **dict.fromkeys(["assembly", "reporting", "growing", "erasure", "tokenizing", "streaming", "sid_export", "api"], 4),
     "prefixes": 2,
-    **dict.fromkeys(["exporting", "patches"], 4),
+    **dict.fromkeys(["exporting", "patches", "comparing"], 4),
     "demo": 5,
     "cli": 6,
     **dict.fromkeys(["__main__", "__init__"], 7),

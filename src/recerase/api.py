@@ -32,6 +32,7 @@ from recerase.assembly import (
     with_codebooks,
 )
 from recerase.catalog import Catalogue, Concept, Preview, load_catalogue, preview
+from recerase.comparing.run import CompareConfig, PlannedCell, compare, plan_compare
 from recerase.erasure import Plan, erase, plan_erase
 from recerase.errors import CheckpointError, UsageError
 from recerase.exporting import export_blocklist, export_prefixes
@@ -62,15 +63,18 @@ if TYPE_CHECKING:
     from recerase.model.training import TrainConfig, TrainLog
 
 __all__ = [
+    "CompareConfig",
     "ConceptSpec",
     "Exported",
     "Plan",
+    "PlannedCell",
     "Recommended",
     "Tokenized",
     "Trained",
     "apply_patch",
     "audit",
     "bless_report",
+    "compare",
     "concept_preview",
     "erase",
     "export_blocklist",
@@ -80,6 +84,7 @@ __all__ = [
     "init_policy",
     "inspect",
     "make_patch",
+    "plan_compare",
     "plan_erase",
     "read_patch",
     "read_policy",

@@ -82,6 +82,8 @@ class Method:
     """`module:function` that says before any model is loaded which SIDs the method cannot work with; none: it takes all."""
     objective: str = ""
     """`module:function` from a request and settings to the `steps.Loss` that it goes down; none: it goes down none."""
+    strength: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """What a search of its strength may change: setting -> factors on the value it has; whole numbers are rounded."""
 
     @property
     def facts(self) -> dict[str, str]:
@@ -94,6 +96,9 @@ class Method:
             "departs": self.departs,
             "defaults": self.defaults,
         }
+        if self.strength:
+            told = (f"{name} x{', '.join(f'{factor:g}' for factor in by)}" for name, by in self.strength.items())
+            said["strength"] = "; ".join(told)
         return {**said, "presets": ", ".join(self.presets)} if self.presets else said
 
     def check(self, table: SidTable, codebooks: Codebooks | None, embeddings: FloatArray | None, config: Any) -> None:
@@ -130,6 +135,10 @@ class Method:
         return erased
 
 
+_STEPS: Mapping[str, tuple[float, ...]] = {"steps": (0.5, 2, 4), "lr": (0.3, 3)}
+"""How strong a method of gradient steps is: how often it steps, and how far."""
+
+
 def _stepwise(
     name: str,
     config: str,
@@ -140,6 +149,7 @@ def _stepwise(
     changes: str = "weights",
     defaults: str = "untuned",
     refuses: str = "recerase.erase.steps:check",
+    strength: Mapping[str, tuple[float, ...]] | None = None,
 ) -> Method:
     """The card of a method of gradient steps (erase/steps.py), which leaves the SIDs as they are."""
     room = f"recerase.erase.{name.replace('-', '_')}"
@@ -155,6 +165,7 @@ def _stepwise(
         defaults=defaults,
         refuses=refuses,
         objective=f"{room}:objective",
+        strength=_STEPS if strength is None else strength,
     )
 
 
@@ -175,6 +186,7 @@ METHODS: Mapping[str, Method] = {
             presets=("default", "paper"),
             moves=True,
             refuses="recerase.erase.tracer:check",
+            strength={"reassign_steps": (0.5, 2), "settle_steps": (0.5, 2, 4), "forget_weight": (0.3, 3)},
         ),
         Method(
             name="renormalise",
@@ -186,6 +198,7 @@ METHODS: Mapping[str, Method] = {
             source="exact deletion and renormalisation of the original's own distribution",
             departs="no reassignment: TRACER's second phase alone",
             refuses="recerase.erase.tracer:check",
+            strength={"settle_steps": (0.5, 2, 4), "settle_lr": (0.3, 3)},
         ),
         _stepwise(
             "npo",
@@ -231,6 +244,7 @@ METHODS: Mapping[str, Method] = {
             cost="about npo's",
             source="RMU, Li et al. 2024 (arXiv 2403.03218): hidden states steered to a random direction",
             departs="read where codes are said, not at every token; the middle layer unless one is set, not one searched for",
+            strength={"steps": (0.5, 2, 4), "lr": (0.3, 3), "steering": (0.5, 3)},
         ),
         _stepwise(
             "e2urec",
@@ -255,6 +269,7 @@ METHODS: Mapping[str, Method] = {
             cost="about half of npo's a step: a fine-tune on D_F and a subtraction",
             source="negated task vector, Ilharco et al. 2022 (arXiv 2212.04089)",
             departs="scale is given, not the largest that leaves a control task alone; nothing holds what is to be kept",
+            strength={"steps": (0.5, 2, 4), "scale": (0.3, 3)},
         ),
         Method(
             name="scif",
@@ -268,6 +283,7 @@ METHODS: Mapping[str, Method] = {
             "indefinite; gradients of samples",
             defaults="damping, iterations and radius as published, the rest untuned",
             refuses="recerase.erase.steps:check",
+            strength={"radius": (0.3, 3, 10), "damping": (0.1, 10)},
         ),
         Method(
             name="filter",
