@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -34,7 +34,7 @@ from recerase.store import (
     write_bytes,
     write_sealed,
 )
-from recerase.types import SILENT, FloatArray, Observer, Role, Scope
+from recerase.types import SILENT, FloatArray, Measurement, Observer, Role, Scope
 
 if TYPE_CHECKING:
     from recerase.audit.probes import AuditConfig, AuditModel, AuditWorld
@@ -70,6 +70,8 @@ class Made:
     seconds: float
     steps: int | None
     failure: str = ""
+    digest: str = ""
+    """Of its files: two scopes that give the same model have the same."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,16 +103,21 @@ class Bench:
         facts = {**checkpoint_facts("model", self.before), "concept": self.concept.digest}
         return run_key(self.run, 0, data_digest(self.catalogue), **facts)
 
+    @cached_property
+    def _code(self) -> tuple[str, str]:
+        """Of what makes models, and of what reads them; looked at once, so that one run keeps to one code."""
+        return code_digest(*_MAKING), code_digest(*_READING)
+
     def made_key(self, contender: Contender, setting: Setting, scope: Scope, seed: int) -> str:
         """Which cell holds the model that a method makes."""
         method = [contender.card.name, contender.preset, asdict(seeded(setting.config, seed))]
-        own = {"method": method, "scope": scope, "seed": str(seed), "code": code_digest(*_MAKING)}
+        own = {"method": method, "scope": scope, "seed": str(seed), "code": self._code[0]}
         return _key({**self._causes, **own})
 
     def reading_key(self, of: str, role: Role, part: Part) -> str:
         """Which cell holds what is read off a model; `of` is the key of an erased one, or the digest of a checkpoint."""
         own = {"of": of, "role": role, "part": part, "probes": [*PROBES[part], *METRICS]}
-        return _key({**self._causes, **own, "audit": asdict(self.audit), "code": code_digest(*_READING)})
+        return _key({**self._causes, **own, "audit": asdict(self.audit), "code": self._code[1]})
 
     def place(self, key: str) -> Path:
         """The directory of an erased model."""
@@ -140,8 +147,9 @@ class Bench:
                 state.open({"cell": key}, False if self.fresh else None, self.observer)
                 result.provenance = self._make(result.directory, contender, setting, scope, seed, state)
             self._renewed.add(key)
-        told = read_manifest(path)["provenance"]
-        return Made(key, path, float(told["seconds"]), steps_of(setting.config), str(told["failure"]))
+        manifest = read_manifest(path)
+        told, digest = manifest["provenance"], sha256_bytes(canonical_json(manifest["files"]))
+        return Made(key, path, float(told["seconds"]), steps_of(setting.config), str(told["failure"]), digest)
 
     def _make(
         self, directory: Path, contender: Contender, setting: Setting, scope: Scope, seed: int, state: RunState
@@ -204,13 +212,19 @@ class Bench:
         return self._read(self.reading_key(made.key, "subject", part), opened, part, {})
 
     def read_checkpoint(self, role: Role, checkpoint: Checkpoint, part: Part, cache: Cache) -> Reading:
-        """What is read off the original, the filter made of it, or a reference; `cache` is shared by the first two."""
+        """What is read off the original, the filter made of it, or a reference; `cache` is shared by the first two.
+
+        Raises CheckpointError when it gives no finite probability: there is nothing to compare with.
+        """
         model = audit_model(role, checkpoint, checkpoint.table)
         if role == "filter":
             model = replace(model, listed=model.listed & ~self.concept.members)
-        return self._read(self.reading_key(checkpoint.digest, role, part), lambda: model, part, cache)
+        found = self._read(self.reading_key(checkpoint.digest, role, part), lambda: model, part, cache)
+        if found.failure:
+            raise CheckpointError(f"{checkpoint.path}: {found.failure}")
+        return found
 
-    def _read(self, key: str, opened: Any, part: Part, cache: Cache) -> Reading:
+    def _read(self, key: str, opened: Callable[[], AuditModel], part: Part, cache: Cache) -> Reading:
         path = self._reading(key)
         if not self.has_read(key):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -229,8 +243,8 @@ class Bench:
             found = [x for name in PROBES[part] for x in load_probe(name)(readings)]
         except CheckpointError as error:  # no finite probability
             return Reading({}, str(error))
-        values = {x.metric: getattr(x, "values", None) for x in found}
-        return Reading({name: values[name] for name in METRICS if values.get(name) is not None})
+        values = {x.metric: x.values for x in found if isinstance(x, Measurement) and x.values is not None}
+        return Reading({name: values[name] for name in METRICS if name in values})
 
     @cached_property
     def worlds(self) -> Mapping[Part, AuditWorld]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from recerase.report.compared import Figure, Standing
+from recerase.types import BoolArray
 
 RULE = (
     "Beaten: another method is at least as good in both figures and better in one. Dominated: and the intervals of that better "
@@ -39,8 +40,8 @@ def places(leaks: Sequence[Figure], drops: Sequence[Figure]) -> tuple[Place, ...
     low = np.array([[x.interval.low if x.interval else x.value for x in row] for row in figures])
     high = np.array([[x.interval.high if x.interval else x.value for x in row] for row in figures])
     better = value[:, None] < value[None]  # [n, n, 2] row i than row j
-    beats = (value[:, None] <= value[None]).all(2) & better.any(2)
-    clearly = beats & (better & (high[:, None] < low[None])).any(2)
+    beats: BoolArray = np.asarray((value[:, None] <= value[None]).all(2) & better.any(2))
+    clearly: BoolArray = beats & (better & (high[:, None] < low[None])).any(2)
     found = []
     for j in range(len(figures)):
         by = clearly[:, j] if clearly[:, j].any() else beats[:, j]

@@ -30,6 +30,6 @@ def _blocks(comparison: Comparison) -> Iterator[str]:
     yield "## What the figures do not say"
     yield "\n".join(f"- {escaped(note)}" for note in comparison.notes)
     yield "## Provenance"
-    rows = digest_rows({**comparison.inputs, "this comparison": comparison_digest(comparison)})
-    yield table_lines(("input", "sha256"), rows, set())
+    digests = digest_rows({**comparison.inputs, "this comparison": comparison_digest(comparison)})
+    yield table_lines(("input", "sha256"), digests, set())
     yield f"Mean ± standard deviation over seeds. Schema `{SCHEMA}`."

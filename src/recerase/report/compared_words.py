@@ -62,7 +62,9 @@ def about(comparison: Comparison) -> str:
     concept = comparison.concept
     counts = [f"{concept[k]:,} {k}" for k in ("items", "interactions", "users") if isinstance(concept.get(k), int)]
     counts += [f"seeds {', '.join(map(str, comparison.seeds))}", f"scope {' and '.join(comparison.scopes)}"]
-    counts.append("untuned" if comparison.search is None else f"{comparison.search.budget} settings tried a method")
+    counts.append(
+        "untuned" if comparison.search is None else f"at most {comparison.search.budget} settings tried a method"
+    )
     return ", ".join(counts)
 
 
@@ -121,6 +123,8 @@ def _cost(comparison: Comparison, row: Row) -> tuple[str, str, str, str]:
 
 
 def _tuning(row: Row) -> str:
+    if not row.seeds:
+        return ""
     return {"untuned": "its own", "given": "given by hand", "searched": "searched", "": ""}[row.tuning]
 
 
