@@ -47,7 +47,7 @@ class Shop:
         return self.home / "gold"
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 def small_audits() -> Iterator[None]:
     """Every reading of these tests is of few histories, short lists and a narrow beam."""
     small: dict[str, Any] = {"k": (10,), "beam": 12, "saturated_histories": 20, "mass_users": 30}
@@ -56,12 +56,12 @@ def small_audits() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
     home = tmp_path_factory.mktemp("shop")
     with publish(home / "data") as made:
         write_catalogue(made.directory, *demo_catalogue(0, n_items=200, n_users=80))
-    api.tokenize(home / "data", home / "sids", TokenizeConfig(levels=2, codes=12), dims=16)
+    api.tokenize(home / "data", home / "sids", TokenizeConfig(levels=2, codes=20), dims=16)
     shape = ModelConfig(width=16, layers=1, heads=2, feed_forward=16, window=5)
     recipe = TrainConfig(epochs=2, validation_users=20)
     api.train(home / "data", home / "sids", home / "model", shape, recipe, run=RUN)
@@ -69,7 +69,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
     return Shop(home)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def compare(shop: Shop) -> Compare:
     """compare(out, ...): npo and ga with seed 0 unless other fields of CompareConfig are given; `more` of api.compare."""
 
@@ -90,7 +90,7 @@ class Finished:
     out: Path
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def finished(shop: Shop, compare: Compare, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """Two methods and one that refuses, two seeds, one reference: read only."""
     out = tmp_path_factory.mktemp("compared") / "out"

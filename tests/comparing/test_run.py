@@ -113,7 +113,7 @@ def test_a_killed_comparison_goes_on_to_the_same_table(
         assert "Finished cells are kept" in "".join(caught.value.__notes__)
         assert not [name for name in FILES if (broken / name).exists()]
     states = plan(shop, broken, search=2)
-    assert states == ["done", "done", "after the search", "done", "to do", "after the search"]
+    assert states == ["done", "done", "to do", "done", "to do", "after the search"]
     made: list[str] = []
     real = Bench._make
     monkeypatch.setattr(Bench, "_make", lambda self, *given: made.append(given[1].name) or real(self, *given))  # type: ignore[func-returns-value]
@@ -153,18 +153,18 @@ def test_a_larger_comparison_makes_what_is_new_and_fresh_makes_all(
     assert weights(tmp_path / "out") == before
 
 
-def test_a_cell_is_found_by_everything_it_depends_on(shop: Shop, compare: Compare, tmp_path: Path) -> None:
-    compare(tmp_path / "out")
+def test_a_cell_is_found_by_everything_it_depends_on(shop: Shop, finished: Finished) -> None:
+    out = finished.out
     changes: list[dict[str, Any]] = [
-        {"seeds": (1,)},
+        {"seeds": (2,)},
         {"overrides": (*QUICK, "npo.lr=0.01", "ga.lr=0.01")},
         {"scope": "influence"},
         {"max_users": 20},
     ]
-    assert plan(shop, tmp_path / "out") == ["done", "done"]
+    assert plan(shop, out) == ["done", "done"]
     for change in changes:
-        assert plan(shop, tmp_path / "out", **change) == ["to do", "to do"], change
-    other = api.ConceptSpec((CONCEPT.specs[0], "brand~e"), allow_large=True)
+        assert plan(shop, out, **change) == ["to do", "to do"], change
+    other = api.ConceptSpec((CONCEPT.specs[0], 'title~"e"'), allow_large=True)
     config = api.CompareConfig(("npo",), (0,), QUICK[:2], max_users=25)
     for subject, concept, run in (
         (shop.gold, CONCEPT, RUN),
@@ -172,20 +172,26 @@ def test_a_cell_is_found_by_everything_it_depends_on(shop: Shop, compare: Compar
         (shop.model, CONCEPT, replace(RUN, seed=3)),
         (shop.model, CONCEPT, replace(RUN, threads=2)),
     ):
-        cells = api.plan_compare(subject, concept, shop.data, tmp_path / "out", config, run=run)
+        cells = api.plan_compare(subject, concept, shop.data, out, config, run=run)
         assert [cell.state for cell in cells] == ["to do"]
 
 
-def test_a_damaged_cell_is_an_error_and_no_number(compare: Compare, tmp_path: Path) -> None:
-    compare(tmp_path / "out")
-    reading = next((tmp_path / "out" / READINGS).iterdir())
-    reading.write_bytes(reading.read_bytes()[:-50])
-    with pytest.raises(ArtefactError, match="seal"):
-        compare(tmp_path / "out")
-    compare(tmp_path / "out", {"fresh": True})
+def test_a_damaged_cell_is_an_error_and_no_number(compare: Compare, finished: Finished, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished.out, out)
+    for reading in (out / READINGS).iterdir():
+        reading.write_bytes(reading.read_bytes()[:-50])
+    with pytest.raises(ArtefactError, match=r"seal.*--fresh"):
+        compare(out)
+    shutil.rmtree(out / READINGS)
+    for weights in (out / CELLS).glob("*/model.safetensors"):
+        data = weights.read_bytes()
+        weights.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(ArtefactError, match=r"sha256.*--fresh"):
+        compare(out)
 
 
-def test_what_is_there_is_not_lost(shop: Shop, compare: Compare, tmp_path: Path) -> None:
+def test_what_is_there_is_not_lost(shop: Shop, compare: Compare, finished: Finished, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
     for taken in (tmp_path / "mine", shop.model, shop.data / "out"):
@@ -194,7 +200,7 @@ def test_what_is_there_is_not_lost(shop: Shop, compare: Compare, tmp_path: Path)
     shutil.copytree(shop.home / "sids", tmp_path / "sids")
     with pytest.raises(OutputError, match="no comparison"):
         compare(tmp_path / "sids")
-    compare(tmp_path / "out")
+    shutil.copytree(finished.out, tmp_path / "out")
     before = (tmp_path / "out" / FILES[0]).read_bytes()
     config = api.CompareConfig(("npo",), (0,), QUICK[:2], max_users=25)
     with pytest.raises(OutputError, match="--force"):

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.comparing.conftest import Compare, Shop
+from tests.comparing.conftest import QUICK, Compare, Shop
 
 from recerase.audit.probes import build_world
 from recerase.catalog import load_catalogue, parse_concept
@@ -73,16 +73,16 @@ def test_what_would_win_on_the_test_is_not_chosen(
         )
 
     monkeypatch.setattr(Bench, "_measured", planted)
-    made = compare(tmp_path / "out", methods=("npo",), search=4)
+    made = compare(tmp_path / "out", methods=("npo",), overrides=QUICK[:2], search=3)
     assert made.search is not None
     trials = made.search.trials
     on_validation = [x.leak[0] for x in trials]
     (chosen,) = [i for i, x in enumerate(trials) if x.chosen]
-    assert len(trials) == 4
+    assert len(trials) == 3
     assert on_validation[chosen] == min(on_validation)
     (row,) = [row for row in made.rows if row.kind == "method"]
     assert row.tuning == "searched"
     assert row.figures["natural.exposure@10"].value == pytest.approx(1 - min(on_validation))  # the worst of the test
     assert {key: row.settings[key] for key in trials[chosen].settings} == dict(trials[chosen].settings)
-    assert seen.count(("subject", "valid")) == 4
+    assert seen.count(("subject", "valid")) == 3
     assert seen.count(("subject", "test")) == 1  # nothing else was ever shown a test user

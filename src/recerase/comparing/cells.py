@@ -7,10 +7,11 @@ would be the same again. An erased model lies in its own layout in a directory t
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +22,7 @@ import numpy as np
 from recerase.assembly import audit_model, checkpoint_facts, concept_facts, data_digest, open_checkpoint_for, run_key
 from recerase.catalog import Catalogue, Concept
 from recerase.comparing.asked import Contender, Setting, seeded, steps_of
-from recerase.errors import CheckpointError, RecEraseError, WriteError
+from recerase.errors import ArtefactError, CheckpointError, RecEraseError, WriteError
 from recerase.resume import RunState
 from recerase.runtime import RunConfig, choose_device, code_digest, environment, pinned
 from recerase.store import (
@@ -147,7 +148,8 @@ class Bench:
                 state.open({"cell": key}, False if self.fresh else None, self.observer)
                 result.provenance = self._make(result.directory, contender, setting, scope, seed, state)
             self._renewed.add(key)
-        manifest = read_manifest(path)
+        with _renewable():
+            manifest = read_manifest(path)
         told, digest = manifest["provenance"], sha256_bytes(canonical_json(manifest["files"]))
         return Made(key, path, float(told["seconds"]), steps_of(setting.config), str(told["failure"]), digest)
 
@@ -206,7 +208,8 @@ class Bench:
             return Reading({}, made.failure)
 
         def opened() -> AuditModel:
-            read = open_checkpoint_for(made.path, self.catalogue, replace(self.run, layout=self.before.layout))
+            with _renewable():
+                read = open_checkpoint_for(made.path, self.catalogue, replace(self.run, layout=self.before.layout))
             return audit_model("subject", read, self.before.table)
 
         return self._read(self.reading_key(made.key, "subject", part), opened, part, {})
@@ -232,7 +235,8 @@ class Bench:
                 state.open({"cell": key}, False if self.fresh else None, self.observer)
                 write_sealed(path, _packed(self._measured(opened(), part, cache, state)))
             self._renewed.add(key)
-        return _unpacked(read_sealed(path))
+        with _renewable():
+            return _unpacked(read_sealed(path))
 
     def _measured(self, model: AuditModel, part: Part, cache: Cache, state: RunState) -> Reading:
         from recerase.audit.probes import load_probe
@@ -270,6 +274,15 @@ class Bench:
 
 def _key(cause: Mapping[str, Any]) -> str:
     return sha256_bytes(canonical_json(cause))[:_SHORT]
+
+
+@contextlib.contextmanager
+def _renewable() -> Iterator[None]:
+    """A cell that is not what was written is no number; it can be made again."""
+    try:
+        yield
+    except ArtefactError as error:
+        raise ArtefactError(error.message, "Pass --fresh to make the cells again.") from error
 
 
 def _packed(reading: Reading) -> bytes:
