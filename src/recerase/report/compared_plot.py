@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _LEAK, _DROP = "leak", "utility.ndcg@10 drop/original"
 _ROOM = 4.0
 """Factor of the leakage axis on either side of what is drawn."""
+_LABELS = ((5, 4, "left"), (-5, -11, "right"), (5, -11, "left"), (-5, 4, "right"))
+"""Where a name stands beside its mark, in turn from left to right, so that neighbours do not cover each other's."""
 
 
 def front_plot(comparison: Comparison, scope: Scope) -> Plot | None:
@@ -32,8 +34,8 @@ def front_plot(comparison: Comparison, scope: Scope) -> Plot | None:
     def draw(axes: Axes) -> None:
         from matplotlib.ticker import FuncFormatter
 
-        for row, leak, drop in drawn:
-            _point(axes, row, leak, drop)
+        for turn, (row, leak, drop) in enumerate(sorted(drawn, key=lambda point: point[1].value)):
+            _point(axes, row, leak, drop, _LABELS[turn % len(_LABELS)])
         best = sorted((max(leak.value, FLOOR), -drop.value) for row, leak, drop in drawn if row.standing == "front")
         axes.plot(*zip(*best, strict=True), color=COLOURS["subject"], linewidth=0.8, linestyle=(0, (2, 2)), zorder=1.5)
         axes.set_xscale("log")
@@ -58,7 +60,7 @@ def _drop_of(row: Row) -> Figure | None:
     return row.figures.get(_DROP)
 
 
-def _point(axes: Any, row: Row, leak: Figure, drop: Figure) -> None:
+def _point(axes: Any, row: Row, leak: Figure, drop: Figure, label: tuple[int, int, str]) -> None:
     roles: dict[str, Role] = {"original": "original", "filter": "filter", "reference": "reference"}
     role: Role = roles.get(row.name, "subject") if row.kind != "method" else "subject"
     x, y = max(leak.value, FLOOR), -drop.value
@@ -70,4 +72,6 @@ def _point(axes: Any, row: Row, leak: Figure, drop: Figure) -> None:
         axes.plot([x, x], [-drop.interval.high, -drop.interval.low], color=COLOURS[role], linewidth=1)
     hollow = row.standing in ("tied", "dominated")
     axes.plot([x], [y], MARKS[role], color=COLOURS[role], fillstyle="none" if hollow else "full", zorder=3)
-    axes.annotate(title_text(row.name, 24), (x, y), xytext=(5, 4), textcoords="offset points", color=INK, fontsize=7.5)
+    right, up, side = label
+    look = {"textcoords": "offset points", "color": INK, "fontsize": 7.5, "horizontalalignment": side}
+    axes.annotate(title_text(row.name, 24), (x, y), xytext=(right, up), **look)
