@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from recerase.assembly import audit_model, checkpoint_facts, concept_facts, data_digest, open_checkpoint_for, run_key
+from recerase.assembly import checkpoint_facts, concept_facts, data_digest, open_checkpoint_for, run_key
+from recerase.auditing import audit_model
 from recerase.catalog import Catalogue, Concept
 from recerase.comparing.asked import Contender, Setting, seeded, steps_of
 from recerase.errors import ArtefactError, CheckpointError, RecEraseError, WriteError

@@ -193,6 +193,9 @@ def _notes(session: Session) -> tuple[str, ...]:
         notes.append(
             f"The scope asked for made no difference to {', '.join(same)}: the same models stand in both tables."
         )
+    alone = [x.name for x in session.entrants if "influence" not in getattr(x.config, "scopes", ("output",))]
+    if "influence" in config.scopes and alone:
+        notes.append(f"Scope influence: {', '.join(alone)} press for scope output alone, and stand there as they are.")
     if "influence" in config.scopes:
         notes.append("Scope influence: that concept items in a history move nothing else was not measured.")
     notes.append(
