@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 
-import recerase.erase
 from recerase.audit.probes import AuditConfig
 from recerase.catalog import Catalogue, Concept, Split, load_catalogue, parse_concept, text_embeddings
 from recerase.erase.methods import EraseRequest, get_method, make_config
@@ -24,7 +23,7 @@ from recerase.erasure import key_values
 from recerase.layouts.native import load_checkpoint, load_sids, save_checkpoint
 from recerase.model.recommender import ModelConfig, Recommender, new_recommender
 from recerase.model.training import PIECE, TrainConfig, progress_of, train
-from recerase.runtime import pinned
+from recerase.runtime import code_digest, pinned
 from recerase.sid.codebooks import Codebooks
 from recerase.sid.quantize import TokenizeConfig, fit_codebooks
 from recerase.sid.table import SidTable
@@ -238,8 +237,7 @@ def erased(
 
 def erase_code() -> str:
     """sha256 of the source of every erasing method."""
-    root = Path(recerase.erase.__path__[0])
-    return sha256_bytes(b"\0".join(path.name.encode() + path.read_bytes() for path in sorted(root.glob("*.py"))))
+    return code_digest("erase")
 
 
 def weights_digest(recommender: Recommender) -> str:

@@ -23,7 +23,7 @@ FLOORS = {
     **dict.fromkeys(["assembly", "auditing", "recommending", "reporting", "growing", "erasure", "tokenizing"], 4),
     **dict.fromkeys(["streaming", "sid_export", "api"], 4),
     "prefixes": 2,
-    **dict.fromkeys(["exporting", "patches"], 4),
+    **dict.fromkeys(["exporting", "patches", "comparing"], 4),
     "demo": 5,
     "cli": 6,
     **dict.fromkeys(["__main__", "__init__"], 7),

@@ -28,6 +28,7 @@ from recerase.assembly import (
 )
 from recerase.auditing import AuditInputs, audited
 from recerase.catalog import Catalogue, Concept, Preview, load_catalogue, preview
+from recerase.comparing.run import CompareConfig, PlannedCell, compare, plan_compare
 from recerase.erasure import Plan, erase, plan_erase
 from recerase.errors import UsageError
 from recerase.exporting import export_blocklist, export_prefixes
@@ -59,15 +60,18 @@ if TYPE_CHECKING:
     from recerase.model.training import TrainConfig, TrainLog
 
 __all__ = [
+    "CompareConfig",
     "ConceptSpec",
     "Exported",
     "Plan",
+    "PlannedCell",
     "Recommended",
     "Tokenized",
     "Trained",
     "apply_patch",
     "audit",
     "bless_report",
+    "compare",
     "concept_preview",
     "erase",
     "export_blocklist",
@@ -77,6 +81,7 @@ __all__ = [
     "init_policy",
     "inspect",
     "make_patch",
+    "plan_compare",
     "plan_erase",
     "read_patch",
     "read_policy",

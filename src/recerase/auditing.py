@@ -67,9 +67,9 @@ def audited(
     )
     original, reference = inputs.original, inputs.reference
     result = run_audit(
-        _model("subject", inputs.subject, original.table if original else inputs.subject.table),
-        _model("original", original, original.table) if original else None,
-        _model("reference", reference, reference.table) if reference else None,
+        audit_model("subject", inputs.subject, original.table if original else inputs.subject.table),
+        audit_model("original", original, original.table) if original else None,
+        audit_model("reference", reference, reference.table) if reference else None,
         world,
         inputs.policy,
         observer,
@@ -89,7 +89,8 @@ def _dtype(checkpoint: Checkpoint) -> str:
     return str(next(checkpoint.recommender.module.parameters()).dtype).removeprefix("torch.")
 
 
-def _model(role: Role, checkpoint: Checkpoint, old_table: SidTable) -> AuditModel:
+def audit_model(role: Role, checkpoint: Checkpoint, old_table: SidTable) -> AuditModel:
+    """A checkpoint as a model of an audit; `old_table` is that of the original."""
     from recerase.audit.probes import AuditModel
 
     return AuditModel(

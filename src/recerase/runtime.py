@@ -191,10 +191,11 @@ def _steady_attention() -> AbstractContextManager[None]:
     return steady
 
 
-def code_digest() -> str:
-    """sha256 over the package's own source files, names included: which code made a number."""
+def code_digest(*rooms: str) -> str:
+    """sha256 over the package's own source files, names included: which code made a number. `rooms`: of these alone."""
     root = Path(__file__).parent
-    sources = sorted(path for path in root.rglob("*") if path.suffix in (".py", ".toml", ".j2"))
+    found = (path for room in rooms or ("",) for path in (root / room).rglob("*"))
+    sources = sorted(path for path in found if path.suffix in (".py", ".toml", ".j2"))
     named = b"".join(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0" for path in sources)
     return sha256_bytes(named)
 

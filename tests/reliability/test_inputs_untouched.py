@@ -78,6 +78,12 @@ COMMANDS: dict[str, list[str]] = {
     "erase with filter": ["erase", "{model}", "--out", "{new}", "-m", "filter", "-o", "{new}.md", *ON],
     "erase with tracer": ["erase", "{model}", "--out", "{new}", "-m", "tracer", *FAST, *ON],
     "erase --plan": ["erase", "{model}", "--data={data}", "--concept={concept}", "--plan"],
+    "compare": [
+        *("compare", "{model}", "--data={data}", "--concept={concept}", "--reference", "{model}", "-m", "ga,retrain"),
+        *("--seeds", "0", "--set", "ga.steps=1", "--search", "2", "--max-users", "20", "--threads=1", "-q"),
+        *("--out", "{new}", "-o", "{new}.md"),
+    ],
+    "compare --plan": ["compare", "{model}", "--data={data}", "--concept={concept}", "--out", "{new}", "--plan"],
     "report show": ["report", "show", "{report}", "-o", "{new}.md"],
     "report verify": ["report", "verify", "{report}", "--subject", "{erased}", "--data", "{data}"],
     "report diff": ["report", "diff", "{report}", "{erased}/report.json"],

@@ -33,6 +33,10 @@ AUDIT = (
     "audit {erased} --original {model} --concept {concept} --data {data} --policy {policy} --threads 1 --max-users 40"
 )
 ERASE = "erase {model} -m filter --concept {concept} --data {data} --policy {policy} --threads 1 --max-users 40"
+COMPARE = (
+    "compare {model} --concept {concept} --data {data} -m ga --seeds 0 --set ga.steps=1 --set ga.batch=4 --threads 1 "
+    "--max-users 20"
+)
 JSON = {
     "list": "list --json",
     "list methods": "list methods --json",
@@ -59,6 +63,7 @@ PATHS = {
     "patch revert": "patch revert {erased} {patch} --out {out} -q",
     "import": "import jsonl {items} {acts} --out {out} -q",
     "erase": ERASE + " --out {out} -q",
+    "compare": COMPARE + " --out {out} -q",
 }
 TABLES = {
     "list": "list",
@@ -72,6 +77,7 @@ TABLES = {
     "report show": "report show {report}",
     "report verify": "report verify {report}",
     "erase --plan": ERASE + " --plan",
+    "compare --plan": COMPARE + " --search 2 --out {out} --plan",
     "audit": AUDIT + " -q",
 }
 """Commands that lay something out for people."""
@@ -129,7 +135,7 @@ def test_a_command_that_makes_something_says_where_and_no_more(
     assert err == ""
     made = tmp_path / ("out.json" if "{table}" in PATHS[name] else "out")
     assert out.splitlines()[-1] == str(made)
-    assert name == "erase" or len(out.splitlines()) == 1  # erase shows its rules first
+    assert name in ("erase", "compare") or len(out.splitlines()) == 1  # these show what was found first
     assert made.exists()
     figure("interface: commands silent on stderr with -q", 1, of=1)
 

@@ -109,8 +109,11 @@ def build_world(
     codebooks: Codebooks | None = None,
     scope: Scope = "output",
     config: AuditConfig | None = None,
+    part: Literal["test", "valid"] = "test",
 ) -> AuditWorld:
     """Take the test users of a catalogue, at most `config.max_users` of them drawn with its seed, in their own order.
+
+    `part` valid takes every user one interaction earlier: what settings are chosen on, so that the test stays unseen.
 
     Raises UsageError when the config asks for nothing, DataError when no user has a test interaction or the concept
     or the embeddings have another number of items than the catalogue.
@@ -124,7 +127,8 @@ def build_world(
         raise DataError(
             f"There are {embeddings.shape[0]} embeddings for {n} items.", "Give one embedding an item, in its order."
         )
-    histories = catalogue.interactions.split().test
+    split = catalogue.interactions.split()
+    histories = split.test if part == "test" else split.valid
     if len(histories) == 0:
         raise DataError("No user has a test interaction.", "Each user needs three interactions to be tested on.")
     if config.max_users is not None and config.max_users < len(histories):
@@ -296,22 +300,25 @@ def load_probe(name: str) -> Probe:
 
 
 def measured(readings: Readings, metric: str, values: FloatArray | IntArray | BoolArray) -> Measurement | Skipped:
-    """The mean of `values` [n], one a unit, as a Measurement; Skipped when there is no unit.
-
-    The interval is Wilson's where every value is 0 or 1, else the bootstrap's; with nothing but zeros both give the
-    upper bound -ln(1 - confidence) / n.
-    """
-    from recerase.stats import bootstrap_mean, wilson
-
-    config, role = readings.world.config, readings.model.role
+    """The mean of `values` [n], one a unit, as a Measurement, with `interval_of`; Skipped when there is no unit."""
+    role = readings.model.role
     values = np.asarray(values, dtype=np.float64)
     if values.size == 0:
         return Skipped(metric, role, "there is no user or history to measure it on")
-    if np.isin(values, (0.0, 1.0)).all():
-        interval = wilson(int(values.sum()), values.size, config.confidence)
-    else:
-        interval = bootstrap_mean(values, config.confidence, seed=config.seed)
+    interval = interval_of(values, readings.world.config)
     return _measurement(readings, metric, float(values.mean()), values.size, interval, values)
+
+
+def interval_of(values: FloatArray, config: AuditConfig) -> Interval:
+    """Where the mean of `values` [n], one a unit, lies: Wilson's interval where every value is 0 or 1, else the bootstrap's.
+
+    With nothing but zeros both give the upper bound -ln(1 - confidence) / n.
+    """
+    from recerase.stats import bootstrap_mean, wilson
+
+    if np.isin(values, (0.0, 1.0)).all():
+        return wilson(int(values.sum()), values.size, config.confidence)
+    return bootstrap_mean(values, config.confidence, seed=config.seed)
 
 
 def counted(readings: Readings, metric: str, value: float, n: int, *, exact: bool = False) -> Measurement:

@@ -12,6 +12,7 @@ import typer
 
 from recerase.cli import (
     audit,
+    compare,
     concept,
     demo,
     erase,
@@ -76,6 +77,7 @@ app.command("inspect", rich_help_panel=START)(inspect.inspect)
 app.command("concept", rich_help_panel=CHECKPOINT)(concept.concept)
 app.command("audit", rich_help_panel=CHECKPOINT)(audit.audit)
 app.command("erase", rich_help_panel=CHECKPOINT)(erase.erase)
+app.command("compare", rich_help_panel=CHECKPOINT)(compare.compare)
 export_sids.register(export.app)
 app.add_typer(export.app, name="export", rich_help_panel=CHECKPOINT)
 app.add_typer(patch.app, name="patch", rich_help_panel=CHECKPOINT)

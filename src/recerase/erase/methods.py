@@ -89,6 +89,8 @@ class Method:
     """The scopes that the method presses for, to be read; a config that knows more than `output` says so in `scopes`."""
     objective: str = ""
     """`module:function` from a request and settings to the `steps.Loss` that it goes down; none: it goes down none."""
+    strength: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """What a search of its strength may change: setting -> factors on the value it has; whole numbers are rounded."""
 
     @property
     def facts(self) -> dict[str, str]:
@@ -102,6 +104,9 @@ class Method:
             "defaults": self.defaults,
             "presses for": f"scope {self.scope}",
         }
+        if self.strength:
+            told = (f"{name} x{', '.join(f'{factor:g}' for factor in by)}" for name, by in self.strength.items())
+            said["strength"] = "; ".join(told)
         return {**said, "presets": ", ".join(self.presets)} if self.presets else said
 
     def check(self, table: SidTable, codebooks: Codebooks | None, embeddings: FloatArray | None, config: Any) -> None:
@@ -145,6 +150,10 @@ class Method:
         return erased if pressed else dataclasses.replace(erased, summary={**erased.summary, "scope": UNPRESSED})
 
 
+_STEPS: Mapping[str, tuple[float, ...]] = {"steps": (0.5, 2, 4), "lr": (0.3, 3)}
+"""How strong a method of gradient steps is: how often it steps, and how far."""
+
+
 def _stepwise(
     name: str,
     config: str,
@@ -155,6 +164,7 @@ def _stepwise(
     changes: str = "weights",
     defaults: str = "untuned",
     refuses: str = "recerase.erase.steps:check",
+    strength: Mapping[str, tuple[float, ...]] | None = None,
 ) -> Method:
     """The card of a method of gradient steps (erase/steps.py), which leaves the SIDs as they are."""
     room = f"recerase.erase.{name.replace('-', '_')}"
@@ -170,6 +180,7 @@ def _stepwise(
         defaults=defaults,
         refuses=refuses,
         objective=f"{room}:objective",
+        strength=_STEPS if strength is None else strength,
     )
 
 
@@ -191,6 +202,7 @@ METHODS: Mapping[str, Method] = {
             scope="output and influence; preset paper: output alone",
             moves=True,
             refuses="recerase.erase.tracer_config:check",
+            strength={"reassign_steps": (0.5, 2), "settle_steps": (0.5, 2, 4), "forget_weight": (0.3, 3)},
         ),
         Method(
             name="renormalise",
@@ -203,6 +215,7 @@ METHODS: Mapping[str, Method] = {
             departs="no reassignment: TRACER's second phase alone",
             scope="output and influence",
             refuses="recerase.erase.tracer_config:check",
+            strength={"settle_steps": (0.5, 2, 4), "settle_lr": (0.3, 3)},
         ),
         _stepwise(
             "npo",
@@ -249,6 +262,7 @@ METHODS: Mapping[str, Method] = {
             source="RMU, Li et al. 2024 (arXiv 2403.03218): hidden states steered to a random direction",
             departs="read where codes are said, not at every token; the middle layer unless one is set, not one searched for; c 2 "
             "and retain_weight 1, as open-unlearning's (published: c 6.5 and more, retain_weight 1200)",
+            strength={"steps": (0.5, 2, 4), "lr": (0.3, 3), "steering": (0.5, 3)},
         ),
         _stepwise(
             "e2urec",
@@ -274,6 +288,7 @@ METHODS: Mapping[str, Method] = {
             cost="a fifth of npo's: a fine-tune of 50 steps on D_F and a subtraction",
             source="negated task vector, Ilharco et al. 2022 (arXiv 2212.04089)",
             departs="scale is given, not the largest that leaves a control task alone; nothing holds what is to be kept",
+            strength={"steps": (0.5, 2, 4), "scale": (0.3, 3)},
         ),
         Method(
             name="scif",
@@ -288,6 +303,7 @@ METHODS: Mapping[str, Method] = {
             "training ended in an optimum is twice the influence of D_F",
             defaults="damping, iterations and radius as published, the rest untuned",
             refuses="recerase.erase.steps:check",
+            strength={"radius": (0.3, 3, 10), "damping": (0.1, 10)},
         ),
         Method(
             name="filter",

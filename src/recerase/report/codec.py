@@ -23,6 +23,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 from recerase.errors import ArtefactError
 from recerase.store import canonical_json, sha256_bytes
 
+VOLATILE = ("digest", "run", "seal")
+"""What the digest of a sealed document leaves out."""
 _NOT_WRITTEN = frozenset({"values"})
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -39,6 +41,21 @@ def document_bytes(document: Mapping[str, Any]) -> bytes:
 def document_digest(document: Mapping[str, Any], without: Iterable[str]) -> str:
     """sha256 of the canonical bytes of a document, but for the keys `without`."""
     return sha256_bytes(canonical_json({key: value for key, value in document.items() if key not in without}))
+
+
+def sealed_bytes(body: Mapping[str, Any], run: Mapping[str, Any]) -> bytes:
+    """A document that vouches for itself: `digest` is that of `body` alone, `seal` also of `run`, which is of one run only."""
+    document = {**body, "digest": document_digest(body, ()), "run": plain(run, "run")}
+    return document_bytes({**document, "seal": document_digest(document, ())})
+
+
+def check_seals(document: Mapping[str, Any], what: str, remedy: str) -> None:
+    """Raise ArtefactError unless a document that `sealed_bytes` wrote is what its digest and its seal say."""
+    for name, without in (("digest", VOLATILE), ("seal", ("seal",))):
+        if document[name] != document_digest(document, without):
+            raise ArtefactError(
+                f"This {what} is not what its {name} says: it was changed after it was written.", remedy
+            )
 
 
 def open_document(data: bytes | str, schema: str, what: str) -> dict[str, Any]:

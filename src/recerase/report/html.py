@@ -93,12 +93,12 @@ class ListLine:
 
 def report_html(report: Report) -> str:
     """The whole page. Equal reports give equal pages."""
-    return _template().render(**_page(report))
+    return page_template("report.html.j2").render(**_page(report))
 
 
 @functools.cache
-def _template() -> Template:
-    """The template, compiled once a process."""
+def page_template(name: str) -> Template:
+    """A template of this room, compiled once a process."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -117,7 +117,7 @@ def _template() -> Template:
         "facts": facts,
         "gate_text": gate_text,
     }
-    return environment.get_template("report.html.j2")
+    return environment.get_template(name)
 
 
 def _page(report: Report) -> dict[str, Any]:

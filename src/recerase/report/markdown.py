@@ -7,7 +7,7 @@ name can neither mark up the page, break a table, mention a person nor pull in a
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from recerase.report.schema import SCHEMA, report_digest
 from recerase.report.wording import (
@@ -82,7 +82,7 @@ def _rules(report: Report) -> list[str]:
         rows.append((word, escaped(finding.rule.id), *measured, escaped(finding.limit, 120), reason))
     if not rows:
         return ["## Rules", "The policy has no rules."]
-    return ["## Rules", _table(("result", "rule", "value", "interval", "n", "limit", "reason"), rows, {2, 4})]
+    return ["## Rules", table_lines(("result", "rule", "value", "interval", "n", "limit", "reason"), rows, {2, 4})]
 
 
 def _figures(report: Report) -> list[str]:
@@ -100,12 +100,12 @@ def _figures(report: Report) -> list[str]:
         for row in rows
     ]
     title = "## Before and after" if names.get("original") == "before" else "## Measured"
-    return [title, _table(headers, lines, set(range(1, len(headers))))]
+    return [title, table_lines(headers, lines, set(range(1, len(headers))))]
 
 
 def _controls(report: Report) -> list[str]:
     rows = [(c.name, _HOLDS[c.holds], escaped(c.expected), escaped(c.observed)) for c in report.decision.controls]
-    return ["## Controls", _table(("control", "result", "expected", "observed"), rows, set())] if rows else []
+    return ["## Controls", table_lines(("control", "result", "expected", "observed"), rows, set())] if rows else []
 
 
 def _not_tested(report: Report) -> list[str]:
@@ -116,16 +116,22 @@ def _not_tested(report: Report) -> list[str]:
 
 def _provenance(report: Report) -> list[str]:
     digests = {**report.inputs, "this audit": report_digest(report)}
-    rows = [
-        (escaped(name), f"`{re.sub('[^0-9A-Za-z:]', '', digest)[:64]}`") for name, digest in sorted(digests.items())
-    ]
+    rows = digest_rows(digests)
     method = {key: value for key, value in report.method.items() if key != "changes"}
     told = (
         [f"Method: {'; '.join(f'{escaped(name)} {escaped(text)}' for name, text in facts(method))}."] if method else []
     )
-    return ["## Provenance", *told, _table(("input", "sha256"), rows, set()), f"Schema `{SCHEMA}`."]
+    return ["## Provenance", *told, table_lines(("input", "sha256"), rows, set()), f"Schema `{SCHEMA}`."]
 
 
-def _table(headers: Sequence[str], rows: Sequence[Sequence[str]], right: set[int]) -> str:
+def digest_rows(digests: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Names and digests as cells of a table."""
+    return [
+        (escaped(name), f"`{re.sub('[^0-9A-Za-z:]', '', digest)[:64]}`") for name, digest in sorted(digests.items())
+    ]
+
+
+def table_lines(headers: Sequence[str], rows: Sequence[Sequence[str]], right: set[int]) -> str:
+    """A table of cells that are escaped already; the columns `right` are set flush right."""
     rule = ["---:" if i in right else "---" for i in range(len(headers))]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (headers, rule, *rows))

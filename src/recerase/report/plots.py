@@ -33,30 +33,30 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_INK, _GRID, _GOOD = "#010203", "#010204", "#010205"
-_COLOURS: Mapping[Role, str] = {
+INK, _GRID, _GOOD = "#010203", "#010204", "#010205"
+COLOURS: Mapping[Role, str] = {
     "original": "#010206",
     "subject": "#010207",
     "reference": "#010208",
     "filter": "#010209",
 }
 _CSS = {
-    _INK: "currentColor",
+    INK: "currentColor",
     _GRID: "var(--grid)",
     _GOOD: "var(--pass)",
-    **{colour: f"var(--{role})" for role, colour in _COLOURS.items()},
+    **{colour: f"var(--{role})" for role, colour in COLOURS.items()},
 }
-_MARKS: Mapping[Role, str] = {"original": "s", "subject": "o", "reference": "D", "filter": "^"}
+MARKS: Mapping[Role, str] = {"original": "s", "subject": "o", "reference": "D", "filter": "^"}
 _DASHES: Mapping[Role, Any] = {"original": "-", "subject": "-", "reference": (0, (4, 2)), "filter": (0, (1, 1.5))}
 _ORDER: Mapping[Role, float] = {"original": 2.0, "filter": 2.1, "reference": 2.2, "subject": 2.3}
 """What is drawn over what: the audited model is never hidden behind another one."""
 _STYLE = {
     "svg.fonttype": "none",
     "font.size": 8.5,
-    "text.color": _INK,
+    "text.color": INK,
     "text.parse_math": False,
     "axes.edgecolor": _GRID,
-    "axes.labelcolor": _INK,
+    "axes.labelcolor": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -65,15 +65,15 @@ _STYLE = {
     "grid.linewidth": 0.6,
     "xtick.color": _GRID,
     "ytick.color": _GRID,
-    "xtick.labelcolor": _INK,
-    "ytick.labelcolor": _INK,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
     "lines.linewidth": 1.8,
     "lines.markersize": 5,
     "figure.facecolor": "none",
     "axes.facecolor": "none",
 }
 _WIDTH, _HEIGHT, _TALL = 4.5, 2.8, 3.6
-_FLOOR = 1e-12
+FLOOR = 1e-12
 """Masses below this are drawn here; float32 log-probabilities say nothing about them."""
 
 EXPOSURES = (
@@ -125,12 +125,12 @@ def exposure_plot(report: Report) -> Plot | None:
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlim(left=0)
         axes.set_xlabel("share of the first ten recommended slots")
-        _as_percent(axes.xaxis)
+        as_percent(axes.xaxis)
         axes.grid(axis="y", visible=False)
 
     told = "; ".join(f"{row.label}: {_said(row, roles, report)}" for _, row in rows)
     caption = "Share of recommended slots given to the concept. Bars are the intervals the rules are decided on."
-    return _plot("exposure", "Exposure", caption, told, roles, draw, height=_TALL)
+    return plot_of("exposure", "Exposure", caption, told, roles, draw, height=_TALL)
 
 
 def mass_by_rank_plot(report: Report) -> Plot | None:
@@ -144,21 +144,21 @@ def mass_by_rank_plot(report: Report) -> Plot | None:
 
     def draw(axes: Axes) -> None:
         for role, y in lines.items():
-            axes.plot(x, _floored(y), color=_COLOURS[role], linestyle=_DASHES[role], zorder=_ORDER[role])
+            axes.plot(x, _floored(y), color=COLOURS[role], linestyle=_DASHES[role], zorder=_ORDER[role])
         if current is not None and current != lines.get("subject"):
-            axes.plot(x, _floored(current), color=_COLOURS["subject"], linewidth=1, linestyle=(0, (1, 1)))
+            axes.plot(x, _floored(current), color=COLOURS["subject"], linewidth=1, linestyle=(0, (1, 1)))
         axes.set_yscale("log")
         axes.set_xlim(0, 1)
         axes.set_xlabel("share of users, most exposed first")
         axes.set_ylabel("probability of the concept")
         axes.yaxis.set_major_formatter(lambda value, _: number(value))
         axes.minorticks_off()
-        _as_percent(axes.xaxis)
+        as_percent(axes.xaxis)
 
     caption = "Exact probability of generating a concept item's old SID, user by user, on a log scale."
     if current is not None:
         caption += f" Dotted: {role_names(report).get('subject', 'audited')}, under the current SIDs."
-    return _plot("mass", "Concept mass by rank", caption, caption, tuple(lines), draw, height=_TALL)
+    return plot_of("mass", "Concept mass by rank", caption, caption, tuple(lines), draw, height=_TALL)
 
 
 def exposure_by_k_plot(report: Report) -> Plot | None:
@@ -188,17 +188,17 @@ def utility_plot(report: Report) -> Plot | None:
     def draw(axes: Axes) -> None:
         for place, (_, drop) in enumerate(found):
             _whisker(axes, place, drop, "subject", negate=True)
-        axes.axvline(0, color=_INK, linewidth=1)
+        axes.axvline(0, color=INK, linewidth=1)
         axes.set_yticks(range(len(found)), [_tick(metric) for metric, _ in found])
         axes.set_ylim(len(found) - 0.5, -0.5)
         axes.margins(x=0.12)
         axes.set_xlabel("change against the original")
-        _as_percent(axes.xaxis, signed=True)
+        as_percent(axes.xaxis, signed=True)
         axes.grid(axis="y", visible=False)
 
     caption = "Change on retained items against the original, user by user. Left of the line is worse."
     told = "; ".join(f"{metric_label(metric)}: {percent(-drop.value)}" for metric, drop in found)
-    return _plot("utility", "Utility by segment", caption, told, roles, draw, height=0.5 * len(found) + 0.75)
+    return plot_of("utility", "Utility by segment", caption, told, roles, draw, height=0.5 * len(found) + 0.75)
 
 
 def _lines(report: Report, name: str, title: str, caption: str, xlabel: str) -> Plot | None:
@@ -211,9 +211,9 @@ def _lines(report: Report, name: str, title: str, caption: str, xlabel: str) -> 
         from matplotlib.ticker import MaxNLocator
 
         for role, y in lines.items():
-            mark: dict[str, Any] = {"marker": _MARKS[role], "markersize": 3.5} if len(x) <= 30 else {}
+            mark: dict[str, Any] = {"marker": MARKS[role], "markersize": 3.5} if len(x) <= 30 else {}
             look: dict[str, Any] = {
-                "color": _COLOURS[role],
+                "color": COLOURS[role],
                 "linestyle": _DASHES[role],
                 "zorder": _ORDER[role],
                 "clip_on": False,
@@ -223,10 +223,10 @@ def _lines(report: Report, name: str, title: str, caption: str, xlabel: str) -> 
         axes.set_ylim(0, 1.08 * top if top > 0 else 0.01)
         axes.margins(x=0.03)
         axes.set_xlabel(xlabel)
-        _as_percent(axes.yaxis)
+        as_percent(axes.yaxis)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
 
-    return _plot(name, title, caption, caption, tuple(lines), draw)
+    return plot_of(name, title, caption, caption, tuple(lines), draw)
 
 
 def _dots(axes: Axes, rows: Sequence[tuple[str, Row]], roles: Sequence[Role]) -> None:
@@ -242,9 +242,9 @@ def _whisker(axes: Axes, height: float, found: Measurement, role: Role, negate: 
     if found.interval is not None:
         ends = [sign * end for end in (found.interval.low, found.interval.high)]
         if all(map(math.isfinite, ends)):
-            axes.plot(ends, [height, height], color=_COLOURS[role], linewidth=1.6)
+            axes.plot(ends, [height, height], color=COLOURS[role], linewidth=1.6)
     if math.isfinite(found.value):
-        axes.plot([sign * found.value], [height], _MARKS[role], color=_COLOURS[role], clip_on=False)
+        axes.plot([sign * found.value], [height], MARKS[role], color=COLOURS[role], clip_on=False)
 
 
 def _series(report: Report, name: str) -> tuple[list[float], dict[Role, list[float]]] | None:
@@ -272,10 +272,10 @@ def _said(row: Row, roles: Sequence[Role], report: Report) -> str:
 
 
 def _floored(values: Sequence[float]) -> list[float]:
-    return [max(value, _FLOOR) if math.isfinite(value) else math.nan for value in values]
+    return [max(value, FLOOR) if math.isfinite(value) else math.nan for value in values]
 
 
-def _as_percent(axis: Any, signed: bool = False) -> None:
+def as_percent(axis: Any, signed: bool = False) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     def text(value: float, _: int) -> str:
@@ -286,7 +286,7 @@ def _as_percent(axis: Any, signed: bool = False) -> None:
     axis.set_major_formatter(FuncFormatter(text))
 
 
-def _plot(
+def plot_of(
     name: str,
     title: str,
     caption: str,

@@ -14,15 +14,16 @@ from typing import Any
 
 from recerase.errors import ArtefactError
 from recerase.report.codec import (
+    VOLATILE,
     Unfit,
     check_keys,
+    check_seals,
     decode,
-    document_bytes,
     document_digest,
     encode,
     hints_of,
     open_document,
-    plain,
+    sealed_bytes,
 )
 from recerase.store import read_bytes
 from recerase.types import Control, Decision, Finding, Report, Verdict
@@ -38,7 +39,6 @@ _DECISION: Mapping[str, tuple[str, Any]] = {
     "as_of": ("as_of", str),
 }
 """Key in the document -> field of Decision and its type: a reader finds the verdict at the top, not a level down."""
-_VOLATILE = ("digest", "run", "seal")
 _FULL = "recerase report show reads reports as recerase wrote them; audit again to get one."
 
 
@@ -48,9 +48,7 @@ def report_bytes(report: Report) -> bytes:
     A NaN is written as null and an infinite number as "inf" or "-inf" (as text it is never below a limit). The values
     a unit behind a measurement are not written. Raises TypeError where a mapping holds what JSON cannot.
     """
-    body = _body(report)
-    document = {**body, "digest": document_digest(body, ()), "run": plain(report.run, "run")}
-    return document_bytes({**document, "seal": document_digest(document, ())})
+    return sealed_bytes(_body(report), report.run)
 
 
 def report_digest(report: Report) -> str:
@@ -72,12 +70,8 @@ def parse_report(data: bytes | str) -> Report:
     document = open_document(data, SCHEMA, "report")
     hints = hints_of(Report)
     try:
-        check_keys(document, {"schema", *_VOLATILE, *_DECISION, *hints} - {"decision"})
-        for name, without in (("digest", _VOLATILE), ("seal", ("seal",))):
-            if document[name] != document_digest(document, without):
-                raise ArtefactError(
-                    f"This report is not what its {name} says: it was changed after it was written.", _FULL
-                )
+        check_keys(document, {"schema", *VOLATILE, *_DECISION, *hints} - {"decision"})
+        check_seals(document, "report", _FULL)
         decision = Decision(**{name: decode(document[key], hint, key) for key, (name, hint) in _DECISION.items()})
         rest = {name: decode(document[name], hint, name) for name, hint in hints.items() if name != "decision"}
         rest["curves"] = _floats(rest["curves"])

@@ -46,7 +46,7 @@ _FOLDED = 13
 
 
 @dataclass(frozen=True)
-class _Columns:
+class Columns:
     """A table where it fits, some columns folded if need be; else one block a row: `header  value`, a line each."""
 
     title: str
@@ -118,7 +118,7 @@ def rules_table(decision: Decision) -> RenderableType:
     """Rule, value, interval, n, limit and result, and below it the reason of each rule that did not pass."""
     rows = tuple(_rule_row(finding) for finding in decision.findings)
     headers = ("rule", "result", "value", "interval", "n", "limit")
-    table = _Columns("Rules", headers, rows, frozenset({2, 4}), frozenset({0, 5}))
+    table = Columns("Rules", headers, rows, frozenset({2, 4}), frozenset({0, 5}))
     reasons = [
         Text(f"{finding.result.value} ", style=_STYLES[finding.result])
         .append(f"{_safe(finding.rule.id)}: ", style="bold default")
@@ -139,7 +139,7 @@ def before_after_table(report: Report) -> RenderableType:
         cells.append(tuple(map(Text, [_safe(row.label), *values, *([change_text(row)] if change else [])])))
     headers = ("measured", *names.values(), *(["change"] if change else []))
     title = "Before and after" if names.get("original") == "before" else "Measured"
-    return _Columns(title, headers, tuple(cells), frozenset(range(1, len(headers))))
+    return Columns(title, headers, tuple(cells), frozenset(range(1, len(headers))))
 
 
 def controls_table(decision: Decision) -> RenderableType:
@@ -155,7 +155,7 @@ def controls_table(decision: Decision) -> RenderableType:
                 Text(_safe(control.observed)),
             )
         )
-    return _Columns("Controls", ("control", "result", "expected", "observed"), tuple(rows), folds=frozenset({2, 3}))
+    return Columns("Controls", ("control", "result", "expected", "observed"), tuple(rows), folds=frozenset({2, 3}))
 
 
 def not_tested(report: Report) -> RenderableType:
@@ -182,7 +182,7 @@ def diff_table(before: Report, after: Report) -> RenderableType:
     """Two reports side by side: verdict, exit code and every rule."""
     rows = [tuple(Text(_safe(cell) if cell else "") for cell in row) for row in diff_rows(before, after)]
     headers = ("rule", "first", "second", "change")
-    return _Columns("First and second report", headers, tuple(rows), folds=frozenset({0, 1, 2}))
+    return Columns("First and second report", headers, tuple(rows), folds=frozenset({0, 1, 2}))
 
 
 def _rule_row(finding: Finding) -> tuple[Text, ...]:

@@ -1,0 +1,204 @@
+"""The compare command: methods x seeds on one checkpoint, cell by cell, into one table.
+
+The one decision: reports are written when every cell is there, and cells as they are finished. A method that refuses or
+diverges is a row with its sentence; what is wrong with the inputs or the disk ends the run.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from recerase.assembly import RUN, ConceptSpec, concept_facts, data_digest, given_paths
+from recerase.comparing.asked import Contender, Setting
+from recerase.comparing.cells import Part
+from recerase.comparing.front import RULE
+from recerase.comparing.outputs import check_comparison_outputs, claim, finish
+from recerase.comparing.rows import FRONT, ranked
+from recerase.comparing.session import (
+    TASK,
+    CompareConfig,
+    Session,
+    ahead_of,
+    cells_of,
+    chosen_setting,
+    opened_session,
+    rows_of,
+    searched,
+)
+from recerase.report.compared import Comparison, Row, Search
+from recerase.runtime import RunConfig, choose_device, code_digest, environment
+from recerase.store import canonical_json, sha256_bytes
+from recerase.types import SILENT, Observer, Scope
+
+__all__ = ["CompareConfig", "PlannedCell", "compare", "plan_compare"]
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    """One cell of a plan."""
+
+    method: str
+    scope: Scope
+    seed: int
+    part: Part
+    settings: Mapping[str, Any]
+    """What differs from the method's own; what is not known before the search is {}."""
+    state: Literal["done", "to do", "after the search"]
+
+
+def compare(
+    checkpoint: str | Path,
+    concept: ConceptSpec,
+    data: str | Path,
+    out: str | Path,
+    config: CompareConfig,
+    *,
+    references: Sequence[str | Path] = (),
+    outputs: Sequence[str | Path] = (),
+    force: bool = False,
+    fresh: bool = False,
+    run: RunConfig = RUN,
+    observer: Observer = SILENT,
+) -> Comparison:
+    """Erase with every method and seed, read every model like an audit, and write one table to `out` and `outputs`.
+
+    `out` keeps the cells: a run that was killed continues there, and one that asks for more makes what is new (`fresh`: all anew).
+    It is never one of the inputs; a comparison of something else is replaced with `force` alone. A method that refuses is a row.
+    Raises UsageError before any work for a method, setting or output that cannot be.
+    """
+    began, started = time.monotonic(), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    out = Path(out)
+    inputs = given_paths(checkpoint, data, concept, run.embeddings, *references)
+    check_comparison_outputs(outputs, out, inputs)
+    session = opened_session(checkpoint, concept, data, out, config, references, fresh, run, observer)
+    with claim(out, _subject(session), inputs, force) as place:
+        session = replace(session, ahead=ahead_of(session))
+        observer.start(TASK, cells_of(session))
+        search, taken = searched(session)
+        rows: list[Row] = []
+        costs: dict[str, Any] = {}
+        for scope in config.scopes:
+            found, costs[scope] = rows_of(session, scope, taken)
+            rows += ranked(found)
+        observer.finish(TASK)
+        volatile = {
+            "started": started,
+            "seconds": round(time.monotonic() - began, 3),
+            "environment": asdict(environment(run.seed, session.bench.run.threads, choose_device(run.device))),
+            **_costs(costs, config.training_seconds),
+        }
+        made = replace(_comparison(session, tuple(rows), search), run=volatile)
+        finish(place, made, outputs)
+    return made
+
+
+def _costs(costs: dict[str, Any], training: float | None) -> dict[str, Any]:
+    """Seconds of each row, and their share of what a training takes: as told, or as long as `retrain` took here."""
+    if training is None:
+        training = next((by["retrain"]["seconds"] for by in costs.values() if "retrain" in by), None)
+    told = {
+        scope: {name: {**row, "share": row["seconds"] / training if training else None} for name, row in by.items()}
+        for scope, by in costs.items()
+    }
+    return {"cost": told, "training_seconds": training}
+
+
+def plan_compare(
+    checkpoint: str | Path,
+    concept: ConceptSpec,
+    data: str | Path,
+    out: str | Path,
+    config: CompareConfig,
+    *,
+    references: Sequence[str | Path] = (),
+    fresh: bool = False,
+    run: RunConfig = RUN,
+    observer: Observer = SILENT,
+) -> tuple[PlannedCell, ...]:
+    """The cells of a comparison and which of them are done; inputs are opened, nothing is made and nothing written."""
+    session = opened_session(checkpoint, concept, data, Path(out), config, references, fresh, run, observer)
+    cells: list[PlannedCell] = []
+    for entrant, scope in session.pairs:
+        tried = session.tried[entrant.name, scope]
+        setting: Setting | None = tried[0]
+        if config.search:
+            trials = [_planned(session, entrant, x, scope, config.seeds[0], "valid") for x in tried]
+            cells += trials
+            original = session.bench.reading_key(session.bench.before.digest, "original", "valid")
+            ready = session.bench.has_read(original) and all(cell.state == "done" for cell in trials)
+            setting = chosen_setting(session, entrant, scope)[1] if ready else None
+        cells += [_planned(session, entrant, setting, scope, seed, "test") for seed in config.seeds]
+    return tuple(cells)
+
+
+def _planned(
+    session: Session, entrant: Contender, setting: Setting | None, scope: Scope, seed: int, part: Part
+) -> PlannedCell:
+    """A cell as a plan tells it; without a setting it waits for the search."""
+    if setting is None:
+        return PlannedCell(entrant.name, scope, seed, part, {}, "after the search")
+    done = session.bench.has(entrant, setting, scope, seed, part)
+    return PlannedCell(entrant.name, scope, seed, part, setting.changed, "done" if done else "to do")
+
+
+def _subject(session: Session) -> dict[str, str]:
+    """What a comparison is of: another one must not replace it unasked."""
+    bench = session.bench
+    return {"checkpoint": bench.before.digest, "data": data_digest(bench.catalogue), "concept": bench.concept.digest}
+
+
+def _comparison(session: Session, rows: tuple[Row, ...], search: Search | None) -> Comparison:
+    bench, config = session.bench, session.config
+    digests = _subject(session) | {"code": code_digest(), "settings": sha256_bytes(canonical_json(asdict(bench.audit)))}
+    digests |= {f"reference {i + 1}": gold.digest for i, gold in enumerate(session.references)}
+    return Comparison(
+        concept=concept_facts(bench.concept, bench.catalogue),
+        inputs=digests,
+        methods=tuple(entrant.name for entrant in session.entrants),
+        seeds=config.seeds,
+        scopes=config.scopes,
+        rows=rows,
+        confidence=bench.audit.confidence,
+        search=search,
+        front=f"{FRONT} {RULE}",
+        notes=_notes(session),
+    )
+
+
+def _notes(session: Session) -> tuple[str, ...]:
+    """What the figures do not say, in sentences."""
+    config, n = session.config, len(session.references)
+    notes = ["Figures are read on test users, by the audit's own probes."]
+    if not config.search:
+        notes.append(
+            "Untuned: every method runs with its own settings, or those given; --search N gives all an equal budget."
+        )
+    if n == 0:
+        notes.append("There is no reference: likeness to a model that never saw the concept was not measured.")
+    elif n == 1:
+        notes.append("One reference: its spread from seed to seed is unknown.")
+    if n:
+        notes.append(
+            "Masses are compared under the old SIDs with the mean of the references, which are read on histories without concept "
+            "items. Far below it is over-forgetting, not a merit."
+        )
+    if len(config.seeds) == 1:
+        notes.append("One seed: the spread from seed to seed is unknown.")
+    same = [x.name for x in session.entrants if len({tuple(session.models[x.name, s]) for s in config.scopes}) == 1]
+    if len(config.scopes) > 1 and same:
+        notes.append(
+            f"The scope asked for made no difference to {', '.join(same)}: the same models stand in both tables."
+        )
+    alone = [x.name for x in session.entrants if "influence" not in getattr(x.config, "scopes", ("output",))]
+    if "influence" in config.scopes and alone:
+        notes.append(f"Scope influence: {', '.join(alone)} press for scope output alone, and stand there as they are.")
+    if "influence" in config.scopes:
+        notes.append("Scope influence: that concept items in a history move nothing else was not measured.")
+    notes.append(
+        "What could come back (relearning, probes, membership, precision) was not measured; audit the model you take."
+    )
+    return tuple(notes)

@@ -1,0 +1,50 @@
+"""Which setting of a method is taken: chosen on validation users, by a criterion that the report states.
+
+The deciding choice is that nothing here can see a test user: a trial is read on the `valid` world alone, and the choice is a
+pure function of what was read there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from recerase.comparing.cells import Reading
+from recerase.comparing.rows import NDCG
+from recerase.report.compared import Trial
+from recerase.types import Scope
+
+
+def criterion(max_drop: float) -> str:
+    """The rule of `choose`, in words."""
+    return (
+        "Among the settings whose NDCG@10 on retained items drops by at most "
+        f"{100 * max_drop:g} % against the original on validation users: the least exposure@10, then the least concept mass "
+        "(under the old or the new SIDs, whichever is more), then the least drop, then the earlier one. Where none stays within "
+        "the limit: the least drop."
+    )
+
+
+def trial(method: str, scope: Scope, changed: Mapping[str, Any], reading: Reading, original: Reading) -> Trial:
+    """What validation users say of one setting."""
+    if reading.failure:
+        return Trial(method, scope, changed, failure=reading.failure)
+    mass = max(float(reading.values[f"natural.mass.{side}"].mean()) for side in ("old", "new"))
+    before, now = (float(x.values[NDCG].mean()) if NDCG in x.values else 0.0 for x in (original, reading))
+    drop = 1.0 - now / before if before > 0 else 0.0
+    return Trial(method, scope, changed, (float(reading.values["natural.exposure@10"].mean()), mass), drop)
+
+
+def choose(trials: Sequence[Trial], max_drop: float) -> int | None:
+    """Which of a method's trials is taken; None when all failed."""
+    alive = [i for i, found in enumerate(trials) if not found.failure]
+    within = [i for i in alive if trials[i].drop <= max_drop]
+    if within:
+        return min(within, key=lambda i: (*trials[i].leak, trials[i].drop, i))
+    return min(alive, key=lambda i: (trials[i].drop, *trials[i].leak, i), default=None)
+
+
+def marked(trials: Sequence[Trial], taken: int | None) -> tuple[Trial, ...]:
+    """The trials with the one that was taken marked."""
+    return tuple(replace(found, chosen=i == taken) for i, found in enumerate(trials))

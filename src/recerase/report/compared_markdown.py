@@ -1,0 +1,35 @@
+"""A comparison as Markdown. The decision is the report's: everything that did not come from recerase is escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from recerase.report.compared import SCHEMA, Comparison, comparison_digest
+from recerase.report.compared_words import about, tables, title_of
+from recerase.report.markdown import digest_rows, escaped, table_lines
+
+
+def comparison_markdown(comparison: Comparison) -> str:
+    """The comparison in GitHub's Markdown. Equal comparisons give equal text."""
+    return "\n\n".join(_blocks(comparison)) + "\n"
+
+
+def _blocks(comparison: Comparison) -> Iterator[str]:
+    yield f"# {escaped(title_of(comparison))}"
+    yield f"{escaped(about(comparison))}."
+    for scope in comparison.scopes:
+        if len(comparison.scopes) > 1:
+            yield f"## Scope {scope}"
+        for table in tables(comparison, scope):
+            yield f"### {escaped(table.title)}"
+            rows = [[escaped(cell) for cell in row] for row in table.rows]
+            yield table_lines(table.headers, rows, set(table.right))
+    yield f"{escaped(comparison.front, 1000)}"
+    if comparison.search is not None:
+        yield f"Settings were chosen on validation users. {escaped(comparison.search.criterion, 1000)}"
+    yield "## What the figures do not say"
+    yield "\n".join(f"- {escaped(note)}" for note in comparison.notes)
+    yield "## Provenance"
+    digests = digest_rows({**comparison.inputs, "this comparison": comparison_digest(comparison)})
+    yield table_lines(("input", "sha256"), digests, set())
+    yield f"Mean ± standard deviation over seeds. Schema `{SCHEMA}`."

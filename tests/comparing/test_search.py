@@ -1,0 +1,88 @@
+"""Settings are chosen on validation users by the stated rule, and a setting that would win on the test does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.comparing.conftest import QUICK, Compare, Shop
+
+from recerase.audit.probes import build_world
+from recerase.catalog import load_catalogue, parse_concept
+from recerase.catalog.demo import DEMO_CONCEPT
+from recerase.comparing.cells import METRICS, Bench, Reading
+from recerase.comparing.search import choose, criterion, marked, trial
+from recerase.report.compared import Trial
+
+
+def tried(*found: tuple[tuple[float, float], float]) -> list[Trial]:
+    return [Trial("npo", "output", {}, leak, drop) for leak, drop in found]
+
+
+def test_the_rule() -> None:
+    assert choose(tried(((0.1, 0.1), 0.0), ((0.0, 0.5), 0.02), ((0.0, 0.4), 0.03)), 0.02) == 1
+    assert choose(tried(((0.1, 0.2), 0.0), ((0.1, 0.1), 0.01), ((0.1, 0.1), 0.0)), 0.02) == 2
+    assert choose(tried(((0.1, 0.1), 0.0), ((0.1, 0.1), 0.0)), 0.02) == 0
+    assert choose(tried(((0.0, 0.1), 0.5), ((0.1, 0.1), 0.3)), 0.02) == 1  # none within the limit: the least drop
+    failed = Trial("npo", "output", {}, failure="no")
+    assert choose([failed, *tried(((0.1, 0.1), 0.0))], 0.02) == 1
+    assert choose([failed], 0.02) is None
+    assert [x.chosen for x in marked([failed, failed], 1)] == [False, True]
+    assert "2 %" in criterion(0.02)
+
+
+def test_a_trial_tells_the_larger_mass_and_the_drop() -> None:
+    def reading(ndcg: float, old: float, new: float) -> Reading:
+        values = {"natural.exposure@10": 0.5, "natural.mass.old": old, "natural.mass.new": new, "utility.ndcg@10": ndcg}
+        return Reading({name: np.array([value]) for name, value in values.items()})
+
+    found = trial("npo", "output", {}, reading(0.3, 0.1, 0.2), reading(0.4, 0.9, 0.9))
+    assert found.leak == (0.5, 0.2)
+    assert found.drop == pytest.approx(0.25)
+    assert trial("npo", "output", {}, reading(0.3, 0.1, 0.2), reading(0.0, 0.9, 0.9)).drop == 0
+    assert trial("npo", "output", {}, Reading({}, "no"), reading(0.4, 0.9, 0.9)).failure == "no"
+
+
+def test_validation_users_are_read_one_interaction_earlier(shop: Shop) -> None:
+    catalogue = load_catalogue(shop.data)
+    concept = parse_concept([DEMO_CONCEPT], catalogue.items)
+    split = catalogue.interactions.split()
+    for part, wanted in (("valid", split.valid), ("test", split.test)):
+        world = build_world(catalogue, concept, part=part)  # type: ignore[arg-type]
+        assert np.array_equal(world.histories.targets, wanted.targets)
+        assert np.array_equal(world.histories.items, wanted.items)
+    assert not np.array_equal(split.valid.targets, split.test.targets)
+
+
+def test_what_would_win_on_the_test_is_not_chosen(
+    compare: Compare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Readings are planted: each setting leaks the less on the test the more it leaks on validation."""
+    worth: dict[str, float] = {}
+    seen: list[tuple[str, str]] = []
+
+    def planted(self: Bench, model: Any, part: str, cache: Any, state: Any) -> Reading:
+        rank = worth.setdefault(model.digest, 0.1 * (1 + len(worth)))
+        seen.append((model.role, part))
+        leak = rank if part == "valid" else 1 - rank
+        ones = np.ones(8)
+        return Reading(
+            {name: (leak if "ndcg" not in name and "recall" not in name else 0.5) * ones for name in METRICS}
+        )
+
+    monkeypatch.setattr(Bench, "_measured", planted)
+    made = compare(tmp_path / "out", methods=("npo",), overrides=QUICK[:2], search=3)
+    assert made.search is not None
+    trials = made.search.trials
+    on_validation = [x.leak[0] for x in trials]
+    (chosen,) = [i for i, x in enumerate(trials) if x.chosen]
+    assert len(trials) == 3
+    assert on_validation[chosen] == min(on_validation)
+    (row,) = [row for row in made.rows if row.kind == "method"]
+    assert row.tuning == "searched"
+    assert row.figures["natural.exposure@10"].value == pytest.approx(1 - min(on_validation))  # the worst of the test
+    assert {key: row.settings[key] for key in trials[chosen].settings} == dict(trials[chosen].settings)
+    assert seen.count(("subject", "valid")) == 3
+    assert seen.count(("subject", "test")) == 1  # nothing else was ever shown a test user
