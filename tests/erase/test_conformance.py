@@ -79,10 +79,10 @@ def test_no_concept_item_has_a_retained_items_sid(done: Any, case: str) -> None:
 
 
 def test_changes_on_the_card_are_the_changes_made(done: Any, case: str) -> None:
-    """Weights change iff the method takes gradients, SIDs iff the card says so."""
+    """Weights change iff the card says so, and SIDs iff it does."""
     request, erased, _ = done
     method, _ = get_method(case)
-    assert (bits(request.model) != bits(erased.model)) == method.gradients
+    assert (bits(request.model) != bits(erased.model)) == method.weights
     if "SIDs of" not in method.changes:
         assert (erased.table.codes == request.table.codes).all()
         assert erased.summary["moved_items"] == 0
@@ -90,7 +90,7 @@ def test_changes_on_the_card_are_the_changes_made(done: Any, case: str) -> None:
 
 def test_the_concept_becomes_less_likely(done: Any, case: str) -> None:
     """Where a training history leads to the concept, the old SID loses probability."""
-    if not get_method(case)[0].gradients:
+    if not get_method(case)[0].weights:
         pytest.skip("this method changes no weight")
     request, erased, _ = done
     pairs = examples(request.interactions, request.table, request.concept, request.model.window).forget
@@ -134,14 +134,14 @@ def test_weights_of_half_precision_stay_finite_and_stay_what_they_are(
     erased = get_method(case)[0].run(dataclasses.replace(request, training=brief(request.training)), settings_of(case))
     assert {t.dtype for t in erased.model.module.state_dict().values() if t.is_floating_point()} == {torch.bfloat16}
     assert all(torch.isfinite(t).all() for t in erased.model.module.state_dict().values())
-    assert (bits(erased.model) != before) == get_method(case)[0].gradients
+    assert (bits(erased.model) != before) == get_method(case)[0].weights
     assert bits(request.model) == before
 
 
 def test_weights_that_may_not_change_do_not(case: str, ask: Callable[..., EraseRequest]) -> None:
     """As where adapters are all that may."""
     method, _ = get_method(case)
-    if "all of them" in method.changes or not method.gradients:
+    if "all of them" in method.changes or not method.weights:
         pytest.skip("this method makes all weights anew, or none")
     request = ask("seq2seq")
     for name, weight in request.model.module.named_parameters():
@@ -155,7 +155,7 @@ def test_weights_that_may_not_change_do_not(case: str, ask: Callable[..., EraseR
 
 def test_a_model_that_is_asked_inside_a_prompt_is_erased_from(case: str, ask: Callable[..., EraseRequest]) -> None:
     method, _ = get_method(case)
-    if "all of them" in method.changes or not method.gradients:
+    if "all of them" in method.changes or not method.weights:
         pytest.skip("a model in a prompt is not trained here, or no weight changes")
     request = ask("causal")
     schema = request.model.schema
@@ -206,5 +206,5 @@ def test_the_card_is_whole(case: str) -> None:
     kind = method.config_class()
     assert dataclasses.is_dataclass(kind)
     assert kind.__dataclass_params__.frozen  # type: ignore[attr-defined]
-    may_be_empty = ("gradients", "presets", "moves", "refuses", "objective")
+    may_be_empty = ("gradients", "presets", "moves", "refuses", "objective", "weights")
     assert all(getattr(method, f.name) for f in dataclasses.fields(method) if f.name not in may_be_empty)

@@ -82,6 +82,8 @@ class Method:
     """`module:function` that says before any model is loaded which SIDs the method cannot work with; none: it takes all."""
     objective: str = ""
     """`module:function` from a request and settings to the `steps.Loss` that it goes down; none: it goes down none."""
+    weights: bool = True
+    """Whether weights change; without gradients they may, too."""
 
     @property
     def facts(self) -> dict[str, str]:
@@ -270,11 +272,24 @@ METHODS: Mapping[str, Method] = {
             refuses="recerase.erase.steps:check",
         ),
         Method(
+            name="u-can",
+            target="recerase.erase.u_can:erase",
+            config="recerase.erase.u_can:UCanConfig",
+            changes="LoRA factors; of a model without any, the second matrix of each feed-forward layer",
+            gradients=False,
+            cost="one reading of up to 2 x 2048 pairs",
+            source="U-CAN (arXiv 2602.23400): risky input dimensions are turned down, softly and once; a reconstruction",
+            departs="its equations are METHODS 3's, not read in the paper; a dense model is not given factors first; a concept's "
+            "pairs are D_F, not a quarter of the interactions",
+            refuses="recerase.erase.steps:check",
+        ),
+        Method(
             name="filter",
             target="recerase.erase.baselines:filter_only",
             config="recerase.erase.baselines:FilterConfig",
             changes="the list of items that may be recommended; not erasure",
             gradients=False,
+            weights=False,
             cost="none",
             source="what most shops do: a decoding trie without the concept",
             departs="nothing",
