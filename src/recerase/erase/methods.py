@@ -26,6 +26,15 @@ from recerase.types import SILENT, BoolArray, FloatArray, IntArray, Observer, Sc
 
 
 @dataclass(frozen=True)
+class Prepared:
+    """What a method learnt of a checkpoint before any request, to answer each of them faster."""
+
+    tensors: Mapping[str, FloatArray]
+    facts: Mapping[str, Any]
+    """Settings and figures; JSON values only."""
+
+
+@dataclass(frozen=True)
 class EraseRequest:
     """All that a method may know."""
 
@@ -45,6 +54,8 @@ class EraseRequest:
     observer: Observer = SILENT
     state: Pieces | None = None
     """Where a method that can be continued keeps what it has finished."""
+    prepared: Prepared | None = None
+    """What the method itself has prepared for this checkpoint; None: nothing."""
     offered: tuple[IntArray, ...] = ()
     """A level: codes that nobody uses and that have a row and a codeword made for this run; () when there are none."""
 
@@ -84,6 +95,8 @@ class Method:
     """`module:function` from a request and settings to the `steps.Loss` that it goes down; none: it goes down none."""
     weights: bool = True
     """Whether weights change; without gradients they may, too."""
+    prepares: str = ""
+    """`module:function` from a request without a concept and settings to what is `Prepared`; none: there is nothing to prepare."""
 
     @property
     def facts(self) -> dict[str, str]:
@@ -106,6 +119,14 @@ class Method:
     def loss(self, request: EraseRequest, config: Any) -> Any:
         """The `steps.Loss` that the method goes down for this request, or None where it goes down none."""
         return _load(self.objective)(request, config) if self.objective else None
+
+    def prepare(self, request: EraseRequest, config: Any) -> Prepared:
+        """What can be learnt before there is a concept. Raises UsageError for a method that prepares nothing."""
+        if not self.prepares:
+            able = ", ".join(m.name for m in METHODS.values() if m.prepares)
+            raise UsageError(f"Method {self.name} has nothing to prepare.", f"Methods that have: {able}.")
+        request = dataclasses.replace(request, model=in_single(request.model))
+        return typing.cast("Prepared", _load(self.prepares)(request, config))
 
     def config_class(self) -> type[Any]:
         return typing.cast("type[Any]", _load(self.config))
@@ -282,6 +303,19 @@ METHODS: Mapping[str, Method] = {
             departs="its equations are METHODS 3's, not read in the paper; a dense model is not given factors first; a concept's "
             "pairs are D_F, not a quarter of the interactions",
             refuses="recerase.erase.steps:check",
+        ),
+        Method(
+            name="unlearnrec",
+            target="recerase.erase.unlearnrec:erase",
+            config="recerase.erase.unlearnrec:UnlearnRecConfig",
+            changes="the rows of codes that a request touches, in embeddings and head",
+            gradients=True,
+            cost="an influence encoder is trained first, once a checkpoint with `recerase prepare`; then a few steps a request",
+            source="UnlearnRec, Chen et al. 2025 (arXiv 2505.22649); a reconstruction after a public port",
+            departs="nodes are codes, not users and items of a graph recommender: codes are shared, so retained items move with the "
+            "concept's; scores are log-probabilities above chance; requests are simulated from sub-tries and at random",
+            refuses="recerase.erase.steps:check",
+            prepares="recerase.erase.unlearnrec:prepare",
         ),
         Method(
             name="filter",

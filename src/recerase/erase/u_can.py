@@ -1,14 +1,16 @@
 """U-CAN: turn down the input dimensions of a layer that answer to forget pairs more than to retained ones and carry little for these.
 
-Of a layer W with inputs x, per input dimension j: a_j = sqrt(E x_j^2) over D_F and over D_R; risk_j = relu(z(a_j^F - a_j^R)), z over the
-dimensions; util_j = z(||W_:j|| a_j^R); score_j = balance risk_j - (1 - balance) util_j; W_:j <- W_:j exp(-strength relu(score_j -
-threshold)). One pass over each set, no gradient, no step; what is turned down is made small, not cut.
+Of a layer W with inputs x, per input dimension j: a_j = sqrt(E x_j^2) over D_F and over D_R; risk_j = relu(z(a_j^F - a_j^R)), z over
+the dimensions; util_j = z(||W_:j|| a_j^R); score_j = balance risk_j - (1 - balance) util_j;
+W_:j <- W_:j exp(-strength relu(score_j - threshold)). One pass over each set, no gradient, no step; what is turned down is made small,
+not cut.
 Which layers: where the model carries LoRA factors, those and nothing else, as in the source. A dense model has none: there it is the
 second matrix of every feed-forward layer, whose input dimensions are the neurons. No factors are attached to a dense model first:
 factors that were never trained are zero, and there is nothing in them to turn down.
 Expectations are over all tokens that a layer computes: those of the history (of a causal model's last layer the last alone) and the
 codes before the last of the target. Batches hold histories of one length, so no padding is among them.
-Source: arXiv 2602.23400 by way of METHODS 3 (a reconstruction: abstract and summaries were read, not its equations; no code is public).
+Source: arXiv 2602.23400 by way of METHODS 3 (a reconstruction: abstract and summaries were read, not its equations; its code was not
+found).
 """
 
 from __future__ import annotations
