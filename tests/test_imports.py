@@ -21,6 +21,7 @@ FLOORS = {
     **dict.fromkeys(["model", "layouts"], 2),
     **dict.fromkeys(["audit", "erase"], 3),
     **dict.fromkeys(["assembly", "reporting", "growing", "erasure", "tokenizing", "streaming", "sid_export", "api"], 4),
+    "preparing": 4,
     "prefixes": 2,
     **dict.fromkeys(["exporting", "patches"], 4),
     "demo": 5,

@@ -39,6 +39,7 @@ from recerase.parallel import workers
 from recerase.patches.apply import apply_patch, revert_patch
 from recerase.patches.file import read_patch
 from recerase.patches.make import make_patch
+from recerase.preparing import prepare
 from recerase.reporting import (
     bless_report,
     check_baseline,
@@ -81,6 +82,7 @@ __all__ = [
     "inspect",
     "make_patch",
     "plan_erase",
+    "prepare",
     "read_patch",
     "read_policy",
     "recommend",

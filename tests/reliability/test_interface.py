@@ -59,6 +59,7 @@ PATHS = {
     "patch revert": "patch revert {erased} {patch} --out {out} -q",
     "import": "import jsonl {items} {acts} --out {out} -q",
     "erase": ERASE + " --out {out} -q",
+    "prepare": "prepare {model} --data {data} --set prepare_steps=1 --threads 1 --out {out} -q",
 }
 TABLES = {
     "list": "list",

@@ -22,6 +22,7 @@ from recerase.cli import (
     listing,
     patch,
     policy,
+    prepare,
     recommend,
     report,
     tokenize,
@@ -75,6 +76,7 @@ app.command("recommend", rich_help_panel=START)(recommend.recommend)
 app.command("inspect", rich_help_panel=START)(inspect.inspect)
 app.command("concept", rich_help_panel=CHECKPOINT)(concept.concept)
 app.command("audit", rich_help_panel=CHECKPOINT)(audit.audit)
+app.command("prepare", rich_help_panel=CHECKPOINT)(prepare.prepare)
 app.command("erase", rich_help_panel=CHECKPOINT)(erase.erase)
 export_sids.register(export.app)
 app.add_typer(export.app, name="export", rich_help_panel=CHECKPOINT)

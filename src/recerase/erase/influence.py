@@ -1,8 +1,8 @@
 """The influence encoder of UnlearnRec: from the graph of what is to be forgotten to new rows of the codes in it.
 
-Nodes are the vocabulary rows of codes. Edges are what a request is made of: codes that follow each other in the SID of one of its items
-(the sub-trie), and codes of one level of an item and of those in a history that leads to it (co-occurrence). With A the adjacency,
-S = D^-1/2 A D^-1/2, E the rows and per node a learnt vector H0 and weight w:
+Nodes are the vocabulary rows of codes. Edges are what a request is made of: codes that follow each other in the SID of one of its
+items (the sub-trie), and codes of one level of an item and of those in a history that leads to it (co-occurrence). With A the
+adjacency, S = D^-1/2 A D^-1/2, E the rows and per node a learnt vector H0 and weight w:
     H = mean over hops n of S^n H0,   E_w = mean over n of S^n (w E),   E' = E + MLP(H - E_w).
 The one decision: no part has a bias, so a code that no edge touches gets nothing added and keeps its row bit for bit.
 """

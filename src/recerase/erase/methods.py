@@ -120,11 +120,15 @@ class Method:
         """The `steps.Loss` that the method goes down for this request, or None where it goes down none."""
         return _load(self.objective)(request, config) if self.objective else None
 
-    def prepare(self, request: EraseRequest, config: Any) -> Prepared:
-        """What can be learnt before there is a concept. Raises UsageError for a method that prepares nothing."""
+    def require_preparing(self) -> None:
+        """Raises UsageError for a method that prepares nothing."""
         if not self.prepares:
             able = ", ".join(m.name for m in METHODS.values() if m.prepares)
             raise UsageError(f"Method {self.name} has nothing to prepare.", f"Methods that have: {able}.")
+
+    def prepare(self, request: EraseRequest, config: Any) -> Prepared:
+        """What can be learnt before there is a concept. Raises: as `require_preparing`."""
+        self.require_preparing()
         request = dataclasses.replace(request, model=in_single(request.model))
         return typing.cast("Prepared", _load(self.prepares)(request, config))
 

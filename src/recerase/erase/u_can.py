@@ -161,7 +161,7 @@ def _heard(layers: Mapping[str, nn.Linear]) -> Iterator[tuple[dict[str, Tensor],
         counts[name] += len(flat)
 
     handles = [
-        module.register_forward_pre_hook(lambda _, given, name=name: listen(name, given[0]))  # type: ignore[misc]
+        module.register_forward_pre_hook(lambda _, given, name=name: listen(name, given[0]))
         for name, module in layers.items()
     ]
     try:
