@@ -334,6 +334,20 @@ METHODS: Mapping[str, Method] = {
             defaults="there are no settings",
         ),
         Method(
+            name="cragru",
+            target="recerase.erase.cragru:erase",
+            config="recerase.erase.cragru:CragruConfig",
+            changes="the list of items that may be recommended, and a filter that drops the concept's items from histories; no weight: "
+            "plain transformers, which knows neither, serves the original",
+            gradients=False,
+            weights=False,
+            cost="none",
+            source="CRAGRU, Zhang et al. 2025 (arXiv 2511.05494): forgotten interactions are dropped where histories are retrieved",
+            departs="the filter and nothing else: no base recommender, no LLM that ranks its candidates, no choice of what is read by "
+            "preference, diversity or attention; native checkpoints alone carry it",
+            defaults="there are no settings",
+        ),
+        Method(
             name="retrain",
             target="recerase.erase.baselines:retrain",
             config="recerase.erase.baselines:RetrainConfig",
