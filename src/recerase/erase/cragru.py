@@ -1,8 +1,8 @@
 """CRAGRU: what is to be forgotten never reaches the model, for it is dropped where histories are retrieved.
 
-The one decision: the filter is part of the checkpoint (retrieval_filter.json, read by every recerase command), so an audit reads histories
-as they would be served. No weight changes. A client that reads the weights with plain transformers and sends whole histories gets the
-original, and the audit measures that too: its replay reads with the table from before, which drops nothing.
+The one decision: the filter is part of the checkpoint (retrieval_filter.json, read by every recerase command), so an audit reads
+histories as they would be served. No weight changes. A client that reads the weights with plain transformers and sends whole
+histories gets the original, and the audit measures that too: its replay reads with the table from before, which drops nothing.
 Left out: the base recommender whose candidates an LLM ranks, and the retrieval by preference, diversity or attention of what remains
 to be read; here the model reads the last items of its window, as it was trained to.
 Source: Zhang et al. 2025, arXiv 2511.05494 (abstract and project page were read, its text was not).

@@ -337,8 +337,8 @@ METHODS: Mapping[str, Method] = {
             name="cragru",
             target="recerase.erase.cragru:erase",
             config="recerase.erase.cragru:CragruConfig",
-            changes="the list of items that may be recommended, and a filter that drops the concept's items from histories; no weight: "
-            "plain transformers, which knows neither, serves the original",
+            changes="the list of items that may be recommended, and a filter that drops the concept's items from histories; no "
+            "weight: plain transformers, which knows neither, serves the original",
             gradients=False,
             weights=False,
             cost="none",

@@ -106,6 +106,19 @@ def _write_back(source: Checkpoint, recommender: Recommender, table: SidTable, s
     save_checkpoint(staging, recommender, table, source.codebooks, source.embeddings)
 
 
+def _remarks(checkpoint: Checkpoint) -> tuple[tuple[str, str], ...]:
+    dropped = checkpoint.table.dropped
+    if dropped is None:
+        return ()
+    return (
+        (
+            f"{FILTER} drops {int(dropped.sum())} items from histories; whoever serves these weights without it serves the model as it "
+            "was.",
+            f"Apply {FILTER} where histories are retrieved, or erase with a method that changes weights.",
+        ),
+    )
+
+
 LAYOUTS = (
     Layout(
         name="native",
@@ -116,6 +129,7 @@ LAYOUTS = (
         write_back=_write_back,
         digest=lambda path, options=NO_OPTIONS: checkpoint_digest(path),
         room=_room,
+        remarks=_remarks,
     ),
 )
 

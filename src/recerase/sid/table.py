@@ -229,6 +229,11 @@ class SidTable:
         """The table under which histories are read without the items of `mask` [N], and without those it drops already."""
         return replace(self, dropped=mask if self.dropped is None else self.dropped | mask)._ranked_as(self)
 
+    @property
+    def unfiltered(self) -> SidTable:
+        """The table as a client reads it that knows of no retrieval filter."""
+        return self if self.dropped is None else replace(self, dropped=None)._ranked_as(self)
+
     def _ranked_as(self, other: SidTable) -> SidTable:
         """This table, with the order of the ids known where `other`, of the same items, knows it."""
         if "id_rank" in vars(other):
