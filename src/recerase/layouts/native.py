@@ -112,8 +112,8 @@ def _remarks(checkpoint: Checkpoint) -> tuple[tuple[str, str], ...]:
         return ()
     return (
         (
-            f"{FILTER} drops {int(dropped.sum())} items from histories; whoever serves these weights without it serves the model as it "
-            "was.",
+            f"{FILTER} drops {int(dropped.sum())} items from histories; whoever serves these weights without it serves the model as "
+            "it was.",
             f"Apply {FILTER} where histories are retrieved, or erase with a method that changes weights.",
         ),
     )
