@@ -28,7 +28,7 @@ from recerase.errors import ArtefactError, EraseError, TableError, UsageError
 from recerase.layouts.native import FILTER, load_checkpoint, save_checkpoint
 from recerase.layouts.registry import named_layout, open_checkpoint
 from recerase.layouts.tables import FORMATS, written
-from recerase.model.decode import recommend
+from recerase.model.decode import length_batches, recommend
 from recerase.sid.table import SidTable
 from recerase.store import publish
 from recerase.types import Report
@@ -54,6 +54,12 @@ def test_histories_are_read_as_if_the_items_were_not_there(
     assert (items.items == scores.items).all()
     assert items.scores == pytest.approx(scores.scores)
     assert not request.concept[items.items[items.items >= 0]].any()
+    together = [
+        list(length_batches(model, t, h, 2))
+        for t, h in ((table, batch), (request.table, without), (request.table, batch))
+    ]
+    assert [list(b) for b in together[0]] == [list(b) for b in together[1]]
+    assert [list(b) for b in together[0]] != [list(b) for b in together[2]]
 
 
 def test_the_filter_stays_with_the_table(ask: Callable[..., EraseRequest]) -> None:

@@ -208,3 +208,22 @@ def test_too_few_items_to_simulate_is_refused(ask: Callable[..., EraseRequest]) 
 def test_settings_that_mean_nothing_are_refused(wrong: str) -> None:
     with pytest.raises(UsageError, match=f"{wrong} must be"):
         UnlearnRecConfig(**{wrong: 0})
+
+
+def test_what_is_held_is_the_cosine_of_items_that_follow_each_other(ask: Callable[..., EraseRequest]) -> None:
+    request = ask("causal")
+    rewriting, pairs = Rewriting(request, QUICK), pairs_of(request).retain.take(np.arange(5))
+    drawn = torch.Generator().manual_seed(3)
+    new = {name: rows + torch.randn(rows.shape, generator=drawn) for name, rows in rewriting.rows.items()}
+    apart = []
+    for name, rows in rewriting.rows.items():
+        for b in range(5):
+            last, target = int(pairs.items[pairs.offsets[b + 1] - 1]), int(pairs.targets[b])
+            ends = rewriting.nodes.of_items[[last, target]]
+            then, now = (
+                float(torch.cosine_similarity(x[ends[0]].flatten(), x[ends[1]].flatten(), dim=0))
+                for x in (rows, new[name])
+            )
+            apart.append((now - then) ** 2)
+    assert float(rewriting._held(new, pairs)) == pytest.approx(np.mean(apart), rel=1e-5)
+    assert np.mean(apart) > 0.01
