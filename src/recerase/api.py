@@ -36,6 +36,7 @@ from recerase.parallel import workers
 from recerase.patches.apply import apply_patch, revert_patch
 from recerase.patches.file import read_patch
 from recerase.patches.make import make_patch
+from recerase.preparing import prepare
 from recerase.recommending import Recommended, recommend
 from recerase.reporting import (
     bless_report,
@@ -83,6 +84,7 @@ __all__ = [
     "make_patch",
     "plan_compare",
     "plan_erase",
+    "prepare",
     "read_patch",
     "read_policy",
     "recommend",

@@ -226,7 +226,7 @@ def changes(before: Checkpoint, after: Checkpoint) -> dict[str, Any]:
 
     old, new = before.recommender.module.state_dict(), after.recommender.module.state_dict()
     same = sorted(name for name in old if name in new and torch.equal(old[name], new[name]))
-    moved = before.table.moved(after.table)
+    moved, dropped = before.table.moved(after.table), after.table.dropped
     return {
         "tensors": len(old),
         "tensors_changed": sorted(set(old) - set(same)),
@@ -234,6 +234,7 @@ def changes(before: Checkpoint, after: Checkpoint) -> dict[str, Any]:
         "items_moved": int(moved.sum()),
         "share_moved": float(moved.mean()),
         "items_unlisted": int((before.table.listed & ~after.table.listed).sum()),
+        **({} if dropped is None else {"items_dropped_from_histories": int(dropped.sum())}),
     }
 
 

@@ -97,7 +97,7 @@ def audit_model(role: Role, checkpoint: Checkpoint, old_table: SidTable) -> Audi
         role=role,
         recommender=checkpoint.recommender,
         table=checkpoint.table,
-        old_table=old_table,
+        old_table=old_table.unfiltered,  # a stale client filters nothing
         listed=checkpoint.table.listed,
         reads_concept=role != "reference",
         digest=checkpoint.digest,

@@ -37,6 +37,7 @@ from recerase.catalog import Catalogue, Preview, load_catalogue, preview
 from recerase.errors import EraseError, UsageError, WriteError
 from recerase.growing import Offer, check_grow, offer, offered_codes
 from recerase.parallel import workers
+from recerase.preparing import prepared_for, told_settings
 from recerase.reporting import check_outputs, render_reports, write_rendered
 from recerase.resume import RunState
 from recerase.runtime import RunConfig, choose_device, environment, only_as_stored, pinned
@@ -79,12 +80,13 @@ def erase(
     from recerase.erase.methods import get_method, make_config
 
     only_as_stored(run, "erase")
-    inputs = given_paths(checkpoint, data, reference, policy, concept, run.embeddings)
+    eraser, preset = get_method(method)
+    settings = make_config(eraser, preset, key_values(overrides))
+    prepared = getattr(settings, "prepared", "") or None
+    inputs = given_paths(checkpoint, data, reference, policy, concept, run.embeddings, prepared)
     check_outputs(outputs, inputs)
     _check_apart(outputs, Path(out))
     out, rules = Path(out), read_policy(policy)
-    eraser, preset = get_method(method)
-    settings = make_config(eraser, preset, key_values(overrides))
     check_grow(eraser, grow)
     with (
         RunState(out) as state,
@@ -103,16 +105,17 @@ def erase(
         offered = offer(before, chosen.members, eraser, settings, grow, run.seed)
         if offered is not None:
             observer.note(offered.told)
-        request = _request(given, offered, run, state, observer)
+        ready = prepared_for(eraser, settings, lambda: before.digest, before.table, data_digest(catalogue), observer)
+        request = replace(_request(given, offered, run, state, observer), prepared=ready)
         entries = {
             "method": method,
-            "settings": [asdict(settings), scope, max_users],
+            "settings": [told_settings(settings, ready), scope, max_users],
             "recipe": request.training,
             **({} if grow is None else {"grow_vocabulary": grow}),
         }
         state.open(_key(given, run, {**entries, "processes": workers().size}), resume, observer)
         summary, seconds = _written(result.directory, state, eraser, request, settings, before, offered)
-        facts = {"name": method, "config": asdict(settings), "scope": scope, "summary": summary}
+        facts = {"name": method, "config": told_settings(settings, ready), "scope": scope, "summary": summary}
         result.provenance = {
             "command": "erase",
             "method": facts,
@@ -317,7 +320,7 @@ def plan_erase(
     Of a native checkpoint the SIDs alone are read; that of another tool, or one that is to grow, is opened whole.
     """
     from recerase.erase.methods import get_method, make_config
-    from recerase.layouts.native import is_native, load_sids
+    from recerase.layouts.native import checkpoint_digest, is_native, load_sids
 
     eraser, preset = get_method(method)
     settings = make_config(eraser, preset, key_values(overrides))
@@ -332,6 +335,8 @@ def plan_erase(
         opened = with_codebooks(read, catalogue.items, SILENT, run.embeddings)
         table, codebooks, embeddings = opened.table, opened.codebooks, opened.embeddings
     eraser.check(table, codebooks, embeddings, settings)
+    digest = (lambda: checkpoint_digest(Path(checkpoint))) if opened is None else (lambda: opened.digest)
+    prepared_for(eraser, settings, digest, table, data_digest(catalogue))
     chosen = choose_concept(concept, catalogue, embeddings)
     seen = preview(chosen, catalogue, table, embeddings)
     offered = None if opened is None else offer(opened, chosen.members, eraser, settings, grow, run.seed)

@@ -34,9 +34,14 @@ QUICK: Mapping[str, Mapping[str, str]] = {
     "e2urec": {"steps": "4", "batch": "16", "teacher_steps": "4", "teacher_lr": "1e-2"},
     "mmrecun": {"steps": "4", "batch": "16", "lr": "3e-3"},
     "task-vector": {"steps": "4", "batch": "16", "lr": "2e-3"},
+    "u-can": {"balance": "1"},
+    "unlearnrec": {"steps": "4", "batch": "16", "prepare_steps": "6", "lr": "3e-2", "prepare_lr": "1e-2"},
     "scif": {"iterations": "4", "pairs": "32", "curvature": "16"},
 }
 """Settings that make a method quick; one that is missing runs as it is."""
+
+ROWS_ONLY = ("unlearnrec",)
+"""Methods that change vocabulary rows alone, and refuse a model whose rows may not change."""
 
 
 class Listening(Silent):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.erase.cases import Listening, bits, brief, otherwise, settings_of, shortest
+from tests.erase.cases import ROWS_ONLY, Listening, bits, brief, otherwise, settings_of, shortest
 from tests.erase.conftest import N
 
 from recerase.erase.examples import examples
@@ -84,10 +84,10 @@ def test_no_concept_item_has_a_retained_items_sid(done: Any, case: str) -> None:
 
 
 def test_changes_on_the_card_are_the_changes_made(done: Any, case: str) -> None:
-    """Weights change iff the method takes gradients, SIDs iff the card says so."""
+    """Weights change iff the card says so, and SIDs iff it does."""
     request, erased, _ = done
     method, _ = get_method(case)
-    assert (bits(request.model) != bits(erased.model)) == method.gradients
+    assert (bits(request.model) != bits(erased.model)) == method.weights
     if "SIDs of" not in method.changes:
         assert (erased.table.codes == request.table.codes).all()
         assert erased.summary["moved_items"] == 0
@@ -95,7 +95,7 @@ def test_changes_on_the_card_are_the_changes_made(done: Any, case: str) -> None:
 
 def test_the_concept_becomes_less_likely(done: Any, case: str) -> None:
     """Where a training history leads to the concept, the old SID loses probability."""
-    if not get_method(case)[0].gradients:
+    if not get_method(case)[0].weights:
         pytest.skip("this method changes no weight")
     request, erased, _ = done
     pairs = examples(request.interactions, request.table, request.concept, request.model.window).forget
@@ -143,20 +143,24 @@ def test_weights_of_half_precision_stay_finite_and_stay_what_they_are(
     erased = get_method(case)[0].run(dataclasses.replace(request, training=brief(request.training)), config)
     assert {t.dtype for t in erased.model.module.state_dict().values() if t.is_floating_point()} == {torch.bfloat16}
     assert all(torch.isfinite(t).all() for t in erased.model.module.state_dict().values())
-    assert (bits(erased.model) != before) == get_method(case)[0].gradients
+    assert (bits(erased.model) != before) == get_method(case)[0].weights
     assert bits(request.model) == before
 
 
 def test_weights_that_may_not_change_do_not(case: str, ask: Callable[..., EraseRequest]) -> None:
     """As where adapters are all that may."""
     method, _ = get_method(case)
-    if "all of them" in method.changes or not method.gradients:
+    if "all of them" in method.changes or not method.weights:
         pytest.skip("this method makes all weights anew, or none")
     request = ask("seq2seq")
     for name, weight in request.model.module.named_parameters():
         weight.requires_grad_("SelfAttention.q" in name or ".wo." in name)
     free = {name for name, weight in request.model.module.named_parameters() if weight.requires_grad}
     before = bits(request.model)
+    if case in ROWS_ONLY:
+        with pytest.raises(EraseError, match="none of this model's may change"):
+            method.run(request, settings_of(case))
+        return
     after = bits(method.run(request, shortest(settings_of(case))).model)
     assert any(before[name] != after[name] for name in free)
     assert all(before[name] == after[name] for name in before.keys() - free)
@@ -164,7 +168,7 @@ def test_weights_that_may_not_change_do_not(case: str, ask: Callable[..., EraseR
 
 def test_a_model_that_is_asked_inside_a_prompt_is_erased_from(case: str, ask: Callable[..., EraseRequest]) -> None:
     method, _ = get_method(case)
-    if "all of them" in method.changes or not method.gradients:
+    if "all of them" in method.changes or not method.weights:
         pytest.skip("a model in a prompt is not trained here, or no weight changes")
     request = ask("causal")
     schema = request.model.schema
@@ -216,6 +220,8 @@ def test_an_unknown_setting_is_refused_with_the_nearest_name(case: str) -> None:
 def test_a_value_of_the_wrong_kind_is_refused(case: str) -> None:
     method, preset = get_method(case)
     for f in dataclasses.fields(method.config_class()):
+        if f.type == "str":
+            continue  # any text is one
         with pytest.raises(UsageError, match=f"{f.name}=perhaps is not"):
             make_config(method, preset, {f.name: "perhaps"})
 
@@ -225,5 +231,5 @@ def test_the_card_is_whole(case: str) -> None:
     kind = method.config_class()
     assert dataclasses.is_dataclass(kind)
     assert kind.__dataclass_params__.frozen  # type: ignore[attr-defined]
-    may_be_empty = ("gradients", "presets", "moves", "refuses", "objective")
+    may_be_empty = ("gradients", "presets", "moves", "refuses", "objective", "weights", "prepares")
     assert all(getattr(method, f.name) for f in dataclasses.fields(method) if f.name not in may_be_empty)

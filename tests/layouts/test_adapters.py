@@ -41,15 +41,17 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-def erased(shop: Path, source: Path, out: Path, trust_pickle: bool = False) -> dict[str, torch.Tensor]:
+def erased(
+    shop: Path, source: Path, out: Path, trust_pickle: bool = False, named: str = "npo"
+) -> dict[str, torch.Tensor]:
     """Erase with a method that is quick, and write back; the state that was written, without an audit."""
     run = RunConfig(threads=1, device="cpu", trust_pickle=trust_pickle)
     catalogue = load_catalogue(shop / "data")
     before = open_checkpoint_for(source, catalogue, run)
     chosen = choose_concept(ACME, catalogue, None)
     request = EraseRequest(before.recommender, before.table, catalogue.interactions, chosen.members)
-    method, _ = get_method("npo")
-    made = method.run(request, make_config(method, None, {"steps": "2", "batch": "4"}))
+    method, _ = get_method(named)
+    made = method.run(request, make_config(method, None, {"steps": "2", "batch": "4"} if named == "npo" else {}))
     out.mkdir()
     named_layout(before.layout).write_back(before, made.model, made.table, out)
     return made.model.module.state_dict()
@@ -100,6 +102,20 @@ def test_from_end_to_end(shop: Path, tmp_path: Path) -> None:
     assert all("lora_" in name or "modules_to_save" in name for name in told)
     ours = open_checkpoint(out)
     assert torch.equal(logits(ours.recommender.module), logits(theirs(out, shop / "base")))
+
+
+def test_u_can_turns_down_the_factors_and_nothing_else_of_an_adapter(shop: Path, tmp_path: Path) -> None:
+    """On the disk, in columns; what else the adapter holds, and the base, is bit for bit what it was."""
+    source, base = shop / "adapter", files_of(shop / "base")
+    erased(shop, source, tmp_path / "out", named="u-can")
+    was, now = (load_file(place / "adapter_model.safetensors") for place in (source, tmp_path / "out"))
+    moved = {name for name in was if not torch.equal(was[name], now[name])}
+    assert {"lora_A" in name for name in moved} == {True, False}
+    assert all("lora_A" in name or "lora_B" in name for name in moved)
+    for name in moved:
+        ratio = now[name] / was[name]
+        torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio), rtol=1e-4, atol=1e-5)
+    assert files_of(shop / "base") == base
 
 
 def test_what_the_adapter_does_not_hold_cannot_change(shop: Path, tmp_path: Path) -> None:

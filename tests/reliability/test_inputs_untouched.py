@@ -75,6 +75,10 @@ COMMANDS: dict[str, list[str]] = {
         *("audit", "{erased}", "--original", "{model}", "--reference", "{model}"),
         *("-o", "{new}.json", "-o", "{new}.html", *ON),
     ],
+    "prepare": [
+        *("prepare", "{model}", "--data={data}", "--set", "prepare_steps=1"),
+        *("--out", "{new}", "--threads=1", "-q"),
+    ],
     "erase with filter": ["erase", "{model}", "--out", "{new}", "-m", "filter", "-o", "{new}.md", *ON],
     "erase with tracer": ["erase", "{model}", "--out", "{new}", "-m", "tracer", *FAST, *ON],
     "erase --plan": ["erase", "{model}", "--data={data}", "--concept={concept}", "--plan"],

@@ -64,6 +64,7 @@ PATHS = {
     "import": "import jsonl {items} {acts} --out {out} -q",
     "erase": ERASE + " --out {out} -q",
     "compare": COMPARE + " --out {out} -q",
+    "prepare": "prepare {model} --data {data} --set prepare_steps=1 --threads 1 --out {out} -q",
 }
 TABLES = {
     "list": "list",

@@ -281,5 +281,5 @@ def _digest(array: NDArray[Any]) -> str:
 
 
 def _spelling(table: SidTable) -> str:
-    """Digest of what a table spells: its codes. Tables of one audit share items, order and schema."""
-    return _digest(table.codes)
+    """Digest of what a table spells: its codes, and which items it drops. Tables of one audit share items, order and schema."""
+    return _digest(table.codes) if table.dropped is None else _digest(np.column_stack([table.codes, table.dropped]))

@@ -23,6 +23,7 @@ from recerase.cli import (
     listing,
     patch,
     policy,
+    prepare,
     recommend,
     report,
     tokenize,
@@ -76,6 +77,7 @@ app.command("recommend", rich_help_panel=START)(recommend.recommend)
 app.command("inspect", rich_help_panel=START)(inspect.inspect)
 app.command("concept", rich_help_panel=CHECKPOINT)(concept.concept)
 app.command("audit", rich_help_panel=CHECKPOINT)(audit.audit)
+app.command("prepare", rich_help_panel=CHECKPOINT)(prepare.prepare)
 app.command("erase", rich_help_panel=CHECKPOINT)(erase.erase)
 app.command("compare", rich_help_panel=CHECKPOINT)(compare.compare)
 export_sids.register(export.app)

@@ -29,6 +29,15 @@ UNPRESSED = "presses for scope output alone: a history that holds the concept ma
 
 
 @dataclass(frozen=True)
+class Prepared:
+    """What a method learnt of a checkpoint before any request, to answer each of them faster."""
+
+    tensors: Mapping[str, FloatArray]
+    facts: Mapping[str, Any]
+    """Settings and figures; JSON values only."""
+
+
+@dataclass(frozen=True)
 class EraseRequest:
     """All that a method may know."""
 
@@ -48,6 +57,8 @@ class EraseRequest:
     observer: Observer = SILENT
     state: Pieces | None = None
     """Where a method that can be continued keeps what it has finished."""
+    prepared: Prepared | None = None
+    """What the method itself has prepared for this checkpoint; None: nothing."""
     offered: tuple[IntArray, ...] = ()
     """A level: codes that nobody uses and that have a row and a codeword made for this run; () when there are none."""
     needed: int | None = None
@@ -91,6 +102,10 @@ class Method:
     """`module:function` from a request and settings to the `steps.Loss` that it goes down; none: it goes down none."""
     strength: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     """What a search of its strength may change: setting -> factors on the value it has; whole numbers are rounded."""
+    weights: bool = True
+    """Whether weights change; without gradients they may, too."""
+    prepares: str = ""
+    """`module:function` from a request without a concept and settings to what is `Prepared`; none: there is nothing to prepare."""
 
     @property
     def facts(self) -> dict[str, str]:
@@ -117,6 +132,18 @@ class Method:
     def loss(self, request: EraseRequest, config: Any) -> Any:
         """The `steps.Loss` that the method goes down for this request, or None where it goes down none."""
         return _load(self.objective)(request, config) if self.objective else None
+
+    def require_preparing(self) -> None:
+        """Raises UsageError for a method that prepares nothing."""
+        if not self.prepares:
+            able = ", ".join(m.name for m in METHODS.values() if m.prepares)
+            raise UsageError(f"Method {self.name} has nothing to prepare.", f"Methods that have: {able}.")
+
+    def prepare(self, request: EraseRequest, config: Any) -> Prepared:
+        """What can be learnt before there is a concept. Raises: as `require_preparing`."""
+        self.require_preparing()
+        request = dataclasses.replace(request, model=in_single(request.model))
+        return typing.cast("Prepared", _load(self.prepares)(request, config))
 
     def config_class(self) -> type[Any]:
         return typing.cast("type[Any]", _load(self.config))
@@ -306,14 +333,54 @@ METHODS: Mapping[str, Method] = {
             strength={"radius": (0.3, 3, 10), "damping": (0.1, 10)},
         ),
         Method(
+            name="u-can",
+            target="recerase.erase.u_can:erase",
+            config="recerase.erase.u_can:UCanConfig",
+            changes="LoRA factors; of a model without any, the second matrix of each feed-forward layer",
+            gradients=False,
+            cost="one reading of up to 2 x 2048 pairs",
+            source="U-CAN (arXiv 2602.23400): risky input dimensions are turned down, softly and once; a reconstruction",
+            departs="its equations are METHODS 3's, not read in the paper; a dense model is not given factors first; a concept's "
+            "pairs are D_F, not a quarter of the interactions",
+            refuses="recerase.erase.steps:check",
+        ),
+        Method(
+            name="unlearnrec",
+            target="recerase.erase.unlearnrec:erase",
+            config="recerase.erase.unlearnrec:UnlearnRecConfig",
+            changes="the rows of codes that a request touches, in embeddings and head",
+            gradients=True,
+            cost="an influence encoder is trained first, once a checkpoint with `recerase prepare`; then a few steps a request",
+            source="UnlearnRec, Chen et al. 2025 (arXiv 2505.22649); a reconstruction after a public port",
+            departs="nodes are codes, not users and items of a graph recommender: codes are shared, so retained items move with the "
+            "concept's; scores are log-probabilities above chance; requests are simulated from sub-tries and at random",
+            refuses="recerase.erase.steps:check",
+            prepares="recerase.erase.unlearnrec:prepare",
+        ),
+        Method(
             name="filter",
             target="recerase.erase.baselines:filter_only",
             config="recerase.erase.baselines:FilterConfig",
             changes="the list of items that may be recommended; not erasure",
             gradients=False,
+            weights=False,
             cost="none",
             source="what most shops do: a decoding trie without the concept",
             departs="nothing",
+            defaults="there are no settings",
+        ),
+        Method(
+            name="cragru",
+            target="recerase.erase.cragru:erase",
+            config="recerase.erase.cragru:CragruConfig",
+            changes="the list of items that may be recommended, and a filter that drops the concept's items from histories; no "
+            "weight: plain transformers, which knows neither, serves the original",
+            gradients=False,
+            weights=False,
+            cost="none",
+            source="CRAGRU, Zhang et al. 2025 (arXiv 2511.05494): forgotten interactions are dropped where histories are retrieved",
+            departs="the filter and nothing else: no base recommender, no LLM that ranks its candidates, no choice of what is read by "
+            "preference, diversity or attention; native checkpoints alone carry it",
             defaults="there are no settings",
         ),
         Method(

@@ -130,11 +130,13 @@ def learn(
     *,
     parameters: list[nn.Parameter] | None = None,
     stream: int = BATCHES,
+    batches: Callable[[np.random.Generator], tuple[Histories, Histories]] | None = None,
 ) -> dict[str, float]:
     """Take `config.steps` AdamW steps on `model`, in place; the figures of the last.
 
     Args:
         parameters: the weights that move; default: all that may.
+        batches: draws a batch of D_F and one of D_R; default: `config.batch` pairs of each of `found`.
     Raises:
         EraseError: the loss is no longer finite.
     """
@@ -144,7 +146,10 @@ def learn(
     request.observer.start(task, config.steps)
     figures: dict[str, float] = {}
     for step in range(config.steps):
-        forget, retain = draw(found.forget, config.batch, rng), draw(found.retain, config.batch, rng)
+        if batches is not None:
+            forget, retain = batches(rng)
+        else:
+            forget, retain = draw(found.forget, config.batch, rng), draw(found.retain, config.batch, rng)
         total, parts = loss(model, forget, retain)
         optimizer.zero_grad()
         total.backward()

@@ -233,6 +233,8 @@ def _table(table: SidTable, facts: dict[str, Any], problems: list[str]) -> None:
         "codes in use": used,
         "items sharing their SID": colliding,
     }
+    if table.dropped is not None:
+        facts["dropped from histories"] = int(table.dropped.sum())
     if table.ragged:
         facts["codes an item"] = f"{table.lengths[table.present].min()} to {table.lengths.max()}"
     if without:

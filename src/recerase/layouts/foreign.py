@@ -222,11 +222,21 @@ def write_weights(source: Checkpoint, recommender: Recommender, staging: Path, g
 
 
 def require_listed(source: Checkpoint, table: SidTable) -> None:
-    """Raises EraseError when items are to be unlisted, which files of other tools cannot say."""
+    """Raises EraseError when items are to be unlisted or dropped from histories, which files of other tools cannot say."""
+    require_no_filter(source.layout, table)
     if (table.listed != source.table.listed).any():
         raise EraseError(
             f"Layout {source.layout} cannot say that an item is not to be recommended, and this method needs that.",
             "Use --method tracer, renormalise or npo, and hide the items where recommendations are served.",
+        )
+
+
+def require_no_filter(layout: str, table: SidTable) -> None:
+    """Raises EraseError for a table with a retrieval filter, which only a native checkpoint carries."""
+    if table.dropped is not None:
+        raise EraseError(
+            f"Layout {layout} cannot carry a retrieval filter, and this method is one.",
+            "Filter histories where they are retrieved, or use --method npo.",
         )
 
 

@@ -30,7 +30,7 @@ from recerase.layouts.causal_files import (
     spelled_sids,
     write_causal,
 )
-from recerase.layouts.foreign import index_option
+from recerase.layouts.foreign import index_option, require_no_filter
 from recerase.layouts.grown_files import token_room
 from recerase.layouts.index_json import read_index, rewritten
 from recerase.layouts.letter import remarks as token_remarks
@@ -147,6 +147,7 @@ def write_back(source: Checkpoint, recommender: Recommender, table: SidTable, st
     Raises EraseError when items must not be recommended any more and there is no item list to take them off, ArtefactError when
     a file of the source has changed since it was read.
     """
+    require_no_filter(source.layout, table)
     write_causal(source, recommender, table, staging, _with_sids)
 
 

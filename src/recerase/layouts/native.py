@@ -5,6 +5,7 @@
     sids.parquet            item_id, codes, listed, resolved
     sid_schema.json         levels, codes a level, code -> vocabulary row, special tokens
     codebooks.safetensors   codewords, their recipe, and the item embeddings they quantise
+    retrieval_filter.json   items that histories are read without, where there are any; plain transformers does not know of it
     recerase.json           digests of all of these, provenance (written by store.publish)
 
 The deciding choice is that the bytes that are used are the bytes that were compared with the manifest; what the manifest does not
@@ -42,7 +43,7 @@ from recerase.store import (
     verify_manifest,
     write_bytes,
 )
-from recerase.types import FloatArray
+from recerase.types import BoolArray, FloatArray
 
 if TYPE_CHECKING:
     import torch
@@ -53,6 +54,8 @@ WEIGHTS = "model.safetensors"
 SIDS = "sids.parquet"
 SCHEMA = "sid_schema.json"
 CODEBOOKS = "codebooks.safetensors"
+FILTER = "retrieval_filter.json"
+FILTER_SCHEMA = "recerase.retrieval-filter/1"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 ItemIds = Sequence[str] | NDArray[Any]
@@ -104,6 +107,19 @@ def _write_back(source: Checkpoint, recommender: Recommender, table: SidTable, s
     save_checkpoint(staging, recommender, table, source.codebooks, source.embeddings)
 
 
+def _remarks(checkpoint: Checkpoint) -> tuple[tuple[str, str], ...]:
+    dropped = checkpoint.table.dropped
+    if dropped is None:
+        return ()
+    return (
+        (
+            f"{FILTER} drops {int(dropped.sum())} items from histories; whoever serves these weights without it serves the model as "
+            "it was.",
+            f"Apply {FILTER} where histories are retrieved, or erase with a method that changes weights.",
+        ),
+    )
+
+
 LAYOUTS = (
     Layout(
         name="native",
@@ -114,6 +130,7 @@ LAYOUTS = (
         write_back=_write_back,
         digest=lambda path, options=NO_OPTIONS: checkpoint_digest(path),
         room=_room,
+        remarks=_remarks,
     ),
 )
 
@@ -144,7 +161,7 @@ def load_checkpoint(
     manifest = read_manifest(path)
     names = [CONFIG, *weights, *_sid_files(path)]
     verify_manifest(path, needed=names)
-    content = read_verified(path, [CONFIG, SIDS, SCHEMA], manifest)
+    content = read_verified(path, [CONFIG, *_small_files(path)], manifest)
     digest = _digest_of({name: manifest["files"][name]["sha256"] for name in names})
     tensors = read_tensors(path, weights, manifest, dtype)
     table, codebooks, embeddings = _sids(path, content, manifest, item_ids)
@@ -220,18 +237,25 @@ def load_sids(
         raise TableError(f"{directory} has no {SIDS}.", "Give a directory made by recerase tokenize.")
     manifest = read_manifest(directory)
     verify_manifest(directory, needed=_sid_files(directory))
-    return _sids(directory, read_verified(directory, [SIDS, SCHEMA], manifest), manifest, item_ids)
+    return _sids(directory, read_verified(directory, _small_files(directory), manifest), manifest, item_ids)
 
 
 def _sid_files(directory: Path) -> list[str]:
-    """The SID files to be read: table and schema, and codebooks where there are any."""
-    return [SIDS, SCHEMA, *([CODEBOOKS] if os.path.lexists(directory / CODEBOOKS) else [])]
+    """The SID files to be read: table and schema, and codebooks and a retrieval filter where there are any."""
+    return [*_small_files(directory), *([CODEBOOKS] if os.path.lexists(directory / CODEBOOKS) else [])]
+
+
+def _small_files(directory: Path) -> list[str]:
+    """Those of them that are read whole."""
+    return [SIDS, SCHEMA, *([FILTER] if os.path.lexists(directory / FILTER) else [])]
 
 
 def _sids(
     directory: Path, content: Mapping[str, bytes], manifest: Mapping[str, Any], item_ids: ItemIds | None
 ) -> tuple[SidTable, Codebooks | None, FloatArray | None]:
     table = table_of(content[SIDS], schema_of(content[SCHEMA], directory / SCHEMA), directory / SIDS)
+    if FILTER in content:
+        table = table.filtered(_filter_of(content[FILTER], table, directory / FILTER))
     codebooks, embeddings = None, None
     if os.path.lexists(directory / CODEBOOKS):
         codebooks, embeddings = _load_codebooks(directory, manifest, len(table.item_ids))
@@ -244,8 +268,26 @@ def _sids(
     return table, codebooks, embeddings
 
 
+def _filter_of(data: bytes, table: SidTable, path: Path) -> BoolArray:
+    """[N] the items that a retrieval filter drops. Raises TableError for what is none, or is one of another table."""
+    try:
+        said = json.loads(data)
+        if set(said) != {"schema", "drop_from_histories"} or said["schema"] != FILTER_SCHEMA:
+            raise ValueError(f"it is no {FILTER_SCHEMA}")
+        named = [str(item) for item in said["drop_from_histories"]]
+    except (ValueError, TypeError, RecursionError) as error:
+        raise TableError(f"{path} is no retrieval filter: {error!s:.80}.", "Restore it, or erase again.") from error
+    known = {str(item) for item in table.item_ids}
+    if not named or len(set(named)) != len(named) or not known.issuperset(named):
+        raise TableError(f"{path} names no items, one twice, or one that the table lacks.", "Restore it.")
+    return np.isin(table.item_ids.astype(str), named)
+
+
 def save_sids(staging: Path, table: SidTable, codebooks: Codebooks | None, embeddings: FloatArray | None) -> None:
-    """Write sids.parquet, sid_schema.json and, when there is something to keep, codebooks.safetensors."""
+    """Write sids.parquet, sid_schema.json and, when there is something to keep, retrieval_filter.json and codebooks.safetensors."""
+    if table.dropped is not None:
+        items = [str(item) for item in table.item_ids[table.dropped]]
+        write_bytes(staging / FILTER, pretty_json({"schema": FILTER_SCHEMA, "drop_from_histories": items}))
     write_bytes(staging / SIDS, parquet_bytes(table_to_arrow(table)))
     write_bytes(staging / SCHEMA, pretty_json(table.schema.to_json()))
     save_codebooks(staging, codebooks, embeddings)

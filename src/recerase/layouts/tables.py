@@ -107,6 +107,10 @@ def written(
     if not form.flags and (hidden or absent):
         what = f"{absent} items have no SID" if absent else f"{hidden} items are not to be recommended"
         raise UsageError(f"{what}, which {form.name} cannot say.", "Use --as parquet.")
+    if table.dropped is not None:
+        raise UsageError(
+            "A retrieval filter drops items from histories, which no table can say.", "Export the original's SIDs."
+        )
     if table.ragged and not form.ragged:
         table.require_one_length(f"The format {form.name}", "Use --as letter, integers or parquet.")
     if any(str(item).startswith(TOMBSTONE) for item in table.item_ids):

@@ -47,7 +47,7 @@ class Free:
 
 def length_batches(model: Recommender, table: SidTable, histories: Histories, batch: int) -> Iterator[IntArray]:
     """Rows of `histories` in batches of nearly equal length, every row once."""
-    read = np.minimum(histories.without(~table.present).lengths, model.window)
+    read = np.minimum(histories.without(~table.readable).lengths, model.window)
     order = np.argsort(read, kind="stable")
     for begin in range(0, len(order), batch):
         yield order[begin : begin + batch]

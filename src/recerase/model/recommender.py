@@ -98,7 +98,7 @@ class Recommender(ABC):
         return embedded
 
     def tokens(self, histories: Histories, table: SidTable, window: int | None = None) -> tuple[Tensor, Tensor]:
-        """Vocabulary rows [B, T] of the last `window` items that have a SID, right-padded, and their lengths [B].
+        """Vocabulary rows [B, T] of the last `window` items that can be read, right-padded, and their lengths [B].
 
         Without a prompt, causal: bos, then the SIDs; seq2seq: the SIDs, then eos; a SID of fewer than L codes is followed by eos
         at once. With one, what it says stands around and between the codes.
@@ -114,7 +114,7 @@ class Recommender(ABC):
         A place is a column of the tokens, -1 where an item has no code of that level.
         """
         window = window or self.window
-        readable = histories.without(~table.present)
+        readable = histories.without(~table.readable)
         counts = np.minimum(readable.lengths, window)
         items = readable.padded(max(1, int(counts.max(initial=0))))  # [B, H]
         there = (items >= 0)[..., None]

@@ -108,6 +108,8 @@ def extend(
     listed = np.concatenate([table.listed, np.ones(len(fresh), bool)])
     ids = np.concatenate([table.item_ids, np.asarray(item_ids, dtype=object)])
     grown = SidTable.build(ids, codes, table.schema, listed, resolved)
+    if table.dropped is not None:
+        grown = grown.filtered(np.concatenate([table.dropped, np.zeros(len(fresh), bool)]))
     report = quality(grown, before)
     return grown, replace(report, warnings=report.warnings + _drift(grown, codebooks, embeddings, points))
 

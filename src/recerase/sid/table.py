@@ -37,6 +37,8 @@ class SidTable:
     schema: SidSchema
     resolved: BoolArray
     """[N] the last code was changed to keep SIDs apart, so the codebooks alone do not give it."""
+    dropped: BoolArray | None = None
+    """[N] a retrieval filter: histories are read without the item, though it has a SID; None: without none."""
 
     @classmethod
     def build(
@@ -119,12 +121,19 @@ class SidTable:
         """[N] the item has a SID."""
         return self.codes[:, 0] >= 0
 
+    @property
+    def readable(self) -> BoolArray:
+        """[N] histories are read with the item: it has a SID, and no retrieval filter drops it."""
+        return self.present if self.dropped is None else self.present & ~self.dropped
+
     @cached_property
     def digest(self) -> str:
-        """sha256 over ids, codes, flags and schema."""
+        """sha256 over ids, codes, flags, schema and, where there is one, the retrieval filter."""
         digest = hashlib.sha256(json.dumps(self.item_ids.tolist(), ensure_ascii=False).encode())
         digest.update(self.codes.astype("<i4").tobytes() + self.listed.tobytes() + self.resolved.tobytes())
         digest.update(json.dumps(self.schema.to_json(), sort_keys=True).encode())
+        if self.dropped is not None:
+            digest.update(b"dropped" + self.dropped.tobytes())
         return digest.hexdigest()
 
     def groups(self) -> IntArray:
@@ -178,19 +187,29 @@ class SidTable:
             codes=self.codes[order],
             listed=self.listed[order],
             resolved=self.resolved[order],
+            dropped=None if self.dropped is None else self.dropped[order],
         )
 
     def replace(self, items: IntArray, codes: IntArray) -> SidTable:
         """The table with new `codes` [M, L] for `items` [M]. Raises TableError for codes the schema cannot spell."""
         new, resolved = self.codes.copy(), self.resolved.copy()
         new[items], resolved[items] = codes, True
-        table = SidTable(self.item_ids, new, self.listed, self.schema, resolved)
+        table = replace(self, codes=new, resolved=resolved)
         check_table(table.item_ids, new, self.schema)
         return table._ranked_as(self)
 
     def unlisted(self, mask: BoolArray) -> SidTable:
         """The table with the items of `mask` [N] kept for histories and taken out of the decoding trie."""
         return replace(self, listed=self.listed & ~mask)._ranked_as(self)
+
+    def filtered(self, mask: BoolArray) -> SidTable:
+        """The table under which histories are read without the items of `mask` [N], and without those it drops already."""
+        return replace(self, dropped=mask if self.dropped is None else self.dropped | mask)._ranked_as(self)
+
+    @property
+    def unfiltered(self) -> SidTable:
+        """The table as a client reads it that knows of no retrieval filter."""
+        return self if self.dropped is None else replace(self, dropped=None)._ranked_as(self)
 
     def _ranked_as(self, other: SidTable) -> SidTable:
         """This table, with the order of the ids known where `other`, of the same items, knows it."""

@@ -1,0 +1,84 @@
+"""`recerase prepare`: what a method learns of a checkpoint once, to answer every later request faster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from recerase.cli.options import (
+    CheckpointArgument,
+    DataOption,
+    DeviceOption,
+    ForceOption,
+    LayoutOption,
+    LayoutSetOption,
+    QuietOption,
+    SeedOption,
+    SettingsOption,
+    ThreadsOption,
+    TrustOption,
+    choose,
+    layout_options,
+    read_settings,
+)
+from recerase.cli.progress import emit, observing, say
+
+
+def prepare(
+    checkpoint: CheckpointArgument = None,
+    data: DataOption = None,
+    out: Annotated[Path, typer.Option("--out", metavar="PREP", help="The directory to publish.")] = Path("prepared"),
+    method: Annotated[
+        str, typer.Option("--method", "-m", help="A method that prepares: see `recerase list methods`.")
+    ] = "unlearnrec",
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the method. Repeat.")
+    ] = None,
+    force: ForceOption = False,
+    seed: SeedOption = 0,
+    threads: ThreadsOption = None,
+    device: DeviceOption = "auto",
+    layout: LayoutOption = None,
+    layout_set: LayoutSetOption = None,
+    trust_pickle: TrustOption = False,
+    settings: SettingsOption = None,
+    quiet: QuietOption = False,
+) -> int:
+    """Let a method learn of a checkpoint, once, what it needs to answer any request to erase.
+
+    No concept is named yet. `erase` takes the result for this checkpoint and SID table alone; without it, it prepares for its own
+    request.
+
+    **Examples**
+
+        recerase prepare model --data data --method unlearnrec --out prepared
+
+        recerase erase model --concept brand=Acme --data data --out erased -m unlearnrec --set prepared=prepared
+    """
+    from recerase import api
+    from recerase.runtime import RunConfig
+
+    known = read_settings(settings)
+    with observing(quiet) as observer:
+        made = api.prepare(
+            choose(checkpoint, known.checkpoint, "CKPT", "checkpoint"),
+            choose(data, known.data, "--data", "data"),
+            out,
+            method=method,
+            overrides=overrides or (),
+            force=force,
+            run=RunConfig(
+                seed=seed,
+                threads=threads,
+                device=device,
+                trust_pickle=trust_pickle,
+                layout=layout,
+                layout_options=layout_options(layout_set),
+            ),
+            observer=observer,
+        )
+    say(f"{made.method}: {', '.join(f'{name} {value}' for name, value in made.facts['losses'].items())}", quiet)
+    emit(str(made.path))
+    return 0
