@@ -221,7 +221,7 @@ def recommend(
         raise UsageError("--exact uses no beam.", "Leave --beam out.")
     choose_dtype(run.dtype)  # a name that is none is refused before anything is read
     out = Path(out)
-    check_file_output(out, inputs=given_paths(checkpoint, data), force=force)
+    check_file_output(out, inputs=given_paths(checkpoint, data, run), force=force)
     catalogue = load_catalogue(data)
     histories = whole_histories(catalogue)
     with pinned(run.threads, run.seed):
@@ -274,7 +274,7 @@ def audit(
     interrupted audit had read is kept beside the first of `outputs`; `resume` as in `RunState.open`.
     """
     check_outputs(
-        outputs, given_paths(checkpoint, data, original, reference, policy, baseline, concept, run.embeddings)
+        outputs, given_paths(checkpoint, data, original, reference, policy, baseline, concept, run.embeddings, run)
     )
     choose_dtype(run.dtype)
     rules = read_policy(policy)

@@ -6,6 +6,7 @@ is a row number, and no room looks an id up again.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -327,7 +328,7 @@ def _report(result: AuditResult, inputs: AuditInputs, config: AuditConfig, volat
         curves=result.curves,
         policy=inputs.policy,
         run=volatile,
-        limits=result.limits + _fitted(inputs.original or inputs.subject),
+        limits=result.limits + _fitted(inputs.original or inputs.subject) + _unwritten(inputs.subject),
     )
 
 
@@ -342,6 +343,12 @@ def _fitted(source: Checkpoint) -> tuple[str, ...]:
         f"Layout {source.layout} keeps no codebooks: they were fitted from {made_from}, and give {shares} of its codes, "
         "level by level. Probes in embedding space rest on them.",
     )
+
+
+def _unwritten(subject: Checkpoint) -> tuple[str, ...]:
+    """What a report says of files beside the weights that name SIDs and were not read."""
+    names = subject.extra.get("naming", ())
+    return (f"Files that name SIDs and were neither read nor rewritten: {', '.join(names)}.",) if names else ()
 
 
 def moves(before: SidTable, after: SidTable, catalogue: Catalogue) -> tuple[Move, ...]:
@@ -376,7 +383,7 @@ def changes(before: Checkpoint, after: Checkpoint) -> dict[str, Any]:
 
 
 def given_paths(*given: object) -> list[Path]:
-    """The paths among the arguments that were given, and the item lists (@FILE) that concepts name."""
+    """The paths among the arguments that were given, the item lists (@FILE) that concepts name, and what layout options do."""
     specs = [
         spec.strip().removeprefix("!").strip()
         for concept in given
@@ -384,4 +391,5 @@ def given_paths(*given: object) -> list[Path]:
         for spec in concept.specs
     ]
     lists = [Path(spec[1:].strip()) for spec in specs if spec.startswith("@")]
-    return [*(Path(path) for path in given if isinstance(path, str | Path)), *lists]
+    said = [Path(value) for run in given if isinstance(run, RunConfig) for _, value in run.layout_options]
+    return [*(Path(path) for path in given if isinstance(path, str | Path)), *lists, *filter(os.path.lexists, said)]

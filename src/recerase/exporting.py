@@ -92,7 +92,7 @@ def export_blocklist(
 
     JSON, JSONL, CSV (lists as JSON in their cells) or parquet, by the extension of `out`; all hold the same rows.
     """
-    out = _checked(out, (".json", ".jsonl", ".csv", ".parquet"), given_paths(checkpoint, data, concept), force)
+    out = _checked(out, (".json", ".jsonl", ".csv", ".parquet"), given_paths(checkpoint, data, concept, run), force)
     opened, catalogue, chosen = _opened(checkpoint, concept, data, run, observer)
     assert chosen is not None
     rows = blocklist_table(opened.table, chosen.members, _spelling(opened))
@@ -161,7 +161,7 @@ def export_prefixes(
     makes one); parquet a line a step: depth, prefix, next, code, token. MiniOneRec's evaluate.py looks up the last rows of the prompt
     before the first code: for it `allowed` has that key too, and may stand in the place of its `hash_dict`.
     """
-    out = _checked(out, (".json", ".parquet"), given_paths(checkpoint, data, concept), force)
+    out = _checked(out, (".json", ".parquet"), given_paths(checkpoint, data, concept, run), force)
     opened, catalogue, chosen = _opened(checkpoint, concept, data, run, observer)
     table = opened.table
     members = chosen.members if chosen is not None else np.zeros(len(table), bool)
