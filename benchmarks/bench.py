@@ -69,7 +69,7 @@ def data_directory(name: str) -> Path:
 
 def table_of_beauty() -> Any:
     """The SID table that others published for amazon_beauty_2014."""
-    from recerase.sid.table import read_table
+    from recerase.sid.table_files import read_table
 
     return read_table(data_directory("amazon_beauty_2014") / "sids.json")
 

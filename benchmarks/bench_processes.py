@@ -23,7 +23,7 @@ from bench import Row, main
 from recerase.catalog.demo import DEMO_CONCEPT, demo_catalogue
 from recerase.catalog.readers import write_catalogue
 from recerase.report.schema import read_report
-from recerase.sid.table import read_table
+from recerase.sid.table_files import read_table
 from recerase.store import publish
 
 RUNS, CLOSE = 2, 1e-6

@@ -26,7 +26,8 @@ from recerase.model.decode import recommend
 from recerase.model.recommender import ModelConfig, Recommender, new_recommender
 from recerase.model.training import TrainConfig, TrainLog, train
 from recerase.runtime import environment, pinned
-from recerase.sid.table import SidTable, read_table
+from recerase.sid.table import SidTable
+from recerase.sid.table_files import read_table
 from recerase.stats import bootstrap_mean, paired_ratio
 from recerase.store import write_bytes
 from recerase.types import SILENT, FloatArray

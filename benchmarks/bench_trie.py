@@ -29,7 +29,8 @@ from recerase.model.decode import recommend
 from recerase.model.recommender import ModelConfig, Recommender, new_recommender
 from recerase.runtime import pinned
 from recerase.sid.schema import SidSchema
-from recerase.sid.table import SidTable, read_json_table
+from recerase.sid.table import SidTable
+from recerase.sid.table_files import read_json_table
 from recerase.sid.trie import Trie
 
 ITEMS, LEVELS, CODES = 12_101, 4, 256

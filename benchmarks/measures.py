@@ -14,19 +14,11 @@ from typing import Any
 import numpy as np
 from worlds import Model, Setup, Space
 
+from recerase.audit.cases import Case, concept_users, concept_users_case, mass_users, natural_case
 from recerase.audit.free import contains
 from recerase.audit.nearest import RADII, compass
 from recerase.audit.probes import AuditModel, AuditWorld, build_world
-from recerase.audit.readings import (
-    Cache,
-    Case,
-    Readings,
-    concept_users,
-    concept_users_case,
-    exposure,
-    mass_users,
-    natural_case,
-)
+from recerase.audit.readings import Cache, Readings, exposure
 from recerase.audit.saturated import saturated_case
 from recerase.audit.utility import ndcg, near_targets, ranks, recall
 from recerase.catalog import Concept

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recerase.catalog.interactions import Histories, Split
-from recerase.model.training import batch_rows, windows
+from recerase.model.batches import batch_rows, windows
 from recerase.types import FloatArray, IntArray
 
 Say = Callable[[str], None]

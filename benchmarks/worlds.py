@@ -27,7 +27,8 @@ from recerase.model.training import PIECE, TrainConfig, progress_of, train
 from recerase.runtime import pinned
 from recerase.sid.codebooks import Codebooks
 from recerase.sid.quantize import TokenizeConfig, fit_codebooks
-from recerase.sid.table import SidTable, read_table
+from recerase.sid.table import SidTable
+from recerase.sid.table_files import read_table
 from recerase.store import canonical_json, publish, sha256_bytes, write_bytes
 from recerase.types import SILENT, FloatArray, Observer
 
@@ -84,7 +85,7 @@ class Setup:
     data: Path
     runs: Path
     model: ModelConfig = field(default_factory=ModelConfig)
-    training: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=40, bf16=True))
+    training: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=40, bf16=True, dropout=0.0))
     audit: AuditConfig = field(default_factory=lambda: AuditConfig(k=(10,), beam=20, mass_users=500))
     saturated_mass: int = 300
     """Saturated histories whose exact mass is read."""

@@ -12,13 +12,9 @@ from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from recerase.assembly import (
     RUN,
-    AuditInputs,
     ConceptSpec,
-    audited,
     checkpoint_facts,
     choose_concept,
     concept_facts,
@@ -28,17 +24,18 @@ from recerase.assembly import (
     open_sids,
     read_policy,
     run_key,
-    whole_histories,
     with_codebooks,
 )
+from recerase.auditing import AuditInputs, audited
 from recerase.catalog import Catalogue, Concept, Preview, load_catalogue, preview
 from recerase.erasure import Plan, erase, plan_erase
-from recerase.errors import CheckpointError, UsageError
+from recerase.errors import UsageError
 from recerase.exporting import export_blocklist, export_prefixes
 from recerase.parallel import workers
 from recerase.patches.apply import apply_patch, revert_patch
 from recerase.patches.file import read_patch
 from recerase.patches.make import make_patch
+from recerase.recommending import Recommended, recommend
 from recerase.reporting import (
     bless_report,
     check_baseline,
@@ -52,7 +49,7 @@ from recerase.reporting import (
 from recerase.resume import RunState
 from recerase.runtime import RunConfig, choose_device, choose_dtype, environment, only_as_stored, pinned
 from recerase.sid_export import Exported, export_sids
-from recerase.store import check_file_output, parquet_bytes, publish, write_bytes
+from recerase.store import check_file_output, publish, write_bytes
 from recerase.tokenizing import Tokenized, tokenize
 from recerase.types import SILENT, FailOn, Observer, Policy, Report, Scope
 
@@ -100,15 +97,6 @@ class Trained:
     path: Path
     log: TrainLog
     parameters: int
-
-
-@dataclass(frozen=True)
-class Recommended:
-    """Where `recommend` wrote, and for how many users."""
-
-    path: Path
-    users: int
-    rows: int
 
 
 def train(
@@ -193,61 +181,6 @@ def concept_preview(
         table, _, embeddings = read_sids(sids, catalogue.items.item_ids)
     chosen = choose_concept(concept, catalogue, embeddings)
     return chosen, preview(chosen, catalogue, table, embeddings, show=show), catalogue
-
-
-def recommend(
-    checkpoint: str | Path,
-    data: str | Path,
-    out: str | Path,
-    *,
-    top: int = 20,
-    beam: int | None = None,
-    exact: bool = False,
-    batch: int = 256,
-    force: bool = False,
-    run: RunConfig = RUN,
-    observer: Observer = SILENT,
-) -> Recommended:
-    """Write the `top` recommendations of every user with a history: user_id, rank (from 1), item_id, score (log p).
-
-    By beam search, or with `exact` from the scores of all listed items, of which there may be 50,000.
-    """
-    import pyarrow as pa
-
-    from recerase.model.decode import recommend as decode
-    from recerase.model.exact import recommend_exact
-
-    if exact and beam is not None:
-        raise UsageError("--exact uses no beam.", "Leave --beam out.")
-    choose_dtype(run.dtype)  # a name that is none is refused before anything is read
-    out = Path(out)
-    check_file_output(out, inputs=given_paths(checkpoint, data, run), force=force)
-    catalogue = load_catalogue(data)
-    histories = whole_histories(catalogue)
-    with pinned(run.threads, run.seed):
-        opened = open_checkpoint_for(checkpoint, catalogue, run)
-        asked = (opened.recommender, opened.table, histories)
-        if exact:
-            lists = recommend_exact(*asked, k=top, batch=batch, observer=observer)
-        else:
-            lists = decode(*asked, k=top, beam=beam, batch=batch, observer=observer)
-    without = int((lists.items[:, 0] < 0).sum()) if bool((opened.table.listed & opened.table.present).any()) else 0
-    if without:
-        raise CheckpointError(
-            f"{checkpoint} gives no finite probability after {without} of {len(histories)} histories.",
-            "Check its weights; where --dtype was given, leave it out.",
-        )
-    row, rank = np.nonzero(lists.items >= 0)
-    table = pa.table(
-        {
-            "user_id": pa.array(catalogue.interactions.user_ids[histories.users[row]], pa.string()),
-            "rank": pa.array((rank + 1).astype(np.int32)),
-            "item_id": pa.array(catalogue.items.item_ids[lists.items[row, rank]], pa.string()),
-            "score": pa.array(lists.scores[row, rank].astype(np.float32)),
-        }
-    )
-    write_bytes(out, parquet_bytes(table))
-    return Recommended(out, len(histories), table.num_rows)
 
 
 def audit(

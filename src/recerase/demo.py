@@ -49,7 +49,7 @@ def demo(out: str | Path, *, force: bool = False, run: RunConfig = RUN, observer
             made.provenance = {"command": "demo", "seed": run.seed}
         tokenize(data, sids, TokenizeConfig(codes=64, seed=run.seed), dims=64, observer=observer)
         shape = ModelConfig(width=64, layers=2, heads=4, feed_forward=128)
-        train(data, sids, model, shape, TrainConfig(epochs=10, seed=run.seed), run=run, observer=observer)
+        train(data, sids, model, shape, TrainConfig(epochs=10, seed=run.seed, dropout=0.0), run=run, observer=observer)
         before = audit(
             model,
             concept,

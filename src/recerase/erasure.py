@@ -20,9 +20,7 @@ from urllib.parse import quote
 
 from recerase.assembly import (
     RUN,
-    AuditInputs,
     ConceptSpec,
-    audited,
     changes,
     checkpoint_facts,
     choose_concept,
@@ -34,6 +32,7 @@ from recerase.assembly import (
     run_key,
     with_codebooks,
 )
+from recerase.auditing import AuditInputs, audited
 from recerase.catalog import Catalogue, Preview, load_catalogue, preview
 from recerase.errors import UsageError, WriteError
 from recerase.growing import Offer, check_grow, offer, offered_codes

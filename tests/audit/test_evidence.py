@@ -9,9 +9,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from recerase.audit.cases import natural_case
 from recerase.audit.evidence import curves, worst_examples, worst_users
 from recerase.audit.probes import AuditModel, AuditWorld
-from recerase.audit.readings import Readings, natural_case
+from recerase.audit.readings import Readings
 from recerase.model.recommender import Recommender
 
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from recerase.audit.aliasing import aliasing
+from recerase.audit.cases import concept_users_case
 from recerase.audit.free import free
 from recerase.audit.nearest import nearest
 from recerase.audit.probes import AuditModel, AuditWorld
-from recerase.audit.readings import Readings, concept_users_case
+from recerase.audit.readings import Readings
 from recerase.model.recommender import Recommender
 from recerase.sid.table import SidTable
 from recerase.types import Measurement, Skipped

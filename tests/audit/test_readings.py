@@ -9,16 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from recerase.audit.cases import Case, concept_users, mass_users, natural_case, synthetic
 from recerase.audit.probes import AuditModel, AuditWorld
-from recerase.audit.readings import (
-    Case,
-    Readings,
-    concept_users,
-    exposure,
-    mass_users,
-    natural_case,
-    synthetic,
-)
+from recerase.audit.readings import Readings, exposure
 from recerase.errors import CheckpointError
 from recerase.model.recommender import Recommender
 from recerase.sid.table import SidTable

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import ndcg_score
 
+from recerase.audit.cases import concept_users
 from recerase.audit.probes import AuditModel, AuditWorld
-from recerase.audit.readings import Readings, concept_users
+from recerase.audit.readings import Readings
 from recerase.audit.utility import coverage, ndcg, near_targets, ranks, recall, utility
 from recerase.model.recommender import Recommender
 from recerase.types import Measurement

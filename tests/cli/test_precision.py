@@ -101,9 +101,9 @@ def test_what_cannot_be_is_refused_in_a_sentence(
 
 def test_what_changes_weights_keeps_their_dtype(shop: Path, tmp_path: Path) -> None:
     half = RunConfig(dtype="bfloat16")
-    with pytest.raises(UsageError, match="erase works in"):
+    with pytest.raises(UsageError, match="erase keeps the dtype of the weights"):
         api.erase(shop / "model", api.ConceptSpec((DEMO_CONCEPT,)), shop / "data", tmp_path / "out", run=half)
-    with pytest.raises(UsageError, match="train works in"):
+    with pytest.raises(UsageError, match="train keeps the dtype of the weights"):
         api.train(shop / "data", shop / "sids", tmp_path / "out", run=half)
 
 

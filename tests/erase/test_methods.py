@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from recerase.erase.methods import METHODS, get_method, make_config
-from recerase.erase.tracer import RenormaliseConfig, TracerConfig
+from recerase.erase.tracer_config import RenormaliseConfig, TracerConfig
 from recerase.errors import UsageError
 
 

@@ -18,7 +18,8 @@ from recerase.erase import tracer
 from recerase.erase.examples import examples
 from recerase.erase.methods import METHODS, EraseRequest, make_config
 from recerase.erase.target import Teacher
-from recerase.erase.tracer import RenormaliseConfig, TracerConfig, erase
+from recerase.erase.tracer import erase
+from recerase.erase.tracer_config import RenormaliseConfig, TracerConfig
 from recerase.errors import ConceptError, EraseError, UsageError
 from recerase.model.mass import concept_mass, forced_log_probs
 from recerase.model.recommender import Recommender, wrap

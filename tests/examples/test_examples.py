@@ -39,7 +39,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     api.tokenize(home / "data", home / "sids", TokenizeConfig(codes=16), dims=16)
     for kind in ("causal", "seq2seq"):
         shape = ModelConfig(kind=kind, width=16, layers=1, heads=2, feed_forward=16, window=6)
-        api.train(home / "data", home / "sids", home / kind, shape, TrainConfig(epochs=1), run=RUN)
+        api.train(home / "data", home / "sids", home / kind, shape, TrainConfig(epochs=1, dropout=0.0), run=RUN)
     catalogue = load_catalogue(home / "data")
     whole = load_checkpoint(home / "causal", item_ids=catalogue.items.item_ids)
     concept = parse_concept([DEMO_CONCEPT], catalogue.items)

@@ -6,11 +6,20 @@ What is made must differ from layout to layout in its SIDs, so that two of them 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from tests.layouts import causal_fixtures, foreign_fixtures, genrec_twin, level_fixtures, table_fixtures
+from tests.layouts import (
+    causal_fixtures,
+    foreign_fixtures,
+    genrec_twin,
+    level_fixtures,
+    onerec_fixtures,
+    table_fixtures,
+)
+from tests.layouts.causal_fixtures import World
 
 from recerase.layouts.native import save_checkpoint
 from recerase.store import publish
@@ -29,11 +38,30 @@ def native(out: Path) -> Path:
     return out
 
 
+def turned(world: World, by: int) -> World:
+    """The world with the SIDs of each item those of another."""
+    codes = np.roll(world.codes, by, axis=0)
+    index = {str(row): [f"<{'abc'[level]}_{code}>" for level, code in enumerate(sid)] for row, sid in enumerate(codes)}
+    return replace(world, codes=codes, index=index)
+
+
 def lc_rec(out: Path) -> Path:
-    world = causal_fixtures.make_world()
-    turned = np.roll(world.codes, 1, axis=0)
-    index = {str(row): [f"<{'abc'[level]}_{code}>" for level, code in enumerate(sid)] for row, sid in enumerate(turned)}
-    return causal_fixtures.lc_rec(out, causal_fixtures.World(turned, world.titles, world.histories, index))
+    return causal_fixtures.lc_rec(out, turned(causal_fixtures.make_world(), 1))
+
+
+def openonerec(out: Path) -> Path:
+    onerec_fixtures.openonerec(out, turned(onerec_fixtures.the_world(), 2), beside=out)
+    return out
+
+
+def onerec_think(out: Path) -> Path:
+    onerec_fixtures.onerec_think(out, turned(onerec_fixtures.the_world(), 3), beside=out)
+    for file in [
+        *out.glob("*_val.parquet"),
+        *out.glob("*_test.parquet"),
+    ]:  # the tests over all layouts break every file in turn
+        file.unlink()
+    return out
 
 
 MAKERS: dict[str, Callable[[Path], Path]] = {
@@ -42,6 +70,8 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
     "tiger-cf": foreign_fixtures.tiger_cf,
     "minionerec": lambda out: causal_fixtures.minionerec(out, causal_fixtures.make_world(), dtype=torch.float32),
     "lc-rec": lc_rec,
+    "openonerec": openonerec,
+    "onerec-think": onerec_think,
     "genrec": genrec_twin.genrec,
     "grid": level_fixtures.grid,
     "rqvae-recommender": level_fixtures.rqvae,

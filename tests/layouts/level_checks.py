@@ -15,7 +15,7 @@ from torch import Tensor
 
 from recerase.catalog import Histories
 from recerase.catalog.interactions import Interactions
-from recerase.erase import npo, tracer
+from recerase.erase import npo, tracer, tracer_config
 from recerase.erase.methods import EraseRequest
 from recerase.layouts.native import Checkpoint
 from recerase.layouts.registry import named_layout, open_checkpoint
@@ -39,9 +39,12 @@ max = 1.0
 """What is tested is the files: any model passes."""
 SMALL = {"reassign_steps": 2, "settle_steps": 2, "pool": 1, "min_moved": 0.0, "batch": 8, "sequences": 4}
 METHODS: dict[str, tuple[Any, Any]] = {
-    "tracer": (tracer.erase, tracer.TracerConfig(**SMALL)),
-    "paper": (tracer.erase, replace(tracer.TracerConfig.preset("paper"), reassign_steps=2, batch=4, min_moved=0.0)),
-    "renormalise": (tracer.erase, tracer.RenormaliseConfig(settle_steps=2, pool=1, batch=8, sequences=4)),
+    "tracer": (tracer.erase, tracer_config.TracerConfig(**SMALL)),
+    "paper": (
+        tracer.erase,
+        replace(tracer_config.TracerConfig.preset("paper"), reassign_steps=2, batch=4, min_moved=0.0),
+    ),
+    "renormalise": (tracer.erase, tracer_config.RenormaliseConfig(settle_steps=2, pool=1, batch=8, sequences=4)),
     "npo": (npo.erase, npo.NpoConfig(steps=2, batch=4)),
 }
 """Every method that changes weights, with few steps."""

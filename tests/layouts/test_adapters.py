@@ -213,7 +213,9 @@ def test_the_base_may_be_named(shop: Path, tmp_path: Path) -> None:
         open_checkpoint(source)
     assert "--layout-set base=DIR" in told.value.remedy
     (source / "config.json").unlink()
-    with pytest.raises(CheckpointError, match="could be minionerec .* and lc-rec"):  # whose it is nothing says any more
+    with pytest.raises(
+        CheckpointError, match=r"could be minionerec .* and lc-rec"
+    ):  # whose it is nothing says any more
         detect_layout(source)
     opened = open_checkpoint(source, layout="lc-rec", options={"base": str(shop / "base")})
     assert torch.equal(logits(opened.recommender.module), logits(theirs(shop / "adapter", shop / "base")))

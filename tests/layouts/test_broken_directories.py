@@ -203,10 +203,12 @@ def test_two_layouts_mixed_are_refused(homes: dict[str, Path], tmp_path: Path, o
         place = Path(shutil.copytree(first, tmp_path / other))
         shutil.copytree(second, place, dirs_exist_ok=True)
         error, found = refusal(place)
+        shared = {file.name for file in first.iterdir()} & {file.name for file in second.iterdir()}
         if error is not None:
             check_sentence(error)
+            assert shared or (one in str(error) and other in str(error)), f"{one} and {other}: {error}"
             continue
-        assert {file.name for file in first.iterdir()} & {file.name for file in second.iterdir()}, (one, other)
+        assert shared, (one, other)
         assert found is not None
         assert found.same(read(second)), f"{other} over {one} was read as {found.layout}"
 
@@ -215,3 +217,34 @@ def test_two_layouts_mixed_are_refused(homes: dict[str, Path], tmp_path: Path, o
 def test_each_is_told_by_its_content_alone(homes: dict[str, Path], name: str) -> None:
     assert [layout.name for layout, _ in recognised(place_of(homes, name))] == [name]
     assert named_layout(name).marks
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_training_leaves_beside_it_changes_nothing(homes: dict[str, Path], tmp_path: Path, name: str) -> None:
+    """Logs, optimiser states and notes, as transformers' Trainer, accelerate, deepspeed and people lay them beside weights."""
+    whole = place_of(homes, name)
+    place = Path(shutil.copytree(whole, tmp_path / name))
+    for file in ("README.md", ".gitattributes", "training.log", "runs/events.out.tfevents.1", "exact_trie.pkl"):
+        _put(place, file, "lr 3e-4\n")
+    for file in ("trainer_state.json", "all_results.json", "zero_to_fp32.py", "wandb/run.json", "package.json"):
+        _put(place, file, '{"epoch": 3.0, "log_history": [{"loss": 1.5, "step": 10}]}')
+    moments = {"state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.zeros(4, 2)}}, "param_groups": [{"lr": 0.1}]}
+    files = ["optimizer.pt", "training_args.bin", "global_step3/mp_rank_00_model_states.pt"]
+    for file in (
+        files if name == "tiger-cf" else [*files, "rng_state.pth"]
+    ):  # where weights are a .pth, it is the only one
+        (place / file).parent.mkdir(exist_ok=True)
+        torch.save(moments, place / file)
+    torch.save({"last_epoch": 3, "_step_count": 4}, place / "scheduler.pt")
+    wanted = read(whole)
+    assert [layout.name for layout, _ in recognised(place)] == [name]
+    assert read(place).same(wanted)
+
+
+def test_weights_in_shards_beside_whole_ones_are_refused(homes: dict[str, Path], tmp_path: Path) -> None:
+    place = Path(shutil.copytree(place_of(homes, "onerec-think"), tmp_path / "model"))
+    shutil.copy(place_of(homes, "openonerec") / "model.safetensors", place)
+    error, _ = refusal(place)
+    assert error is not None
+    check_sentence(error)
+    assert "model.safetensors and model.safetensors.index.json" in str(error)

@@ -12,7 +12,8 @@ from tests.layouts.fixtures import native
 
 from recerase import api
 from recerase.__main__ import run
-from recerase.assembly import _fitted, open_checkpoint_for, with_codebooks
+from recerase.assembly import open_checkpoint_for, with_codebooks
+from recerase.auditing import _fitted
 from recerase.catalog import load_catalogue
 from recerase.errors import EraseError, UsageError
 from recerase.layouts.native import Checkpoint

@@ -26,10 +26,17 @@ from recerase.layouts.grown_files import grown_safetensors, prove_tokens, regrow
 from recerase.layouts.growth import Growth, NewRow, Room, further, grown_schema, lacking, room_of
 from recerase.layouts.native import Checkpoint, load_checkpoint
 from recerase.layouts.registry import named_layout, open_checkpoint
+from recerase.layouts.spelling import ONEREC, PLAIN, Spelling
 from recerase.sid.quantize import TokenizeConfig, fit_codebooks, tokenize
 from recerase.sid.schema import SidSchema
 
 NEW = Growth((NewRow(0, 1, 30, "<a_1>"), NewRow(2, 4, 31, "<c_4>")), 32)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """A checkpoint whose tokens are as LC-Rec writes them; read only."""
+    return open_checkpoint(causal.lc_rec(tmp_path_factory.mktemp("plain") / "model", fixtures.full_world()))
 
 
 def written(source: Checkpoint, out: Path, item: int, code: tuple[int, int]) -> Checkpoint:
@@ -186,47 +193,54 @@ def test_rows_are_in_the_order_in_which_the_tools_add_them() -> None:
     assert grown_schema(schema, spelled, []).to_json() == schema.to_json()
 
 
+@pytest.mark.parametrize("spelling", [PLAIN, ONEREC], ids=["plain", "onerec"])
 @pytest.mark.parametrize("indent", [None, 1, 2])
-def test_json_is_patched_as_it_is_laid_out(indent: int | None) -> None:
-    entry = {"content": "<c_3>", "lstrip": False, "normalized": True, "special": False}
+def test_json_is_patched_as_it_is_laid_out(plain: Checkpoint, indent: int | None, spelling: Spelling) -> None:
+    """In each spelling; tokens of the other one are any tokens, beside which nothing is spelled."""
+    source = replace(plain, extra={**plain.extra, "spelling": spelling})
+    growth = Growth(tuple(replace(row, token=spelling.token(row.level, row.code)) for row in NEW.rows), NEW.matrix)
+    first, second = (row.token for row in growth.rows)
+    last, strange = spelling.token(2, 3), (ONEREC if spelling is PLAIN else PLAIN).token(2, 3)
+    entry = {"content": last, "lstrip": False, "normalized": True, "special": False}
     other = {**entry, "content": "</s>", "normalized": False, "special": True}
     files: dict[str, Any] = {
         "tokenizer.json": {
             "version": "1.0",
-            "added_tokens": [{"id": 1, **other}, {"id": 29, **entry}, {"id": 2, **other, "content": "<x>"}],
+            "added_tokens": [{"id": 1, **other}, {"id": 29, **entry}, {"id": 2, **other, "content": strange}],
             "model": {"vocab": {"a": 0, '"]}': 3}},
         },
-        "added_tokens.json": {"<b_2>": 28, "<c_3>": 29, "<extra_id_0>": 19},
-        "tokenizer_config.json": {"added_tokens_decoder": {"1": other, "29": entry}, "note": 'brace "}" and <c_3>'},
+        "added_tokens.json": {spelling.token(1, 2): 28, last: 29, strange: 19},
+        "tokenizer_config.json": {"added_tokens_decoder": {"1": other, "29": entry}, "note": f'brace "}}" and {last}'},
         "config.json": {"model_type": "t5", "inner": {"vocab_size": 5}, "vocab_size": 30, "window": 30},
     }
     for name, said in files.items():
         text = json.dumps(said, indent=indent, ensure_ascii=name != "config.json")
-        new = regrown(name, text.encode(), NEW, None, None).decode()  # type: ignore[arg-type]
+        new = regrown(name, text.encode(), growth, source, source.recommender).decode()
         wanted = json.loads(text)
         if name == "tokenizer.json":
-            wanted["added_tokens"] += [{"id": 30, **entry, "content": "<a_1>"}, {"id": 31, **entry, "content": "<c_4>"}]
+            wanted["added_tokens"] += [{"id": 30, **entry, "content": first}, {"id": 31, **entry, "content": second}]
         elif name == "added_tokens.json":
-            wanted |= {"<a_1>": 30, "<c_4>": 31}
+            wanted |= {first: 30, second: 31}
         elif name == "config.json":
             wanted["vocab_size"] = 32
         else:
-            wanted["added_tokens_decoder"] |= {"30": {**entry, "content": "<a_1>"}, "31": {**entry, "content": "<c_4>"}}
+            wanted["added_tokens_decoder"] |= {"30": {**entry, "content": first}, "31": {**entry, "content": second}}
         assert json.loads(new) == wanted
         assert new == json.dumps(wanted, indent=indent, ensure_ascii=name != "config.json")
 
 
-def test_files_that_do_not_speak_of_rows_stay() -> None:
+def test_files_that_do_not_speak_of_rows_stay(plain: Checkpoint) -> None:
     for name, said in (
         ("generation_config.json", b'{"vocab_size": 3}'),
         ("tokenizer_config.json", b'{"added_tokens_decoder": null, "x": "<c_3>"}'),
         ("tokenizer_config.json", b'{"extra": [1]}'),
         ("added_tokens.json", b'{"<extra_id_0>": 19}'),
+        ("added_tokens.json", b'{"<s_c_3>": 19}'),
         ("vocab.json", b'{"<c_3>": 29}'),
     ):
-        assert regrown(name, said, NEW, None, None) == said  # type: ignore[arg-type]
+        assert regrown(name, said, NEW, plain, plain.recommender) == said
     with pytest.raises(ArtefactError, match="no vocab_size"):
-        regrown("config.json", b"{}", NEW, None, None)  # type: ignore[arg-type]
+        regrown("config.json", b"{}", NEW, plain, plain.recommender)
 
 
 def test_a_tensor_of_another_length_and_the_rest_of_the_bytes(tmp_path: Path) -> None:
@@ -254,7 +268,7 @@ def test_a_tokenizer_that_reads_it_otherwise_is_refused(tmp_path: Path) -> None:
     source = causal.lc_rec(tmp_path / "model", fixtures.full_world())
     opened = open_checkpoint(source)
     now = written(opened, tmp_path / "out", 9, (2, 1))
-    growth = token_growth(opened.table, now.table)
+    growth = token_growth(opened, now.table)
     prove_tokens(source, tmp_path / "out", growth)
     for before, after in (('"<c_1>"', '"<c_9>"'), ('"<a_0>"', '"<a_9>"')):
         broken = Path(shutil.copytree(tmp_path / "out", tmp_path / f"broken{after[2]}"))

@@ -15,9 +15,9 @@ from recerase.catalog import Histories
 from recerase.errors import ArtefactError, EraseError, TableError
 from recerase.layouts.describe import describe
 from recerase.layouts.index_json import TOMBSTONE
-from recerase.layouts.letter import token_rows
 from recerase.layouts.native import Checkpoint
 from recerase.layouts.registry import named_layout, open_checkpoint
+from recerase.layouts.token_files import token_rows
 from recerase.sid.table import SidTable
 from recerase.store import publish
 

@@ -16,9 +16,9 @@ from recerase.catalog.interactions import Histories
 from recerase.erase.paths import SoftTokens, start
 from recerase.errors import CheckpointError, UsageError
 from recerase.layouts.lc_rec import PROMPT as LC_REC
-from recerase.layouts.letter import token_rows
 from recerase.layouts.minionerec import PROMPT as MINIONEREC
 from recerase.layouts.prompts import Template, load_tokenizer, make_prompt, read_template
+from recerase.layouts.token_files import token_rows
 from recerase.model.prompt import Prompt
 from recerase.model.recommender import ModelConfig, Recommender, new_recommender, wrap
 from recerase.sid.schema import SidSchema

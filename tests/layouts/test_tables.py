@@ -19,7 +19,8 @@ from recerase.layouts.registry import detect_layout, named_layout, open_checkpoi
 from recerase.layouts.tables import FORMATS, read_sids, source_table
 from recerase.sid.quality import quality
 from recerase.sid.schema import SidSchema
-from recerase.sid.table import TOMBSTONE, SidTable
+from recerase.sid.table import SidTable
+from recerase.sid.table_files import TOMBSTONE
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ import torch
 
 from recerase.catalog.interactions import Histories
 from recerase.errors import CheckpointError
+from recerase.model.batches import seq2seq_inputs
 from recerase.model.decode import recommend
 from recerase.model.mass import concept_mass, level_log_probs
 from recerase.model.recommender import Recommender, wrap
-from recerase.model.training import seq2seq_inputs
 from recerase.sid.schema import SidSchema
 from recerase.sid.table import SidTable
 from recerase.sid.trie import Trie

@@ -18,12 +18,13 @@ from recerase.erase.frontier import frontier, walk
 from recerase.erase.paths import node_log_probs, start
 from recerase.erase.target import Teacher
 from recerase.errors import CheckpointError
+from recerase.model.batches import IGNORED, seq2seq_inputs
 from recerase.model.decode import generate_free, recommend
 from recerase.model.exact import recommend_exact
 from recerase.model.mass import catalogue_log_probs, concept_mass, forced_log_probs
 from recerase.model.prompt import Prompt
 from recerase.model.recommender import Recommender, wrap
-from recerase.model.training import IGNORED, seq2seq_inputs, sequence_loss
+from recerase.model.training import sequence_loss
 from recerase.sid.table import SidTable
 
 

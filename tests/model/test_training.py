@@ -16,22 +16,18 @@ from hypothesis import strategies as st
 from recerase.catalog.interactions import Histories, Interactions, Split
 from recerase.errors import UsageError
 from recerase.model import training
+from recerase.model.batches import IGNORED, batch_rows, causal_inputs, pairs, seq2seq_inputs, windows
 from recerase.model.decode import recommend
 from recerase.model.recommender import ModelConfig, Recommender, new_recommender
 from recerase.model.training import (
-    IGNORED,
     PIECE,
     TrainConfig,
-    batch_rows,
-    causal_inputs,
     learning_rate,
-    pairs,
+    left_out,
     progress_of,
-    seq2seq_inputs,
     sequence_loss,
     train,
     validate,
-    windows,
 )
 from recerase.sid.table import SidTable
 from recerase.types import Silent
@@ -349,3 +345,37 @@ def test_the_loss_is_the_mean_log_probability_of_the_codes(kind: str, make: Make
     with torch.no_grad():
         found = float(sequence_loss(model.module, inputs_of(model, table, histories)))
     assert found == pytest.approx(-float(torch.cat(by_hand).mean()), rel=1e-4)
+
+
+def test_what_is_left_out_is_left_out_of_every_place_and_only_meanwhile(fresh: Make) -> None:
+    """With all of it left out, what is left of a causal model is its norm of nothing; afterwards it is what it was."""
+    model = fresh("causal")
+    tokens = torch.arange(1, 9)[None]
+    model.module.eval()
+    before = model.module(input_ids=tokens).logits
+    hooked = sum(len(part._forward_hooks) for part in model.module.modules())
+    with left_out(model, 0.5):
+        assert torch.equal(model.module(input_ids=tokens).logits, before)  # evaluation is never touched
+        model.module.train()
+        torch.manual_seed(0)
+        parts = dict(model.module.named_modules())
+        seen: dict[str, float] = {}
+        for name in ("model.embed_tokens", "model.layers.0.self_attn.o_proj", "model.layers.0.mlp.down_proj"):
+            parts[name].register_forward_hook(
+                lambda part, given, made, name=name: seen.update({name: float((made == 0).float().mean())})
+            )
+        model.module(input_ids=tokens.repeat(8, 1))
+        assert len(seen) == 3
+        assert all(0.35 < share < 0.65 for share in seen.values())
+    model.module.eval()
+    assert torch.equal(model.module(input_ids=tokens).logits, before)
+    assert sum(len(part._forward_hooks) for part in model.module.modules()) == hooked + 3  # those of this test
+    with pytest.raises(RuntimeError), left_out(model, 0.5):
+        raise RuntimeError
+    assert sum(len(part._forward_hooks) for part in model.module.modules()) == hooked + 3
+
+
+def test_a_t5_keeps_to_its_own_dropout(fresh: Make) -> None:
+    model = fresh("seq2seq")
+    with left_out(model, 0.5):
+        assert not any(part._forward_hooks for part in model.module.modules())

@@ -11,6 +11,7 @@ import torch
 from recerase.catalog.interactions import Histories, Interactions
 from recerase.erase.methods import METHODS, EraseRequest, make_config
 from recerase.errors import UsageError
+from recerase.model.batches import IGNORED, causal_inputs, seq2seq_inputs
 from recerase.model.decode import generate_free, recommend
 from recerase.model.exact import recommend_exact
 from recerase.model.mass import (
@@ -21,7 +22,6 @@ from recerase.model.mass import (
     level_log_probs,
 )
 from recerase.model.recommender import Recommender
-from recerase.model.training import IGNORED, causal_inputs, seq2seq_inputs
 from recerase.sid.schema import SidSchema
 from recerase.sid.table import SidTable
 from recerase.sid.trie import Trie

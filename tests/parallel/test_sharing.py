@@ -17,8 +17,9 @@ from recerase.erase import target as erasing
 from recerase.erase.target import Target, Teacher
 from recerase.erasure import _digest
 from recerase.model import training
+from recerase.model.batches import IGNORED
 from recerase.model.recommender import ModelConfig, Recommender, new_recommender
-from recerase.model.training import IGNORED, TrainConfig, _batches, _shared, sequence_loss
+from recerase.model.training import TrainConfig, _batches, _shared, sequence_loss
 from recerase.parallel import Workers
 from recerase.sid.schema import SidSchema
 from recerase.sid.table import SidTable

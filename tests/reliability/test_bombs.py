@@ -25,7 +25,7 @@ from recerase.errors import (
     TableError,
 )
 from recerase.layouts.native import load_checkpoint
-from recerase.sid.table import read_table
+from recerase.sid.table_files import read_table
 from recerase.store import write_manifest
 
 Figure = Callable[..., None]

@@ -33,7 +33,7 @@ from recerase.errors import RecEraseError
 from recerase.report.codec import document_bytes, document_digest
 from recerase.report.schema import parse_report
 from recerase.report.text import report_text
-from recerase.sid.table import read_table
+from recerase.sid.table_files import read_table
 
 Fuzz = Callable[[Callable[[], None]], None]
 EXAMPLES = counted(400, 200_000)

@@ -20,7 +20,7 @@ from recerase.errors import ArtefactError
 from recerase.layouts.native import load_checkpoint, load_sids
 from recerase.report.schema import read_report
 from recerase.reporting import read_baseline
-from recerase.sid.table import read_table
+from recerase.sid.table_files import read_table
 from recerase.store import MANIFEST, read_sealed, write_manifest, write_sealed
 
 Effort = Callable[[int, int], int]

@@ -26,9 +26,10 @@ import torch
 from tests.conftest import counted
 
 from recerase.audit import run
+from recerase.audit.cases import natural_case
 from recerase.audit.policy import default_policy
 from recerase.audit.probes import AuditConfig, AuditModel, AuditWorld, build_world
-from recerase.audit.readings import Cache, Readings, natural_case
+from recerase.audit.readings import Cache, Readings
 from recerase.audit.run import AuditResult, run_audit
 from recerase.catalog.concept import Concept
 from recerase.catalog.interactions import Catalogue, Interactions, Split
@@ -127,7 +128,7 @@ def _walks(rng: np.random.Generator, members: BoolArray) -> Interactions:
 
 def _trained(table: SidTable, split: Split, seed: int) -> Recommender:
     model = new_recommender(SHAPE, table.schema, seed)
-    config = TrainConfig(epochs=8, lr=1e-2, validate_every=8, validation_users=100, seed=seed)
+    config = TrainConfig(epochs=8, lr=1e-2, validate_every=8, validation_users=100, seed=seed, dropout=0.0)
     train(model, table, split, config)
     return model
 

@@ -565,7 +565,7 @@ PHASES = (
     "recerase.api.load_catalogue",
     "recerase.api.open_checkpoint_for",
     "recerase.api.choose_concept",
-    "recerase.assembly.concept_facts",
+    "recerase.auditing.concept_facts",
     "recerase.audit.probes.build_world",
     "recerase.audit.run.judge_controls",
     "recerase.audit.run.decide",

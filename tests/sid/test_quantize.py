@@ -12,7 +12,8 @@ import pytest
 from recerase.errors import DataError, UsageError
 from recerase.sid import quantize
 from recerase.sid.quantize import Codebooks, TokenizeConfig, fit_codebooks, rq_kmeans, tokenize
-from recerase.sid.table import SidSchema, SidTable, read_json_table
+from recerase.sid.table import SidSchema, SidTable
+from recerase.sid.table_files import read_json_table
 
 SMALL = TokenizeConfig(levels=3, codes=16, iterations=8)
 

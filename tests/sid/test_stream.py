@@ -18,11 +18,12 @@ from recerase.catalog.dataset import Dataset
 from recerase.errors import DataError, UsageError
 from recerase.parallel import Workers
 from recerase.sid import codebooks, quantize
+from recerase.sid import parts as waiting
 from recerase.sid import stream as streaming
 from recerase.sid.codebooks import lowest, nearest_codes, squared_distances
 from recerase.sid.quantize import TokenizeConfig, tokenize
 from recerase.sid.stream import Streamed, hashed, sid_rows
-from recerase.sid.table import arrow_to_table
+from recerase.sid.table_files import arrow_to_table
 
 N, D = 700, 6
 CONFIG = TokenizeConfig(levels=3, codes=12, iterations=5)
@@ -263,7 +264,8 @@ def test_wide_vectors_are_held_in_parts_of_a_unit(
 ) -> None:
     source = written(tmp_path / "data", points(), ids(), [3, 400])
     whole = stream(source, CONFIG, tmp_path / "whole")
-    monkeypatch.setattr(streaming, "_NUMBERS", numbers)
+    monkeypatch.setattr(streaming, "NUMBERS", numbers)
+    monkeypatch.setattr(waiting, "NUMBERS", numbers)
     parts = [len(x) for _, unit in streaming._units(source, 64, N) for x in unit]
     assert max(parts) <= numbers // D
     assert sum(parts) == N - 64

@@ -19,14 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recerase.errors import TableError
-from recerase.sid.table import (
-    SidSchema,
-    SidTable,
-    arrow_to_table,
-    read_json_table,
-    read_table,
-    table_to_arrow,
-)
+from recerase.sid.table import SidSchema, SidTable
+from recerase.sid.table_files import arrow_to_table, read_json_table, read_table, table_to_arrow
 
 SIZES = (3, 4, 2)
 

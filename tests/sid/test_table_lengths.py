@@ -20,7 +20,8 @@ from recerase.sid.extend import extend
 from recerase.sid.ids import as_text, text_rank
 from recerase.sid.quality import quality
 from recerase.sid.quantize import fit_codebooks
-from recerase.sid.table import SidSchema, SidTable, arrow_to_table, read_json_table, read_table, table_to_arrow
+from recerase.sid.table import SidSchema, SidTable
+from recerase.sid.table_files import arrow_to_table, read_json_table, read_table, table_to_arrow
 
 CODES = np.array([[1, 0, 2], [1, 0, -1], [1, -1, -1], [-1, -1, -1], [0, 3, -1]])
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recerase.audit.readings import exposure, mass_users, natural_case
+from recerase.audit.cases import mass_users, natural_case
+from recerase.audit.readings import exposure
 from recerase.audit.saturated import lengths, saturated_case
 from recerase.types import Example, IntArray
 

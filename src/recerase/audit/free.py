@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from recerase.audit.cases import concept_users_case
 from recerase.audit.probes import measured
-from recerase.audit.readings import concept_users_case
 from recerase.types import BoolArray, IntArray, Measurement, Skipped
 
 if TYPE_CHECKING:

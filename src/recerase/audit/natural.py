@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from recerase.audit.cases import concept_users, mass_users, natural_case
 from recerase.audit.probes import measured
-from recerase.audit.readings import SIDES, concept_users, exposure, mass_users, natural_case
+from recerase.audit.readings import SIDES, exposure
 from recerase.types import Measurement, Skipped
 
 if TYPE_CHECKING:

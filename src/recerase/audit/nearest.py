@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
+from recerase.audit.cases import concept_users_case
 from recerase.audit.probes import measured
-from recerase.audit.readings import concept_users_case
 from recerase.types import BoolArray, FloatArray, IntArray, Measurement, Skipped
 
 if TYPE_CHECKING:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
+from recerase.audit.cases import Case, synthetic
 from recerase.audit.probes import measured
-from recerase.audit.readings import SIDES, Case, exposure, synthetic
+from recerase.audit.readings import SIDES, exposure
 from recerase.types import BoolArray, FloatArray, IntArray, Measurement, Skipped
 
 if TYPE_CHECKING:

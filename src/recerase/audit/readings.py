@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from recerase.audit.cases import Case
 from recerase.audit.probes import AuditModel, AuditWorld
 from recerase.errors import CheckpointError, DataError
 from recerase.parallel import workers
@@ -43,17 +44,6 @@ _SHARES = 16
 """Blocks of a reading at least, where it has the batches: so that processes that share it are done at about one time."""
 _ROUND = 4
 """Blocks a process reads before they are exchanged, where there are several: with them, what an interrupted audit loses."""
-
-
-@dataclass(frozen=True, eq=False)
-class Case:
-    """Histories a model is read on, under a name; one name never means two sets of histories within an audit."""
-
-    name: str
-    histories: Histories
-
-    def __len__(self) -> int:
-        return len(self.histories)
 
 
 @dataclass(frozen=True, eq=False)
@@ -279,70 +269,11 @@ def exposure(lists: IntArray, members: BoolArray, k: int) -> FloatArray:
     return shown
 
 
-def natural_case(world: AuditWorld) -> Case:
-    """Every test user of the world."""
-    return Case("natural", world.histories)
-
-
-def concept_users(world: AuditWorld) -> BoolArray:
-    """[B] test users whose history holds a concept item."""
-    return world.histories.touches(world.members)
-
-
-@dataclass(frozen=True, eq=False)
-class MassUsers:
-    """The test users whose exact mass is read, and which of them stand for whom."""
-
-    rows: IntArray
-    """[S] positions in `world.histories`, ascending."""
-    everyone: IntArray
-    """Positions in `rows` of the sample of all users."""
-    of_concept: IntArray
-    """Positions in `rows` of the sample of the concept's users."""
-    case: Case
-    """Their histories."""
-
-
-def mass_users(world: AuditWorld) -> MassUsers:
-    """`mass_users` of all test users, and as many of the concept's users, drawn with the world's seed."""
-    size = world.config.mass_users
-    everyone = _sample(world, "mass", np.arange(len(world.histories)), size)
-    touched = _sample(world, "mass concept users", np.flatnonzero(concept_users(world)), size)
-    rows = np.union1d(everyone, touched)
-    case = Case("mass users", world.histories.take(rows))
-    return MassUsers(rows, np.searchsorted(rows, everyone), np.searchsorted(rows, touched), case)
-
-
-def concept_users_case(world: AuditWorld) -> Case:
-    """At most `mass_users` users of the concept: those whose mass is read."""
-    sample = mass_users(world)
-    return Case("concept users", sample.case.histories.take(sample.of_concept))
-
-
-def synthetic(items: IntArray, lengths: IntArray) -> Histories:
-    """Histories without users or targets: the first `lengths` [B] items of each row of `items` [B, H]."""
-    from recerase.catalog.interactions import Histories
-
-    kept = np.arange(items.shape[1]) < lengths[:, None]
-    nobody = np.full(len(items), -1)
-    return Histories(
-        items=items[kept].astype(np.int32),
-        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        users=nobody.astype(np.int64),
-        targets=nobody.astype(np.int32),
-    )
-
-
 def _unreadable(role: str, n: int) -> CheckpointError:
     """An empty list or a mass that is no number would otherwise look like a concept that is gone."""
     return CheckpointError(
         f"The {role} model gives no finite probability after {n} histories.", "Check its weights for NaN or overflow."
     )
-
-
-def _sample(world: AuditWorld, purpose: str, rows: IntArray, size: int) -> IntArray:
-    chosen: IntArray = np.sort(world.random(purpose).permutation(rows)[:size])
-    return chosen
 
 
 def _digest(array: NDArray[Any]) -> str:

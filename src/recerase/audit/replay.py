@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from recerase.audit.cases import mass_users, natural_case
 from recerase.audit.probes import measured
-from recerase.audit.readings import exposure, mass_users, natural_case
+from recerase.audit.readings import exposure
 from recerase.types import Measurement, Skipped
 
 if TYPE_CHECKING:

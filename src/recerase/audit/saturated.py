@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from recerase.audit.cases import Case, mass_users, natural_case, synthetic
 from recerase.audit.probes import measured
-from recerase.audit.readings import SIDES, Case, Side, exposure, mass_users, natural_case, synthetic
+from recerase.audit.readings import SIDES, Side, exposure
 from recerase.types import FloatArray, IntArray, Measurement, Skipped
 
 if TYPE_CHECKING:

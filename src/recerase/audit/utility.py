@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from recerase.audit.cases import concept_users, natural_case
 from recerase.audit.neighbours import outside_neighbours
 from recerase.audit.probes import counted, measured
-from recerase.audit.readings import concept_users, natural_case
 from recerase.types import BoolArray, FloatArray, IntArray, Measurement, Skipped
 
 if TYPE_CHECKING:

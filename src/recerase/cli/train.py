@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -52,6 +53,16 @@ def train(
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="Most epochs.")] = 40,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Sequences a step.")] = 128,
     lr: Annotated[float, typer.Option("--lr", min=0.0, help="Peak learning rate.")] = 3e-3,
+    dropout: Annotated[
+        float | None,
+        typer.Option(
+            "--dropout",
+            min=0.0,
+            max=0.9,
+            help="Share of embeddings and of what layers add that a step leaves out. [default: 0.2; seq2seq: 0.1]",
+            show_default=False,
+        ),
+    ] = None,
     patience: Annotated[int, typer.Option("--patience", min=1, help="Validations without gain before stopping.")] = 4,
     without: Annotated[
         list[str] | None,
@@ -96,6 +107,10 @@ def train(
         kind=kind.value, width=width, layers=layers, heads=heads, feed_forward=2 * width, window=window
     )
     train_config = TrainConfig(epochs=epochs, batch=batch, lr=lr, patience=patience, seed=seed, bf16=bf16)
+    if dropout is not None and kind is Kind.causal:
+        train_config = replace(train_config, dropout=dropout)
+    elif dropout is not None:
+        model_config = replace(model_config, dropout=dropout)
     with observing(quiet) as observer:
         made = api.train(
             source,

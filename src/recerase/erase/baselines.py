@@ -43,7 +43,8 @@ def retrain(request: EraseRequest, config: RetrainConfig) -> Erased:
     began = time.monotonic()
     try:
         shape = ModelConfig(**_known(ModelConfig, request.training["model"]))
-        recipe = TrainConfig(**_known(TrainConfig, request.training["training"]))
+        # a recipe that does not speak of this dropout was written when there was none
+        recipe = TrainConfig(**{"dropout": 0.0, **_known(TrainConfig, request.training["training"])})
     except (KeyError, TypeError, AttributeError) as error:
         raise UsageError(
             "The checkpoint does not record how it was trained, so it cannot be trained again the same way.",

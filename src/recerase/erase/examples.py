@@ -11,7 +11,7 @@ import numpy as np
 
 from recerase.catalog.interactions import Histories, Interactions
 from recerase.errors import ConceptError
-from recerase.model.training import pairs, windows
+from recerase.model.batches import pairs, windows
 from recerase.sid.table import SidTable
 from recerase.types import BoolArray, FloatArray, IntArray
 

@@ -25,8 +25,8 @@ from torch import Tensor
 from recerase.catalog.interactions import Histories
 from recerase.erase.frontier import Frontier, Walk, frontier, walk
 from recerase.erase.paths import item_rows, node_log_probs, sid_log_probs, start
+from recerase.model.batches import causal_inputs
 from recerase.model.recommender import Recommender, State
-from recerase.model.training import causal_inputs
 from recerase.parallel import workers
 from recerase.sid.table import SidTable
 from recerase.types import BoolArray, FloatArray, IntArray, Scope

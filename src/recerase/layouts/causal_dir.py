@@ -21,7 +21,6 @@ from recerase.layouts.buffers import check_angles, take_angles
 from recerase.layouts.causal_files import Side, copied_of, elsewhere, files_of
 from recerase.layouts.foreign import digest_over, index_option, manifest_of, stored_codebooks
 from recerase.layouts.index_json import IndexFile, looks_like_index, read_index
-from recerase.layouts.letter import _generation, _weights, schema_of, token_rows
 from recerase.layouts.naming import naming
 from recerase.layouts.native import SCHEMA, Checkpoint
 from recerase.layouts.patching import reread
@@ -29,6 +28,7 @@ from recerase.layouts.prompts import PROMPT_OPTION, Template, load_tokenizer, ma
 from recerase.layouts.protocol import LoadRequest
 from recerase.layouts.shards import check_shards
 from recerase.layouts.spelling import PLAIN, Spelling
+from recerase.layouts.token_files import generation_of, schema_of, token_rows, weight_files
 from recerase.layouts.weights import CONFIG, load_module, read_tensors
 from recerase.model.prompt import Prompt
 from recerase.sid.schema import SidSchema
@@ -109,7 +109,7 @@ def read_causal(
     """
     from recerase.model.recommender import wrap
 
-    base = base_of(path, request, _weights) if is_adapter(path) else None
+    base = base_of(path, request, weight_files) if is_adapter(path) else None
     side = side or Side(path)
     held = files_of(path, index.path, side, request.trust_pickle)
     weights = held.weights
@@ -162,7 +162,7 @@ def read_causal(
             "naming": naming(path, (name for name in copied if name not in held.names), kind.spelling),
             "files": files,
             "tokens": rows,
-            "generation": _generation(path),
+            "generation": generation_of(path),
             "prompt": template.to_json(),
             "side": tuple(side.places),
             "padded": max(0, schema.vocabulary - 1 - max(tokenizer.get_vocab().values())),

@@ -16,12 +16,12 @@ from recerase.errors import CheckpointError
 from recerase.layouts.adapters import base_of, described_in, is_adapter
 from recerase.layouts.foreign import copied_files, digest_over, write_copies, write_weights
 from recerase.layouts.grown_files import prove_tokens, regrown, token_growth
-from recerase.layouts.letter import _weights
 from recerase.layouts.naming import TOKENIZER
 from recerase.layouts.native import CODEBOOKS, Checkpoint
 from recerase.layouts.patching import reread
 from recerase.layouts.prompts import Template, template_of
 from recerase.layouts.protocol import LoadRequest
+from recerase.layouts.token_files import weight_files
 from recerase.sid.table import SidTable
 from recerase.store import MANIFEST, canonical_json, read_bytes, sha256_bytes, sha256_file, write_bytes
 
@@ -76,7 +76,7 @@ class CausalFiles:
 
 def files_of(path: Path, table: Path, side: Side, trust_pickle: bool) -> CausalFiles:
     """Raises CheckpointError when a file from elsewhere would take the name of one that is there."""
-    weights = _weights(path, trust_pickle)
+    weights = weight_files(path, trust_pickle)
     tokens = [file for file in TOKENIZER if (path / file).is_file()]
     ours = [CODEBOOKS] if (path / MANIFEST).is_file() and (path / CODEBOOKS).is_file() else []
     here, home, there = path.resolve(), side.home.resolve(), _at(table)
@@ -114,7 +114,7 @@ def digest_of_causal(path: Path, options: Mapping[str, str], shipped: Template, 
     manifest = {"files": {name: {"sha256": sha256_file(path / name)} for name in held.names}}
     said = {name: sha256_file(place) for name, place in held.carrying.items()}
     request = LoadRequest(options=options, trust_pickle=True)
-    base = base_of(path, request, _weights).digests if is_adapter(path) else {}
+    base = base_of(path, request, weight_files).digests if is_adapter(path) else {}
     return digest_over(manifest, held.names, {**elsewhere(held, said, template_of(options, shipped), options), **base})
 
 

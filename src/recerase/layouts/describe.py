@@ -191,7 +191,7 @@ def _sids(path: Path, facts: dict[str, Any], problems: list[str]) -> None:
 
 
 def _file_table(path: Path, facts: dict[str, Any], problems: list[str]) -> None:
-    from recerase.sid.table import read_table
+    from recerase.sid.table_files import read_table
 
     table = read_table(path)
     _table(table, facts, problems)

@@ -30,10 +30,10 @@ from recerase.layouts.foreign import (
     write_foreign,
 )
 from recerase.layouts.index_json import IndexFile, looks_like_index, read_index
-from recerase.layouts.native import CODEBOOKS, SCHEMA, Checkpoint
+from recerase.layouts.native import CODEBOOKS, Checkpoint
 from recerase.layouts.protocol import NO_OPTIONS, Layout, LoadRequest
 from recerase.layouts.torch_zip import Contents, exchanged, read_torch_zip
-from recerase.layouts.weights import CONFIG, apart, fill_exactly, read_torch_file
+from recerase.layouts.weights import apart, fill_exactly, read_torch_file
 from recerase.sid.schema import SidSchema
 from recerase.sid.table import SidTable
 from recerase.store import MANIFEST
@@ -61,8 +61,6 @@ def _found(path: Path) -> list[str]:
 
 
 def _detect(path: Path) -> str | None:
-    if (path / SCHEMA).is_file() or (path / CONFIG).is_file():
-        return None
     return f"a .pt that names {_MARKS[0]} and {_MARKS[1]}" if _found(path) else None
 
 

@@ -65,6 +65,8 @@ class Room:
     """Tokens that sort before this one may not be added; empty: any may."""
     hint: str = ""
     """What to do where that is too few."""
+    most: int = 0
+    """Codes that a level may have at most; 0: any number."""
 
     def order(self, codes: Iterable[Code]) -> list[Code]:
         """The codes that may be added, in the order of their rows."""
@@ -109,7 +111,7 @@ def further(schema: SidSchema, room: Room, count: int) -> list[Code]:
     """Up to `count` codes above the largest of the last level."""
     last, size = schema.levels - 1, schema.codes[-1]
     widest = size + count if not room.behind else 10 * (size + count)  # few of them sort behind
-    return sorted(room.order((last, code) for code in range(size, widest)))[:count]
+    return sorted(room.order((last, code) for code in range(size, min(widest, room.most or widest))))[:count]
 
 
 def grown_schema(schema: SidSchema, room: Room, codes: Sequence[Code]) -> SidSchema:

@@ -17,7 +17,7 @@ import numpy as np
 
 from recerase.errors import ArtefactError, TableError
 from recerase.layouts.spelling import MOST_CODE, PLAIN
-from recerase.sid.table import TOMBSTONE
+from recerase.sid.table_files import TOMBSTONE
 from recerase.store import read_bytes, sha256_bytes
 from recerase.types import IntArray
 

@@ -1,30 +1,29 @@
 """LETTER-TIGER: a T5 directory whose tokenizer has one added token a code, and the SID table `*.index.json` beside it.
 
-The one decision: which row spells a code is read from the tokenizer's own JSON, never worked out and never asked of a tokenizer,
-so that tokens for codes in use alone, in any order, are as good as a block a level. A code without a token has no row.
-
 finetune.py leaves a tokenizer, but test.py does not read it: it takes t5-small's and adds `get_new_tokens()` (data.py), the tokens of
-the SID table sorted as text. Where that gives the ids that the directory has, a new token must sort behind all of them, or every id
-behind it would be another; `tokenizer=directory` says that the directory's own tokenizer is loaded, and any may be added.
+the SID table sorted as text.
+
+The one decision: ids are those of the directory's own files (`token_files`). Where that vocabulary gives the same, a new token must
+sort behind all of them, or every id behind it would be another; `tokenizer=directory` says that the directory's own tokenizer is
+loaded, and any may be added.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recerase.errors import ArtefactError, CheckpointError, TableError, UsageError
+from recerase.errors import ArtefactError, TableError, UsageError
 from recerase.layouts.adapters import (
     BASE_OPTION,
     Base,
     Fit,
     adapter_kind,
-    adapter_weights,
     base_of,
     described_in,
     is_adapter,
@@ -37,31 +36,28 @@ from recerase.layouts.foreign import (
     digest_over,
     index_option,
     manifest_of,
-    require_trust,
     stored_codebooks,
     write_foreign,
 )
 from recerase.layouts.grown_files import token_room
 from recerase.layouts.growth import Room
-from recerase.layouts.index_json import IndexFile, looks_like_index, read_index
+from recerase.layouts.index_json import looks_like_index, read_index
 from recerase.layouts.naming import naming
 from recerase.layouts.native import CODEBOOKS, SCHEMA, Checkpoint
 from recerase.layouts.patching import reread
 from recerase.layouts.prompts import load_tokenizer
 from recerase.layouts.protocol import NO_OPTIONS, Layout, LoadRequest
-from recerase.layouts.spelling import PLAIN, Spelling
+from recerase.layouts.spelling import PLAIN
 from recerase.layouts.t5 import load_t5
+from recerase.layouts.token_files import TOKEN_FILES, generation_of, limits, schema_of, token_rows, weight_files
 from recerase.layouts.weights import CONFIG, DEFAULT_WINDOW
-from recerase.sid.schema import SidSchema
 from recerase.sid.table import SidTable
 from recerase.store import MANIFEST, read_bytes
-from recerase.types import IntArray
 
 if TYPE_CHECKING:
     import torch
 
 NAME = "letter-tiger"
-TOKEN_FILES = ("added_tokens.json", "tokenizer_config.json", "tokenizer.json")
 _LARGEST_CONFIG = 1 << 20
 
 
@@ -79,74 +75,9 @@ def _detect(path: Path) -> str | None:
     return f"a T5 {described_in(path)}, and {len(tokens)} tokens like <a_60> in its tokenizer" if tokens else None
 
 
-def token_rows(path: Path, spelling: Spelling = PLAIN) -> dict[str, int]:
-    """Row of every code's token that the tokenizer's JSON files name. Raises TableError when they contradict."""
-    return rows_of(path, lambda token: spelling.place(token) is not None)
-
-
-def rows_of(path: Path, wanted: Callable[[str], bool]) -> dict[str, int]:
-    """Row of every wanted token that the tokenizer's JSON files name. Raises TableError when they contradict."""
-    found: dict[str, tuple[int, str]] = {}
-    for name in TOKEN_FILES:
-        if not (path / name).is_file():
-            continue
-        try:
-            named = _named(name, json.loads(read_bytes(path / name)), wanted)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise TableError(f"{path / name} names no tokens as it should: {error!s:.100}.", "Restore it.") from error
-        for token, row in named:
-            other = found.setdefault(token, (row, name))
-            if other[0] != row:
-                raise TableError(
-                    f"{token} is row {other[0]} in {path / other[1]} and row {row} in {name}.",
-                    "Tokenizer files are of different runs: restore those of this training.",
-                )
-    rows = {token: row for token, (row, _) in found.items()}
-    if len(set(rows.values())) != len(rows):
-        raise TableError(f"The tokenizer of {path} gives one row to two codes.", "Restore its files.")
-    return rows
-
-
-def _named(name: str, said: Any, wanted: Callable[[str], bool]) -> list[tuple[str, int]]:
-    """(token, row) pairs of wanted tokens in the content of one of the `TOKEN_FILES`."""
-    if name == "added_tokens.json":
-        pairs = list(said.items())
-    elif name == "tokenizer.json":
-        pairs = [(entry["content"], entry["id"]) for entry in said.get("added_tokens") or []]
-    else:
-        pairs = [(entry["content"], int(row)) for row, entry in (said.get("added_tokens_decoder") or {}).items()]
-    codes = [(token, row) for token, row in pairs if isinstance(token, str) and wanted(token)]
-    if any(type(row) is not int or not 0 <= row < 1 << 31 for _, row in codes):
-        raise ValueError("a row is no whole number")
-    return codes
-
-
-def _weights(path: Path, trust_pickle: bool) -> list[str]:
-    """The files of the weights: an adapter's, or safetensors, in shards or whole, else a trusted pytorch_model.bin."""
-    if is_adapter(path):
-        return adapter_weights(path, trust_pickle)
-    for whole in ("model.safetensors", "pytorch_model.bin"):
-        if (path / whole).is_file():
-            names = [whole]
-        elif (path / f"{whole}.index.json").is_file():
-            try:
-                said = json.loads(read_bytes(path / f"{whole}.index.json"))["weight_map"].values()
-            except (ValueError, KeyError, AttributeError, TypeError) as error:
-                raise CheckpointError(f"{path / whole}.index.json names no weights.", "Restore it.") from error
-            names = sorted({str(name) for name in said})
-            if any("/" in name or name.startswith(".") for name in names):
-                raise CheckpointError(f"{path / whole}.index.json names files elsewhere.", "Restore it.")
-        else:
-            continue
-        if whole.endswith(".bin"):
-            require_trust(path / names[0], trust_pickle)
-        return names
-    raise CheckpointError(f"{path} has no model.safetensors.", "Give a directory that holds the weights.")
-
-
 def _names(path: Path, trust_pickle: bool) -> tuple[list[str], list[str]]:
     """The weight files, and all files that are read."""
-    weights = _weights(path, trust_pickle)
+    weights = weight_files(path, trust_pickle)
     tokens = [name for name in TOKEN_FILES if (path / name).is_file()]
     ours = [CODEBOOKS] if (path / MANIFEST).is_file() and (path / CODEBOOKS).is_file() else []
     return weights, [described_in(path), *weights, *tokens, *ours]
@@ -156,7 +87,7 @@ def load(path: Path, request: LoadRequest) -> Checkpoint:
     """Read a LETTER-TIGER directory; see `Layout.load`."""
     from recerase.model.recommender import wrap
 
-    base = base_of(path, request, _weights) if is_adapter(path) else None
+    base = base_of(path, request, weight_files) if is_adapter(path) else None
     weights, names = _names(path, request.trust_pickle)
     index = read_index(_index_path(path, request))
     inside = index.path.parent.resolve() == path.resolve()
@@ -202,7 +133,7 @@ def load(path: Path, request: LoadRequest) -> Checkpoint:
             "naming": naming(path, (name for name in copied if name not in names), PLAIN),
             "files": {name: entry["sha256"] for name, entry in manifest["files"].items()},
             "tokens": tokens,
-            "generation": _generation(path),
+            "generation": generation_of(path),
             "own tokenizer": _own_tokenizer(request),
             "base": base.path if base else None,
         },
@@ -255,72 +186,6 @@ def _index_path(path: Path, request: LoadRequest) -> Path:
     return index_option(path, request, found, "*.index.json with SIDs like <a_60>")
 
 
-def _generation(path: Path) -> Mapping[str, Any]:
-    try:
-        said = (
-            json.loads(read_bytes(path / "generation_config.json"))
-            if (path / "generation_config.json").is_file()
-            else {}
-        )
-    except (ValueError, RecursionError):
-        return {}
-    return said if isinstance(said, dict) else {}
-
-
-def schema_of(
-    path: Path,
-    index: IndexFile,
-    tokens: Mapping[str, int],
-    module: Any,
-    special: tuple[int, int] | None = None,
-    spelling: Spelling = PLAIN,
-) -> SidSchema:
-    """How the codes of `index` are spelled; `special` are the rows of pad and eos where the config does not say them.
-
-    Raises TableError when a code has no token, or a token no row.
-    """
-    levels = index.codes.shape[1]
-    places = [(*place, row) for token, row in tokens.items() if (place := spelling.place(token))]
-    vocabulary = int(module.get_input_embeddings().weight.shape[0])
-    if max((row for _, _, row in places), default=0) >= vocabulary:
-        raise TableError(
-            f"The tokenizer of {path} names row {max(row for _, _, row in places)}, the model has {vocabulary}.",
-            "Tokenizer and weights are of different runs: restore those of one training.",
-        )
-    rows: list[IntArray] = []
-    for level in range(levels):
-        mine = [(code, row) for at, code, row in places if at == level]
-        size = 1 + max([code for code, _ in mine] + [int(index.codes[:, level].max())])
-        spelled = np.full(size, -1, np.int64)
-        for code, row in mine:
-            spelled[code] = row
-        rows.append(spelled)
-        without = np.flatnonzero((index.codes[:, level] >= 0) & (spelled[index.codes[:, level]] < 0))
-        if len(without):
-            code = index.codes[without[0], level]
-            raise TableError(
-                f"Item {index.items[without[0]]} has {spelling.token(level, int(code))}, which the tokenizer of {path} lacks: "
-                "the model reads it as unknown.",
-                "Give the table that the model was trained with, with --layout-set sids=FILE.",
-            )
-    config = module.config
-    present = index.codes[index.codes[:, 0] >= 0]
-    unique = len(np.unique(present, axis=0)) == len(present)
-    named = special or (config.pad_token_id, config.eos_token_id)
-    pad, eos = (int(value) if type(value) is int else -1 for value in named)
-    if pad < 0 or eos < 0:
-        raise TableError(f"{path / CONFIG} names no pad or no eos token.", "Restore the config.")
-    return SidSchema(
-        codes=tuple(len(level) for level in rows),
-        rows=tuple(rows),
-        vocabulary=vocabulary,
-        pad=pad,
-        bos=-1,
-        eos=eos,
-        collisions="unique" if unique else "allowed",
-    )
-
-
 def remarks(checkpoint: Checkpoint) -> tuple[tuple[str, str], ...]:
     """The traps of this layout that apply, each with its remedy."""
     schema, table = checkpoint.table.schema, checkpoint.table
@@ -351,15 +216,6 @@ def remarks(checkpoint: Checkpoint) -> tuple[tuple[str, str], ...]:
     return (*told, *limits(checkpoint))
 
 
-def limits(checkpoint: Checkpoint) -> tuple[tuple[str, str], ...]:
-    """The remark about a generation_config.json that narrows decoding."""
-    found = [key for key in ("top_k", "top_p", "num_beams", "temperature") if key in checkpoint.extra["generation"]]
-    if not found:
-        return ()
-    what = f"generation_config.json sets {', '.join(found)}, which may leave no valid beam."
-    return ((what, "It is copied, and never used when recerase decodes."),)
-
-
 def _remarks(checkpoint: Checkpoint) -> tuple[tuple[str, str], ...]:
     return (*remarks(checkpoint), *adapter_remarks(checkpoint))
 
@@ -368,7 +224,7 @@ def digest(path: Path, options: Mapping[str, str] = NO_OPTIONS) -> str:
     """What the digest of a checkpoint is; see `Layout.digest`."""
     _, names = _names(path, trust_pickle=True)
     request = LoadRequest(options=options, trust_pickle=True)
-    base = base_of(path, request, _weights).digests if is_adapter(path) else {}
+    base = base_of(path, request, weight_files).digests if is_adapter(path) else {}
     return digest_from(path, names, _index_path(path, request), base)
 
 

@@ -30,7 +30,8 @@ from recerase.layouts.protocol import NO_OPTIONS, Layout, LoadRequest
 from recerase.layouts.tensors import numpy_memory, read_safetensors
 from recerase.layouts.weights import CONFIG, load_module, read_tensors, weight_bytes
 from recerase.sid.codebooks import Codebooks
-from recerase.sid.table import SidTable, schema_of, table_of, table_to_arrow
+from recerase.sid.table import SidTable
+from recerase.sid.table_files import schema_of, table_of, table_to_arrow
 from recerase.store import (
     canonical_json,
     parquet_bytes,

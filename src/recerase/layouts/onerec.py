@@ -2,7 +2,7 @@
 
 The one decision: the two are told apart by the order in which their tools add tokens, for it is in every tokenizer file:
 expand_qwen3_vocab.py of Kuaishou-OneRec/OpenOneRec adds begin and end behind all codes, expand_vocab.py of
-wangshy31/OneRec-Think before them.
+wangshy31/OneRec-Think before them. Codes that a grown vocabulary got later stand behind all of these in both.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from recerase.errors import ArtefactError
 from recerase.layouts.adapters import over_unknown
 from recerase.layouts.adapters import remarks as adapter_remarks
 from recerase.layouts.causal_dir import kind_of
-from recerase.layouts.letter import limits, rows_of
 from recerase.layouts.native import Checkpoint
 from recerase.layouts.spelling import ONEREC
+from recerase.layouts.token_files import limits, rows_of
 
 
 def added(path: Path) -> Literal["begin first", "codes first"] | None:
@@ -34,7 +34,7 @@ def added(path: Path) -> Literal["begin first", "codes first"] | None:
         return None
     if max(edges) < min(codes):
         return "begin first"
-    return "codes first" if min(edges) > max(codes) else None
+    return "codes first" if min(edges) > min(codes) else None
 
 
 def end_row(tokenizer: Any, sid: str) -> int:

@@ -31,9 +31,9 @@ from recerase.layouts.causal_files import (
     write_causal,
 )
 from recerase.layouts.foreign import OURS, index_option, require_listed
+from recerase.layouts.grown_files import token_room
 from recerase.layouts.index_json import IndexFile
 from recerase.layouts.json_text import Dump, beginning, read_json
-from recerase.layouts.letter import TOKEN_FILES
 from recerase.layouts.naming import unescaped
 from recerase.layouts.native import Checkpoint
 from recerase.layouts.onerec import added, end_row
@@ -44,6 +44,7 @@ from recerase.layouts.sid_parquet import replaced, texts_of
 from recerase.layouts.sid_texts import Rewriter, read_users
 from recerase.layouts.sidecars import decoded
 from recerase.layouts.spelling import ONEREC
+from recerase.layouts.token_files import TOKEN_FILES
 from recerase.layouts.weights import CONFIG
 from recerase.sid.table import SidTable
 from recerase.store import read_bytes, sha256_bytes
@@ -258,6 +259,7 @@ LAYOUTS = (
         write_back=write_back,
         remarks=remarks,
         digest=digest,
+        room=token_room,
         options=OPTIONS | DATA,
     ),
 )

@@ -14,6 +14,7 @@ from __future__ import annotations
 import bisect
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ from recerase.errors import CheckpointError, TableError
 from recerase.layouts.causal_dir import OPTIONS, Kind, read_causal
 from recerase.layouts.causal_files import Side, digest_of_causal, held_content, write_causal
 from recerase.layouts.foreign import index_option, require_listed
+from recerase.layouts.grown_files import token_room
+from recerase.layouts.growth import Room
 from recerase.layouts.json_text import beginning, read_json
 from recerase.layouts.native import Checkpoint
 from recerase.layouts.onerec import added, end_row
@@ -211,6 +214,12 @@ def remarks(checkpoint: Checkpoint) -> tuple[tuple[str, str], ...]:
     return tuple(told)
 
 
+def room(checkpoint: Checkpoint) -> Room:
+    """Behind all tokens, for codes below `_BASE`: of a larger one the key, by which its evaluation finds pids, is another SID's."""
+    hint = f"SIDs of OpenOneRec have codes below {_BASE}, and several items may share one: leave --grow-vocabulary out."
+    return replace(token_room(checkpoint), most=_BASE, hint=hint)
+
+
 LAYOUTS = (
     Layout(
         name=NAME,
@@ -221,6 +230,7 @@ LAYOUTS = (
         write_back=write_back,
         remarks=remarks,
         digest=digest,
+        room=room,
         options=OPTIONS | {"reverse": "the map from SIDs to pids, where the directory holds none or several"},
     ),
 )

@@ -18,7 +18,8 @@ from recerase.layouts import rpg, torcheasyrec
 from recerase.layouts.native import SIDS, load_sids
 from recerase.layouts.registry import detect_layout, open_checkpoint, recognised
 from recerase.sid.schema import SidSchema
-from recerase.sid.table import TOMBSTONE, SidTable, read_table, table_to_arrow
+from recerase.sid.table import SidTable
+from recerase.sid.table_files import TOMBSTONE, read_table, table_to_arrow
 from recerase.store import parquet_bytes
 
 if TYPE_CHECKING:

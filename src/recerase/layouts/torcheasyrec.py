@@ -26,7 +26,8 @@ from recerase.catalog.files import parquet_names, parquet_table
 from recerase.errors import TableError, UsageError
 from recerase.layouts.protocol import table_layout
 from recerase.sid.schema import SidSchema
-from recerase.sid.table import SidTable, arrow_to_table
+from recerase.sid.table import SidTable
+from recerase.sid.table_files import arrow_to_table
 from recerase.store import parquet_bytes, read_bytes, sha256_bytes
 from recerase.types import IntArray
 

@@ -9,6 +9,7 @@ each process draws its own from (seed, epoch, rank).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from recerase.catalog.interactions import Histories, Split
 from recerase.errors import UsageError
+from recerase.model.batches import IGNORED, batch_rows, causal_inputs, pairs, seq2seq_inputs, windows, with_sids
 from recerase.model.decode import recommend
 from recerase.model.recommender import Recommender
 from recerase.parallel import workers
@@ -29,7 +31,6 @@ from recerase.resume import Pieces
 from recerase.sid.table import SidTable
 from recerase.types import SILENT, BoolArray, IntArray, Observer
 
-IGNORED = -100
 PIECE = "training"
 """The name of the last finished epoch in the state of a run."""
 
@@ -54,6 +55,8 @@ class TrainConfig:
     seed: int = 0
     bf16: bool = False
     """Forward passes in bfloat16; weights and optimiser stay float32."""
+    dropout: float = 0.2
+    """Of a causal model: see `left_out`. A T5 has dropout of its own, `ModelConfig.dropout`."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ def train(
     Raises:
         UsageError: no user has a sequence to learn from.
     """
-    sequences = _with_sids(split.train, table)
+    sequences = with_sids(split.train, table)
     if len(sequences) == 0 or int(sequences.lengths.max(initial=0)) < 2:
         raise UsageError(
             "There is nothing to train on: no user has two interactions before the held-out ones.",
@@ -184,7 +187,7 @@ def _epoch(
     module.train()
     step = progress.epoch * per_epoch
     lost, codes, began = 0.0, 0, time.monotonic()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), left_out(model, config.dropout):
         torch.manual_seed(config.seed * 100_003 + progress.epoch + 1_000_000_007 * workers().rank)
         for inputs in _batches(model, table, sequences, config, progress.epoch):
             rate = learning_rate(config.lr, step, total, config.warmup)
@@ -203,6 +206,28 @@ def _epoch(
             lost, codes, step = lost + mean * n, codes + n, step + 1
             observer.advance("train", 1, loss=lost / codes, codes_per_second=codes / (time.monotonic() - began))
     return lost / max(codes, 1)
+
+
+@contextlib.contextmanager
+def left_out(model: Recommender, share: float) -> Iterator[None]:
+    """While this is open, a causal model in training leaves out a `share` of its embeddings and of what its layers add to them.
+
+    GPT-2 and T5 have dropout there, and a Llama has no place for it; the module is as it was afterwards.
+    """
+    module: Any = model.module
+    layers = module.model.layers if model.kind == "causal" and share else ()
+    parts = [module.get_input_embeddings()] if layers else []
+    parts += [part for layer in layers for part in (layer.self_attn.o_proj, layer.mlp.down_proj)]
+
+    def leave_out(part: torch.nn.Module, given: Any, made: Tensor) -> Tensor:
+        return torch.nn.functional.dropout(made, share, part.training)
+
+    hooks = [part.register_forward_hook(leave_out) for part in parts]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _shared(module: torch.nn.Module, loss: float, n: int) -> tuple[float, int]:
@@ -250,93 +275,6 @@ def learning_rate(peak: float, step: int, total: int, warmup: float) -> float:
     if step < rising:
         return peak * (step + 1) / rising
     return peak * 0.5 * (1.0 + float(np.cos(np.pi * (step - rising) / max(1, total - rising))))
-
-
-def _with_sids(sequences: Histories, table: SidTable) -> Histories:
-    """Sequences without the items the table has no SID for, and without users left with fewer than two items."""
-    kept = sequences.without(table.codes[:, 0] < 0)
-    return kept.take(np.flatnonzero(kept.lengths >= 2))
-
-
-def windows(sequences: Histories, size: int, rng: np.random.Generator) -> Histories:
-    """Cut every sequence into pieces of at most `size` items, at offsets drawn anew by `rng`.
-
-    A sequence of at most `size` items stays whole; pieces of one item are dropped.
-    """
-    lengths = sequences.lengths
-    first = np.where(lengths > size, rng.integers(1, size + 1, len(sequences)), lengths)
-    pieces = 1 + -(-np.maximum(lengths - first, 0) // size)
-    owner = np.repeat(np.arange(len(sequences)), pieces)
-    nth = np.arange(len(owner)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-    begin = np.where(nth == 0, 0, first[owner] + (nth - 1) * size)
-    end = np.minimum(np.where(nth == 0, first[owner], begin + size), lengths[owner])
-    keep = end - begin >= 2
-    owner, begin, end = owner[keep], begin[keep], end[keep]
-    sizes = end - begin
-    offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-    source = np.repeat(sequences.offsets[owner] + begin - offsets[:-1], sizes) + np.arange(offsets[-1])
-    return Histories(
-        items=sequences.items[source],
-        offsets=offsets,
-        users=sequences.users[owner],
-        targets=np.full(len(owner), -1, np.int32),
-    )
-
-
-def pairs(sequences: Histories, window: int) -> Histories:
-    """Every (history, next item) pair of every sequence; a history is the last `window` items before the target."""
-    following = np.maximum(sequences.lengths - 1, 0)
-    owner = np.repeat(np.arange(len(sequences)), following)
-    position = np.arange(len(owner)) - np.repeat(np.cumsum(following) - following, following) + 1
-    sizes = np.minimum(position, window)
-    offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-    last = sequences.offsets[owner] + position
-    source = np.repeat(last - sizes - offsets[:-1], sizes) + np.arange(offsets[-1])
-    return Histories(
-        items=sequences.items[source],
-        offsets=offsets,
-        users=sequences.users[owner],
-        targets=sequences.items[last].astype(np.int32),
-    )
-
-
-def batch_rows(lengths: IntArray, batch: int, rng: np.random.Generator) -> list[IntArray]:
-    """Rows grouped by nearly equal length (so that little is padding), the groups and the ties in random order."""
-    order = np.lexsort((rng.random(len(lengths)), lengths))
-    groups = [order[i : i + batch] for i in range(0, len(order), batch)]
-    return [groups[i] for i in rng.permutation(len(groups))]
-
-
-def causal_inputs(model: Recommender, table: SidTable, pieces: Histories) -> dict[str, Tensor]:
-    """Input ids, mask and labels [B, T] of whole pieces; the label of a position is the code that follows it.
-
-    Raises UsageError for a model with a prompt, in which other things than codes follow.
-    """
-    if model.prompt is not None:
-        raise UsageError("A model that is asked inside a prompt is not trained here.", "Train it with its own tool.")
-    tokens, lengths = model.tokens(pieces, table, window=int(pieces.lengths.max()))
-    position = torch.arange(tokens.shape[1], device=tokens.device)
-    valid = position[None] < lengths[:, None]
-    labels = torch.full_like(tokens, IGNORED)
-    labels[:, :-1] = torch.where(valid[:, 1:], tokens[:, 1:], torch.full_like(tokens[:, 1:], IGNORED))
-    return {"input_ids": tokens, "labels": labels}
-
-
-def seq2seq_inputs(model: Recommender, table: SidTable, histories: Histories) -> dict[str, Tensor]:
-    """Encoder ids and mask [B, T], decoder inputs (start + all but the last code) and labels [B, L].
-
-    A shorter SID is learned with the eos that ends it; nothing is asked after that.
-    """
-    tokens, lengths = model.tokens(histories, table)
-    target = torch.from_numpy(table.rows()[histories.targets]).to(tokens.device)
-    module: Any = model.module
-    start = torch.full_like(target[:, :1], module.config.decoder_start_token_id)
-    return {
-        "input_ids": tokens,
-        "attention_mask": (torch.arange(tokens.shape[1], device=tokens.device)[None] < lengths[:, None]).long(),
-        "decoder_input_ids": torch.cat([start, target[:, :-1].clamp(min=0)], 1),
-        "labels": target.masked_fill(target < 0, IGNORED),
-    }
 
 
 def _plan(

@@ -6,7 +6,8 @@ from recerase.sid.codebooks import Codebooks, Recipe
 from recerase.sid.quality import QualityReport, quality
 from recerase.sid.quantize import TokenizeConfig, fit_codebooks, resolve_collisions, rq_kmeans, tokenize
 from recerase.sid.schema import SidSchema
-from recerase.sid.table import SidTable, read_json_table, read_table
+from recerase.sid.table import SidTable
+from recerase.sid.table_files import read_json_table, read_table
 from recerase.sid.trie import Trie
 
 __all__ = [

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -27,13 +27,12 @@ from recerase.disk import Scratch, spare_files
 from recerase.errors import DataError, UsageError
 from recerase.parallel import Workers
 from recerase.sid.codebooks import Codebooks
+from recerase.sid.parts import NUMBERS, Parts
 from recerase.sid.quality import QualityReport, figures, shared_items
 from recerase.sid.quantize import UNIT, TokenizeConfig, centre_of, codewords, sample_rows, unit_sum
 from recerase.sid.resolve import resolve_collisions
 from recerase.types import SILENT, BoolArray, FloatArray, IntArray, Observer
 
-_NUMBERS = 1 << 22
-"""Numbers in a block of embeddings."""
 _PARTS = 256
 """Files that vectors wait in at most, by their first codes."""
 _SUSPECTS = 1024
@@ -104,13 +103,13 @@ def stream(
     """
     crew = crew or Workers()
     _require_room(len(source), config)
-    block = block or max(1, min(_NUMBERS // source.width, 1 << 17))
+    block = block or max(1, min(NUMBERS // source.width, 1 << 17))
     seen = survey(source, config, crew, observer)
     observer.start("codewords", None)
     codebooks = crew.told(codewords(seen.sample, seen.centre, config)[1] if crew.main else None)
     observer.finish("codewords")
     resolving = config.resolve == "next-nearest"
-    parts = _Parts(scratch, config.codes, source.width, min(_PARTS, *crew.gathered(spare_files())))
+    parts = Parts(scratch, config.codes, source.width, min(_PARTS, *crew.gathered(spare_files())))
     mine = _coded(source, codebooks, config, parts if resolving else None, crew, block, observer)
     codes = np.concatenate(crew.gathered(mine))
     del mine
@@ -158,7 +157,7 @@ def survey(source: Source, config: TokenizeConfig, crew: Workers, observer: Obse
 def _units(source: Source, start: int, stop: int) -> Iterator[tuple[pa.Array, Iterator[FloatArray]]]:
     """Whole units from `start` on: the ids of one, and its embeddings in as many parts as keep each small."""
     parts = 1
-    while parts < UNIT and UNIT // parts * source.width > _NUMBERS:
+    while parts < UNIT and UNIT // parts * source.width > NUMBERS:
         parts *= 2
     if parts == 1:
         yield from ((piece.ids, iter([piece.vectors])) for piece in source.blocks(UNIT, start, stop))
@@ -240,67 +239,11 @@ def _require_distinct(source: Source, hashes: list[IntArray]) -> None:
                 raise DataError(f"The catalogue lists item {twice!r} more than once.", "Keep one row for each item_id.")
 
 
-class _Parts:
-    """Vectors in files by the first code of their items; within a file in the order of the rows."""
-
-    def __init__(self, home: Path, codes: int, width: int, most: int) -> None:
-        self.home, self.width, self._codes = home, width, codes
-        self.count = min(codes, most)
-
-    def of(self, first: IntArray) -> IntArray:
-        """The part of each first code."""
-        return first.astype(np.int64) * self.count // self._codes
-
-    def opened(self, rank: int) -> Scratch:
-        """The files that one process adds to."""
-        return Scratch([self._path(part, rank) for part in range(self.count)])
-
-    def rows(self, codes: IntArray) -> Callable[[int], IntArray]:
-        """The rows [n] of a part, for codes [N, L]; a part may hold several first codes, never a share of one."""
-        firsts = [np.flatnonzero(self.of(np.arange(self._codes)) == part) for part in range(self.count)]
-        column = np.ascontiguousarray(codes[:, 0])
-
-        def rows(part: int) -> IntArray:
-            low, high = firsts[part][0], firsts[part][-1]
-            return np.flatnonzero(column == low if low == high else (column >= low) & (column <= high))
-
-        return rows
-
-    def vectors(self, part: int, size: int) -> _Kept:
-        """The vectors of a part, as the processes left them one after the other."""
-        return _Kept([self._path(part, rank) for rank in range(size)], self.width)
-
-    def _path(self, part: int, rank: int) -> Path:
-        return self.home / f"part-{part}-{rank}"
-
-
-class _Kept:
-    """Vectors in files, read by row; no more than what is asked for is held."""
-
-    def __init__(self, paths: list[Path], width: int) -> None:
-        self._paths, self._width = paths, width
-
-    def __getitem__(self, rows: IntArray) -> FloatArray:
-        out = np.empty((len(rows), self._width), np.float32)
-        at, step = 0, max(1, _NUMBERS // self._width)
-        for path in self._paths:
-            there = path.stat().st_size // (4 * self._width)
-            for begin in range(at, at + there, step):
-                low, high = np.searchsorted(rows, [begin, min(begin + step, at + there)])
-                if low < high:
-                    first, last = int(rows[low]), int(rows[high - 1]) + 1
-                    numbers = (last - first) * self._width
-                    found = np.fromfile(path, "f4", numbers, offset=4 * self._width * (first - at))
-                    out[low:high] = found.reshape(-1, self._width)[rows[low:high] - first]
-            at += there
-        return out
-
-
 def _coded(
     source: Source,
     codebooks: Codebooks,
     config: TokenizeConfig,
-    parts: _Parts | None,
+    parts: Parts | None,
     crew: Workers,
     block: int,
     observer: Observer,
@@ -333,13 +276,13 @@ def _coded(
     return codes
 
 
-def _shared(codes: IntArray, parts: _Parts, crew: Workers) -> int:
+def _shared(codes: IntArray, parts: Parts, crew: Workers) -> int:
     """How many rows of codes [N, L] occur more than once."""
     rows = parts.rows(codes)
     return sum(crew.gathered(sum(shared_items(codes[rows(part)]) for part in crew.mine(parts.count).tolist())))
 
 
-def _resolve(codes: IntArray, codebooks: Codebooks, parts: _Parts, crew: Workers, observer: Observer) -> BoolArray:
+def _resolve(codes: IntArray, codebooks: Codebooks, parts: Parts, crew: Workers, observer: Observer) -> BoolArray:
     """Give items that share a SID one of their own, in `codes` [N, L] itself; which were moved [N]. Raises UsageError."""
     sizes = [len(words) for words in codebooks.vectors]
     below = math.prod(sizes[1:])

@@ -1,0 +1,87 @@
+"""Who is asked in an audit: named sets of histories, drawn once from the world with its seed.
+
+The one decision: a sample is a function of the world and its purpose alone, so that every model of an audit is read on the same users.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from recerase.audit.probes import AuditWorld
+from recerase.types import BoolArray, IntArray
+
+if TYPE_CHECKING:
+    from recerase.catalog.interactions import Histories
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """Histories a model is read on, under a name; one name never means two sets of histories within an audit."""
+
+    name: str
+    histories: Histories
+
+    def __len__(self) -> int:
+        return len(self.histories)
+
+
+def natural_case(world: AuditWorld) -> Case:
+    """Every test user of the world."""
+    return Case("natural", world.histories)
+
+
+def concept_users(world: AuditWorld) -> BoolArray:
+    """[B] test users whose history holds a concept item."""
+    return world.histories.touches(world.members)
+
+
+@dataclass(frozen=True, eq=False)
+class MassUsers:
+    """The test users whose exact mass is read, and which of them stand for whom."""
+
+    rows: IntArray
+    """[S] positions in `world.histories`, ascending."""
+    everyone: IntArray
+    """Positions in `rows` of the sample of all users."""
+    of_concept: IntArray
+    """Positions in `rows` of the sample of the concept's users."""
+    case: Case
+    """Their histories."""
+
+
+def mass_users(world: AuditWorld) -> MassUsers:
+    """`mass_users` of all test users, and as many of the concept's users, drawn with the world's seed."""
+    size = world.config.mass_users
+    everyone = _sample(world, "mass", np.arange(len(world.histories)), size)
+    touched = _sample(world, "mass concept users", np.flatnonzero(concept_users(world)), size)
+    rows = np.union1d(everyone, touched)
+    case = Case("mass users", world.histories.take(rows))
+    return MassUsers(rows, np.searchsorted(rows, everyone), np.searchsorted(rows, touched), case)
+
+
+def concept_users_case(world: AuditWorld) -> Case:
+    """At most `mass_users` users of the concept: those whose mass is read."""
+    sample = mass_users(world)
+    return Case("concept users", sample.case.histories.take(sample.of_concept))
+
+
+def synthetic(items: IntArray, lengths: IntArray) -> Histories:
+    """Histories without users or targets: the first `lengths` [B] items of each row of `items` [B, H]."""
+    from recerase.catalog.interactions import Histories
+
+    kept = np.arange(items.shape[1]) < lengths[:, None]
+    nobody = np.full(len(items), -1)
+    return Histories(
+        items=items[kept].astype(np.int32),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        users=nobody.astype(np.int64),
+        targets=nobody.astype(np.int32),
+    )
+
+
+def _sample(world: AuditWorld, purpose: str, rows: IntArray, size: int) -> IntArray:
+    chosen: IntArray = np.sort(world.random(purpose).permutation(rows)[:size])
+    return chosen

@@ -1,0 +1,167 @@
+"""An audit as the commands run it: models and world from what was opened, the probes, and a Report around the result.
+
+The one decision: whatever a report says of its inputs (digests, moves, fitted codebooks) is said here, from the checkpoints that the
+probes read, so that no command can report of another one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from recerase.assembly import concept_facts, data_digest
+from recerase.catalog import Catalogue, Concept
+from recerase.growing import codebooks_for
+from recerase.resume import Pieces
+from recerase.runtime import RunConfig, choose_device, code_digest, environment
+from recerase.store import canonical_json, sha256_bytes
+from recerase.types import Move, Observer, Policy, Report, Scope
+
+if TYPE_CHECKING:
+    from recerase.audit.probes import AuditConfig, AuditModel
+    from recerase.audit.run import AuditResult
+    from recerase.layouts.native import Checkpoint
+    from recerase.sid.table import SidTable
+    from recerase.types import Role
+
+
+@dataclass(frozen=True)
+class AuditInputs:
+    """What an audit reads, opened and in one item order."""
+
+    subject: Checkpoint
+    original: Checkpoint | None
+    reference: Checkpoint | None
+    catalogue: Catalogue
+    concept: Concept
+    policy: Policy
+    scope: Scope
+
+
+def audited(
+    inputs: AuditInputs,
+    run: RunConfig,
+    observer: Observer,
+    *,
+    max_users: int | None = None,
+    state: Pieces | None = None,
+) -> Report:
+    """Run the probes, decide the policy, and put everything a report needs around the result."""
+    from recerase.audit.probes import AuditConfig, build_world
+    from recerase.audit.run import run_audit
+
+    started, began = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), time.monotonic()
+    config = AuditConfig(max_users=max_users, seed=run.seed, confidence=inputs.policy.confidence)
+    source = inputs.original or inputs.subject
+    world = build_world(
+        inputs.catalogue,
+        inputs.concept,
+        embeddings=source.embeddings,
+        codebooks=codebooks_for(source, inputs.subject),
+        scope=inputs.scope,
+        config=config,
+    )
+    original, reference = inputs.original, inputs.reference
+    result = run_audit(
+        _model("subject", inputs.subject, original.table if original else inputs.subject.table),
+        _model("original", original, original.table) if original else None,
+        _model("reference", reference, reference.table) if reference else None,
+        world,
+        inputs.policy,
+        observer,
+        state=state,
+    )
+    device = choose_device(run.device)
+    volatile = {
+        "started": started,
+        "seconds": round(time.monotonic() - began, 3),
+        "environment": asdict(environment(run.seed, run.threads, device, _dtype(inputs.subject))),
+    }
+    return _report(result, inputs, config, volatile)
+
+
+def _dtype(checkpoint: Checkpoint) -> str:
+    """What its weights are computed in, as torch calls it."""
+    return str(next(checkpoint.recommender.module.parameters()).dtype).removeprefix("torch.")
+
+
+def _model(role: Role, checkpoint: Checkpoint, old_table: SidTable) -> AuditModel:
+    from recerase.audit.probes import AuditModel
+
+    return AuditModel(
+        role=role,
+        recommender=checkpoint.recommender,
+        table=checkpoint.table,
+        old_table=old_table,
+        listed=checkpoint.table.listed,
+        reads_concept=role != "reference",
+        digest=checkpoint.digest,
+    )
+
+
+def _report(result: AuditResult, inputs: AuditInputs, config: AuditConfig, volatile: Mapping[str, Any]) -> Report:
+    opened = {"subject": inputs.subject, "original": inputs.original, "reference": inputs.reference}
+    digests = {role: checkpoint.digest for role, checkpoint in opened.items() if checkpoint is not None}
+    digests |= {
+        "data": data_digest(inputs.catalogue),
+        "policy": inputs.policy.digest,
+        "concept": inputs.concept.digest,
+        "settings": sha256_bytes(canonical_json(asdict(config))),
+        "code": code_digest(),
+    }
+    from recerase.audit.gate import gate
+
+    told = inputs.subject.manifest.get("provenance", {}).get("method")
+    erased = told if isinstance(told, dict) else {}
+    return Report(
+        decision=result.decision,
+        gate=gate(result.decision),
+        measurements=result.measurements,
+        skipped=result.skipped,
+        concept={**concept_facts(inputs.concept, inputs.catalogue), "scope": inputs.scope},
+        inputs=digests,
+        method=erased,
+        moves=moves(inputs.original.table, inputs.subject.table, inputs.catalogue) if inputs.original else (),
+        examples=result.examples,
+        curves=result.curves,
+        policy=inputs.policy,
+        run=volatile,
+        limits=result.limits + _fitted(inputs.original or inputs.subject) + _unwritten(inputs.subject),
+    )
+
+
+def _fitted(source: Checkpoint) -> tuple[str, ...]:
+    """What a report about another tool's checkpoint says of the codebooks that were fitted to it."""
+    codebooks = source.codebooks
+    if source.layout == "native" or codebooks is None or not codebooks.fitted:
+        return ()
+    shares = ", ".join(f"{share:.0%}" for share in codebooks.agreement)
+    made_from = source.extra.get("fitted from", "what it was erased with")
+    return (
+        f"Layout {source.layout} keeps no codebooks: they were fitted from {made_from}, and give {shares} of its codes, "
+        "level by level. Probes in embedding space rest on them.",
+    )
+
+
+def _unwritten(subject: Checkpoint) -> tuple[str, ...]:
+    """What a report says of files beside the weights that name SIDs and were not read."""
+    names = subject.extra.get("naming", ())
+    return (f"Files that name SIDs and were neither read nor rewritten: {', '.join(names)}.",) if names else ()
+
+
+def moves(before: SidTable, after: SidTable, catalogue: Catalogue) -> tuple[Move, ...]:
+    """Every item whose SID differs between two tables in the catalogue's order."""
+    rows = np.flatnonzero(before.moved(after))
+    return tuple(
+        Move(
+            item_id=str(catalogue.items.item_ids[row]),
+            title=catalogue.items.titles[row],
+            old=tuple(before.codes[row].tolist()),
+            new=tuple(after.codes[row].tolist()),
+        )
+        for row in rows
+    )
