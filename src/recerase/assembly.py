@@ -213,8 +213,9 @@ def checkpoint_facts(role: str, checkpoint: Checkpoint | None) -> dict[str, obje
     if checkpoint.embeddings is not None:
         tensors["embeddings"] = checkpoint.embeddings
     of = "" if role == "model" else f"{role}_"
+    model = checkpoint.recommender
     return {
-        role: [checkpoint.digest, checkpoint.recommender.window, repr(sorted(shape.items()))],
+        role: [checkpoint.digest, model.window, repr(sorted(shape.items())), repr(model.prompt), model.per_level],
         f"{of}table": checkpoint.table.digest,
         f"{of}codebooks": {name: sha256_bytes(np.ascontiguousarray(v).tobytes()) for name, v in tensors.items()},
     }

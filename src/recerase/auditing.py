@@ -130,7 +130,12 @@ def _report(result: AuditResult, inputs: AuditInputs, config: AuditConfig, volat
         curves=result.curves,
         policy=inputs.policy,
         run=volatile,
-        limits=result.limits + _fitted(inputs.original or inputs.subject) + _unwritten(inputs.subject),
+        limits=(
+            *result.limits,
+            *_fitted(inputs.original or inputs.subject),
+            *inputs.subject.extra.get("limits", ()),
+            *_unwritten(inputs.subject),
+        ),
     )
 
 

@@ -34,7 +34,7 @@ from recerase.assembly import (
 )
 from recerase.auditing import AuditInputs, audited
 from recerase.catalog import Catalogue, Preview, load_catalogue, preview
-from recerase.errors import UsageError, WriteError
+from recerase.errors import EraseError, UsageError, WriteError
 from recerase.growing import Offer, check_grow, offer, offered_codes
 from recerase.parallel import workers
 from recerase.reporting import check_outputs, render_reports, write_rendered
@@ -94,6 +94,7 @@ def erase(
     ):
         catalogue = load_catalogue(data)
         opened = open_checkpoint_for(checkpoint, catalogue, run)
+        _check_alone(opened)
         before = with_codebooks(opened, catalogue.items, observer, run.embeddings)
         if workers().main and before.extra.get("base") is not None:
             check_output(out, inputs=[before.extra["base"]], force=force)
@@ -160,6 +161,7 @@ def _request(
         training=before.manifest["provenance"],
         observer=observer,
         state=state,
+        needed=before.extra.get("needed"),
     )
 
 
@@ -193,6 +195,17 @@ def _check_apart(outputs: Sequence[str | Path], out: Path) -> None:
             raise UsageError(
                 f"{path} is, or lies inside, --out {out}.", "A report.json is published there; name another."
             )
+
+
+def _check_alone(before: Checkpoint) -> None:
+    """Refuse a file that holds other weights beside the model's: what is written back would bring the concept along."""
+    further = before.extra.get("further", ())
+    if further:
+        raise EraseError(
+            f"{before.path} holds {len(further)} more tensors with shapes of the model's weights ({', '.join(further[:2])}), and they "
+            "may remember the concept.",
+            "Save the checkpoint again without them (averages of weights, say), and erase from that.",
+        )
 
 
 def _put_report(result: publish, report: Report) -> None:
@@ -320,6 +333,7 @@ def plan_erase(
         table, codebooks, embeddings = load_sids(checkpoint, item_ids=catalogue.items.item_ids)
     else:
         read = open_checkpoint_for(checkpoint, catalogue, run)
+        _check_alone(read)
         opened = with_codebooks(read, catalogue.items, SILENT, run.embeddings)
         table, codebooks, embeddings = opened.table, opened.codebooks, opened.embeddings
     eraser.check(table, codebooks, embeddings, settings)

@@ -178,8 +178,8 @@ def export_prefixes(
     hidden = table.listed & table.present & members
     still = hidden & np.isin(groups, groups[trie.leaf_items])
     reachable = tuple(str(item) for item in table.item_ids[still])
-    module: Any = opened.recommender.module
-    begins = module.config.decoder_start_token_id if opened.recommender.kind == "seq2seq" else None
+    module: Any = opened.recommender.module  # genrec's begins with a vector that is no row
+    begins = getattr(module.config, "decoder_start_token_id", None) if opened.recommender.kind == "seq2seq" else None
     facts = {
         **_facts(PREFIXES, opened, chosen, catalogue),
         "levels": table.levels,

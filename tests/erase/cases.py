@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
+from recerase.catalog.interactions import Interactions
 from recerase.erase.methods import METHODS, get_method, make_config
 from recerase.model.recommender import Recommender
 from recerase.types import Silent
@@ -14,15 +16,15 @@ from recerase.types import Silent
 CASES = sorted(case for m in METHODS.values() for case in ([f"{m.name}/{preset}" for preset in m.presets] or [m.name]))
 QUICK: Mapping[str, Mapping[str, str]] = {
     "tracer": {
-        "reassign_steps": "3",
-        "settle_steps": "5",
-        "pool": "2",
+        "reassign_steps": "2",
+        "settle_steps": "3",
+        "pool": "1",
         "batch": "12",
         "sequences": "4",
         "min_moved": "0",
     },
     "tracer/paper": {"reassign_steps": "6", "lr": "0.05", "phi_lr": "20", "batch": "16", "min_moved": "0"},
-    "renormalise": {"settle_steps": "5", "pool": "2", "batch": "12", "sequences": "4"},
+    "renormalise": {"settle_steps": "4", "pool": "1", "batch": "12", "sequences": "4"},
     "npo": {"steps": "4", "batch": "16"},
     "simnpo": {"steps": "4", "batch": "16"},
     "ga": {"steps": "4", "batch": "16", "lr": "2e-3"},
@@ -44,6 +46,7 @@ class Listening(Silent):
         self.open: set[str] = set()
         self.totals: dict[str, int | None] = {}
         self.steps: dict[str, int] = {}
+        self.notes: list[str] = []
 
     def start(self, task: str, total: int | None) -> None:
         self.open.add(task)
@@ -55,6 +58,9 @@ class Listening(Silent):
 
     def finish(self, task: str) -> None:
         self.open.remove(task)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
 
 class Kept(dict[str, bytes]):
@@ -72,9 +78,26 @@ def settings_of(case: str) -> Any:
     return make_config(method, preset, QUICK.get(case, QUICK.get(method.name, {})))
 
 
+def otherwise(interactions: Interactions, last: int) -> Interactions:
+    """The same, but the `last` items that users hold out (1: the tests', 2: the validation's too) are two of the concept."""
+    ends = interactions.offsets[1:][interactions.lengths >= 3]
+    items = interactions.items.copy()
+    for back in range(1, last + 1):
+        items[ends - back] = back
+    return dataclasses.replace(interactions, items=items, digest="other")
+
+
+def shortest(config: Any) -> Any:
+    """The same settings with two steps of each phase: enough where it is not asked what they do."""
+    phases = ("steps", "settle_steps", "reassign_steps", "teacher_steps")
+    return dataclasses.replace(
+        config, **{name: min(getattr(config, name), 2) for name in phases if hasattr(config, name)}
+    )
+
+
 def brief(training: Mapping[str, Any]) -> dict[str, Any]:
     """A recorded recipe cut to a few epochs."""
-    return {**training, "training": {**training["training"], "epochs": 5, "validate_every": 5}}
+    return {**training, "training": {**training["training"], "epochs": 4, "validate_every": 2}}
 
 
 def bits(model: Recommender) -> dict[str, bytes]:

@@ -16,7 +16,7 @@ from recerase.erase.examples import examples
 from recerase.erase.methods import METHODS, EraseRequest
 from recerase.erase.precision import student
 from recerase.erase.steps import StepConfig, learn, target_log_probs, trainable
-from recerase.errors import EraseError, UsageError
+from recerase.errors import DataError, EraseError, UsageError
 from recerase.model.mass import forced_log_probs
 from recerase.model.recommender import Recommender
 
@@ -46,10 +46,13 @@ def test_settings_that_cannot_work_are_all_told() -> None:
 @pytest.mark.parametrize(
     ("name", "wrong"),
     [
-        ("npo", {"beta": 0.0}),
-        ("simnpo", {"beta": 0.0, "forget_weight": 0.0}),
-        ("undial", {"strength": 0.0}),
-        ("rmu", {"steering": 0.0, "layer": -2}),
+        ("npo", {"beta": 0.0, "retain_weight": -1.0}),
+        ("npo", {"retain_weight": float("nan")}),
+        ("ga", {"floor": 0.0}),
+        ("graddiff", {"floor": 5.0, "retain_weight": -0.1}),
+        ("simnpo", {"beta": 0.0, "forget_weight": 0.0, "retain_weight": -1.0}),
+        ("undial", {"strength": 0.0, "retain_weight": -1.0}),
+        ("rmu", {"steering": 0.0, "layer": -2, "retain_weight": -1.0}),
         ("e2urec", {"alpha": 0.0, "teacher_steps": 0}),
         ("e2urec", {"weight": 1.0}),
         ("task-vector", {"scale": 0.0}),
@@ -115,7 +118,7 @@ def test_a_loss_that_is_no_number_ends_the_run_at_once(ask: Callable[..., EraseR
 
 def test_under_the_floor_ascent_does_nothing_and_above_it_all(ask: Callable[..., EraseRequest]) -> None:
     request = ask()
-    idle = ga.erase(request, ga.GaConfig(steps=2, floor=0.0))
+    idle = ga.erase(request, ga.GaConfig(steps=2, floor=-1e-9))
     assert bits(idle.model) == bits(request.model)
     far = {
         floor: scored(ga.erase(request, ga.GaConfig(steps=60, lr=5e-3, floor=floor)).model, request)
@@ -180,3 +183,32 @@ def test_a_task_vector_goes_the_other_way_of_a_fine_tune(kind: str, ask: Callabl
         torch.testing.assert_close(far - start, 2 * (near - start), rtol=1e-3, atol=1e-6)
         torch.testing.assert_close(other - start, start - near, rtol=1e-3, atol=1e-6)
     assert scored(tuned, request) > scored(request.model, request) > scored(once, request)
+
+
+def test_the_report_says_what_was_learned_from_and_which_items_nothing_led_to(ask: Callable[..., EraseRequest]) -> None:
+    """A concept item that is no target of D_F is pressed on by nothing of its own."""
+    request = ask()
+    walked = request.interactions
+    kept = walked.items != 3
+    bare = dataclasses.replace(
+        walked, items=walked.items[kept], offsets=np.concatenate([[0], np.cumsum(kept)])[walked.offsets]
+    )
+    for asked, without in ((request, 0), (dataclasses.replace(request, interactions=bare), 1)):
+        summary = METHODS["ga"].run(asked, ga.GaConfig(steps=1)).summary
+        assert summary["items_without_pairs"] == without
+        assert summary["forget_pairs"] == len(forget_of(asked))
+        assert summary["retain_pairs"] > 0
+
+
+def test_data_without_a_pair_is_not_called_a_concept_too_wide(ask: Callable[..., EraseRequest]) -> None:
+    lists = [[3], [9], [12]]
+    walked = ask().interactions
+    nothing = dataclasses.replace(
+        walked,
+        user_ids=walked.user_ids[:3],
+        offsets=np.arange(4),
+        items=np.concatenate(lists).astype(np.int32),
+        timestamps=np.arange(3),
+    )
+    with pytest.raises(DataError, match="nothing to learn from"):
+        METHODS["ga"].run(ask(interactions=nothing), ga.GaConfig(steps=1))

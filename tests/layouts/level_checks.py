@@ -126,8 +126,9 @@ def erased(source: Checkpoint, method: str, scope: Any = "output") -> tuple[Chec
     concept = np.arange(fixtures.N) % fixtures.TASTES == 2
     run, config = METHODS[method]
     request = EraseRequest(
-        source.recommender, source.table, seen, concept, embeddings, fit_codebooks(embeddings, source.table), scope
-    )
+        source.recommender, source.table, seen, concept, embeddings, fit_codebooks(embeddings, source.table), scope,
+        needed=source.extra.get("needed"),
+    )  # fmt: skip
     before = {name: tensor.clone() for name, tensor in source.recommender.module.state_dict().items()}
     made = run(request, config)
     assert made.model.per_level

@@ -192,9 +192,9 @@ def test_what_cannot_be_told_is_refused(place: Path, tmp_path: Path) -> None:
     assert opened(path, weights=WEIGHTS).digest == opened(place).digest
     with pytest.raises(CheckpointError, match=r"no sids\.json of a Tiger"):
         opened(path, weights=INDEX)
-    for table in ('{"0": [1, 2, 32]}', '{"0": [1, 2]}', '{"0": ["<a_1>", "<b_1>", "<c_1>"]}'):
+    for table in ('{"0": [1, 2, 32]}', '{"0": [1, 2]}', '{"0": ["<a_1>", "<b_1>", "<c_32>"]}'):
         (path / INDEX).write_text(table)
-        with pytest.raises(TableError, match="3 numbers below 32"):
+        with pytest.raises(TableError, match="3 codes below 32"):
             opened(path, weights=WEIGHTS, sids=str(path / INDEX))
 
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from recerase.errors import CheckpointError
-from recerase.layouts.pickled import Global, Stub
+from recerase.layouts.pickle_values import Global, Stub
 from recerase.layouts.torch_zip import exchanged, read_torch_zip
 
 DTYPES = [

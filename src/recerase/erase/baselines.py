@@ -38,7 +38,7 @@ def retrain(request: EraseRequest, config: RetrainConfig) -> Erased:
     The concept's items keep their SIDs, unlisted.
 
     Raises:
-        UsageError: the checkpoint does not say how it was trained.
+        UsageError: the checkpoint does not say how it was trained, or is of another tool.
     """
     began = time.monotonic()
     try:
@@ -50,6 +50,11 @@ def retrain(request: EraseRequest, config: RetrainConfig) -> Erased:
             "The checkpoint does not record how it was trained, so it cannot be trained again the same way.",
             "Train a reference yourself with `recerase train --without CONCEPT`.",
         ) from error
+    if request.model.prompt is not None or request.model.per_level:
+        raise UsageError(
+            "The checkpoint is of another tool, whose model recerase cannot train from fresh weights.",
+            "Train a reference with that tool, without the concept's interactions, and give it as --reference.",
+        )
     seed = recipe.seed if config.seed < 0 else config.seed
     recipe = TrainConfig(**{**vars(recipe), "seed": seed})
     model = new_recommender(shape, request.model.schema, seed)

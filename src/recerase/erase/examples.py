@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from recerase.catalog.interactions import Histories, Interactions
-from recerase.errors import ConceptError
+from recerase.errors import ConceptError, DataError
 from recerase.model.batches import pairs, windows
 from recerase.sid.table import SidTable
 from recerase.types import BoolArray, FloatArray, IntArray
@@ -35,11 +35,17 @@ def examples(interactions: Interactions, table: SidTable, members: BoolArray, wi
 
     Raises:
         ConceptError: nothing is left to keep, so nothing can be kept well.
+        DataError: there is no pair at all.
     """
     sequences = interactions.split().train.without(~table.present)
     sequences = sequences.take(np.flatnonzero(sequences.lengths >= 2))
     found = pairs(sequences, window)
     pieces = windows(sequences, window + 1, np.random.default_rng(0))
+    if len(found) == 0:
+        raise DataError(
+            "No user has two training interactions with items that have a SID, so there is nothing to learn from.",
+            "Give the --data that the checkpoint was trained on.",
+        )
     mine = members[found.targets]
     if mine.all():
         raise ConceptError(

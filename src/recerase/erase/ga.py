@@ -14,7 +14,7 @@ from torch import Tensor
 from recerase.catalog.interactions import Histories
 from recerase.erase import objectives
 from recerase.erase.methods import Erased, EraseRequest
-from recerase.erase.steps import Loss, StepConfig, descend, target_log_probs
+from recerase.erase.steps import Loss, StepConfig, descend, require, target_log_probs
 from recerase.model.recommender import Recommender
 
 
@@ -25,7 +25,11 @@ class GaConfig(StepConfig):
     steps: int = 50
     lr: float = 2e-4
     floor: float = -20.0
-    """Nats under which a pair presses no more; -1e9 is the published loss."""
+    """Nats under which a pair presses no more, below 0; -1e9 is the published loss."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self, negative=("floor",))
 
 
 def objective(request: EraseRequest, config: GaConfig) -> Loss:

@@ -14,7 +14,7 @@ from torch import Tensor
 from recerase.catalog.interactions import Histories
 from recerase.erase import objectives
 from recerase.erase.methods import Erased, EraseRequest
-from recerase.erase.steps import Loss, StepConfig, descend, target_log_probs
+from recerase.erase.steps import Loss, StepConfig, descend, require, target_log_probs
 from recerase.model.recommender import Recommender
 
 
@@ -23,8 +23,12 @@ class GradDiffConfig(StepConfig):
     """Settings of `graddiff`; untuned."""
 
     floor: float = -20.0
-    """Nats under which a pair presses no more; -1e9 is the published loss."""
+    """Nats under which a pair presses no more, below 0; -1e9 is the published loss."""
     retain_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self, least={"retain_weight": 0}, negative=("floor",))
 
 
 def objective(request: EraseRequest, config: GradDiffConfig) -> Loss:

@@ -24,6 +24,9 @@ from recerase.sid.quantize import Codebooks
 from recerase.sid.table import SidTable
 from recerase.types import SILENT, BoolArray, FloatArray, IntArray, Observer, Scope
 
+UNPRESSED = "presses for scope output alone: a history that holds the concept may go on informing what is recommended"
+"""What is said, and put into the summary, where a method is asked for more than it does."""
+
 
 @dataclass(frozen=True)
 class EraseRequest:
@@ -47,6 +50,8 @@ class EraseRequest:
     """Where a method that can be continued keeps what it has finished."""
     offered: tuple[IntArray, ...] = ()
     """A level: codes that nobody uses and that have a row and a codeword made for this run; () when there are none."""
+    needed: int | None = None
+    """A code that some item must have on some level, whoever moves, for the other tool takes its model's shape from it."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,8 @@ class Method:
     """Whether items get other SIDs, so that new vocabulary rows could be of use."""
     refuses: str = ""
     """`module:function` that says before any model is loaded which SIDs the method cannot work with; none: it takes all."""
+    scope: str = "output alone"
+    """The scopes that the method presses for, to be read; a config that knows more than `output` says so in `scopes`."""
     objective: str = ""
     """`module:function` from a request and settings to the `steps.Loss` that it goes down; none: it goes down none."""
 
@@ -93,6 +100,7 @@ class Method:
             "source": self.source,
             "departs": self.departs,
             "defaults": self.defaults,
+            "presses for": f"scope {self.scope}",
         }
         return {**said, "presets": ", ".join(self.presets)} if self.presets else said
 
@@ -112,11 +120,18 @@ class Method:
         """Erase; a model of half precision is trained in float32, and rounded before it is returned.
 
         Raises:
-            ConceptError: the concept holds no item.
+            ConceptError: the concept holds no item, or none with a SID.
             EraseError: the method diverged; its own errors are in its docstring.
         """
         if not request.concept.any():
             raise ConceptError("The concept holds no item, so there is nothing to erase.", "Name items that there are.")
+        if not (request.concept & request.table.present).any():
+            raise ConceptError(
+                "No item of the concept has a SID, so the model cannot recommend any.", "Name items that have one."
+            )
+        pressed = request.scope in getattr(config, "scopes", ("output",))
+        if not pressed:
+            request.observer.note(f"{self.name} {UNPRESSED}")
         function = typing.cast("Callable[[EraseRequest, Any], Erased]", _load(self.target))
         model = in_single(request.model) if self.gradients else request.model
         erased = function(dataclasses.replace(request, model=model), config)
@@ -127,7 +142,7 @@ class Method:
                 f"Method {self.name} diverged: some weights are no longer finite.",
                 "Lower its learning rate, or its steps.",
             )
-        return erased
+        return erased if pressed else dataclasses.replace(erased, summary={**erased.summary, "scope": UNPRESSED})
 
 
 def _stepwise(
@@ -167,12 +182,13 @@ METHODS: Mapping[str, Method] = {
             config="recerase.erase.tracer_config:TracerConfig",
             changes="weights and the SIDs of the concept's items",
             gradients=True,
-            cost="about 1/10 of training",
+            cost="75 steps: 1.3 to 1.4 times npo's",
             source="TRACER, arXiv 2606.07688 (equations 5-11)",
             departs="preset paper: no. Preset default: AdamW, annealed tau, bounded losses, unique new SIDs by assignment, "
             "and a second phase that settles old and new SIDs at what the original gives to SIDs nobody ever had",
             defaults="preset default tuned on this project's benchmark, preset paper as published",
             presets=("default", "paper"),
+            scope="output and influence; preset paper: output alone",
             moves=True,
             refuses="recerase.erase.tracer_config:check",
         ),
@@ -182,17 +198,18 @@ METHODS: Mapping[str, Method] = {
             config="recerase.erase.tracer_config:RenormaliseConfig",
             changes="weights",
             gradients=True,
-            cost="about 1/10 of training",
+            cost="120 steps: 1.7 to 2.1 times npo's",
             source="exact deletion and renormalisation of the original's own distribution",
             departs="no reassignment: TRACER's second phase alone",
+            scope="output and influence",
             refuses="recerase.erase.tracer_config:check",
         ),
         _stepwise(
             "npo",
             "NpoConfig",
-            cost="about 1/20 of training",
+            cost="100 steps of 64 pairs, however large the catalogue: 2.4 to 2.8 (causal) or 0.7 (T5) epochs over 28,000 interactions",
             source="Negative Preference Optimization, Zhang et al. 2024 (arXiv 2404.05868), with a retain NLL",
-            departs="the log-probability of an item is the sum over its codes",
+            departs="the retain NLL is the sum over an item's codes, not its mean over tokens, so it weighs more beside L_NPO",
         ),
         _stepwise(
             "simnpo",
@@ -205,14 +222,14 @@ METHODS: Mapping[str, Method] = {
         _stepwise(
             "ga",
             "GaConfig",
-            cost="half of npo's a step: nothing is read but D_F",
+            cost="a quarter of npo's: 50 steps, and nothing is read but D_F",
             source="gradient ascent on D_F, Jang et al. 2022 (arXiv 2210.01504)",
             departs="a pair under `floor` presses no more (published: unbounded, floor=-1e9); nothing holds what is to be kept",
         ),
         _stepwise(
             "graddiff",
             "GradDiffConfig",
-            cost="a little under npo's: no reference is read",
+            cost="four fifths of npo's: no reference is read",
             source="gradient difference, Liu et al. 2022 (arXiv 2203.12817): ascent on D_F, NLL on D_R",
             departs="a forget pair under `floor` presses no more (published: unbounded, floor=-1e9)",
         ),
@@ -228,14 +245,15 @@ METHODS: Mapping[str, Method] = {
             "rmu",
             "RmuConfig",
             changes="the feed-forward outputs of up to three layers",
-            cost="about npo's",
+            cost="four fifths of npo's",
             source="RMU, Li et al. 2024 (arXiv 2403.03218): hidden states steered to a random direction",
-            departs="read where codes are said, not at every token; the middle layer unless one is set, not one searched for",
+            departs="read where codes are said, not at every token; the middle layer unless one is set, not one searched for; c 2 "
+            "and retain_weight 1, as open-unlearning's (published: c 6.5 and more, retain_weight 1200)",
         ),
         _stepwise(
             "e2urec",
             "E2urecConfig",
-            cost="about twice npo's: a teacher is trained first, and two are read in each step",
+            cost="1.6 to 1.9 times npo's: a teacher is trained first, and two are read in each step",
             source="E2URec, Wang et al. 2024 (arXiv 2403.03536) and its authors' code",
             departs="all weights that may change, not new LoRA adapters; differences of log-probabilities, not of logits; no first "
             "epoch on D_F alone",
@@ -244,15 +262,16 @@ METHODS: Mapping[str, Method] = {
         _stepwise(
             "mmrecun",
             "MmRecUnConfig",
-            cost="about npo's: no reference is read, and K negatives are scored beside each target",
+            cost="a little over npo's: no reference is read, but K negatives are scored beside each target",
             source="MMRecUn (arXiv 2405.15328): reverse BPR on D_F, BPR on D_R; a reconstruction",
-            departs="scores are log-probabilities of SIDs; all K nearest items are negatives, none is drawn; no regularisers",
+            departs="scores are log-probabilities of SIDs; all K nearest items are negatives, none is drawn, and the user may have "
+            "had them; no regularisers",
             refuses="recerase.erase.mmrecun:check",
         ),
         _stepwise(
             "task-vector",
             "TaskVectorConfig",
-            cost="about half of npo's a step: a fine-tune on D_F and a subtraction",
+            cost="a fifth of npo's: a fine-tune of 50 steps on D_F and a subtraction",
             source="negated task vector, Ilharco et al. 2022 (arXiv 2212.04089)",
             departs="scale is given, not the largest that leaves a control task alone; nothing holds what is to be kept",
         ),
@@ -262,10 +281,11 @@ METHODS: Mapping[str, Method] = {
             config="recerase.erase.scif:ScifConfig",
             changes="weights",
             gradients=True,
-            cost="up to 200 products with the Hessian of 256 pairs",
+            cost="half of npo's where `radius` ends it after two products with the Hessian of 256 pairs; there may be 200",
             source="Selective and Collaborative Influence Function, Li et al. 2023 (arXiv 2304.10199); a reconstruction",
             departs="all weights, not the embeddings concerned alone; Steihaug's conjugate gradients, for the Hessian is "
-            "indefinite; gradients of samples",
+            "indefinite; gradients of samples; what is forgotten is given no averaged label; g_R stands beside g_F, which where "
+            "training ended in an optimum is twice the influence of D_F",
             defaults="damping, iterations and radius as published, the rest untuned",
             refuses="recerase.erase.steps:check",
         ),
@@ -288,7 +308,7 @@ METHODS: Mapping[str, Method] = {
             gradients=True,
             cost="one training",
             source="the reference: same recipe, same seed, without the concept's interactions",
-            departs="nothing",
+            departs="the SIDs and the codebooks are those made with the concept",
             defaults="the recipe recorded in the checkpoint",
         ),
     )

@@ -1,7 +1,8 @@
 """Negative Preference Optimization on a concept: push every forget pair below what the original gave it, and keep the rest.
 
 L = L_npo(D_F) + retain_weight * NLL(D_R). Bounded below, gentle once a pair is far down; but nothing says how far is enough.
-Source: Zhang et al. 2024, arXiv 2404.05868, equation 4; an item's log-probability is the sum over its codes.
+Source: Zhang et al. 2024, arXiv 2404.05868; an item's log-probability is the sum over its codes. So is its NLL, which the authors'
+code averages over tokens: with L codes the retain term weighs L times as much here.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class NpoConfig(StepConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self, positive=("beta",))
+        require(self, least={"retain_weight": 0}, positive=("beta",))
 
 
 def objective(request: EraseRequest, config: NpoConfig) -> Loss:

@@ -19,9 +19,14 @@ _HALF = (torch.float16, torch.bfloat16)
 
 
 def student(model: Recommender) -> Recommender:
-    """A copy to be trained; tensors that take no gradient are the original's own."""
+    """A copy to be trained; tensors that take no gradient are the original's own, and rows that are to stay get none."""
     frozen = [p for p in model.module.parameters() if not p.requires_grad]
-    return model.around(copy.deepcopy(model.module, {id(p): p for p in frozen}))
+    made = model.around(copy.deepcopy(model.module, {id(p): p for p in frozen}))
+    rows: Tensor = made.module.get_input_embeddings().weight  # type: ignore[operator]
+    if made.prompt is not None and made.prompt.still and rows.requires_grad:
+        still = torch.tensor(made.prompt.still, device=rows.device)
+        rows.register_hook(lambda gradient: gradient.index_fill(0, still, 0.0))
+    return made
 
 
 def in_single(model: Recommender) -> Recommender:

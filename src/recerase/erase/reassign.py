@@ -162,6 +162,23 @@ def gradient_mask(
     return masks
 
 
+def require_needed(table: SidTable, members: BoolArray, quantiser: Quantiser, needed: int | None) -> None:
+    """Raises EraseError when a `needed` code is that of concept items alone, and no SID that they may get can have it."""
+    if needed is None or (table.codes[~members] == needed).any():
+        return
+    later = quantiser.distances[1:]  # as a first code it is the concept's alone, and may not be given again
+    if not any(needed < level.shape[1] and bool((level[:, needed] < NEVER).any()) for level in later):
+        raise _lost(needed)
+
+
+def _lost(needed: int) -> EraseError:
+    return EraseError(
+        f"Only items of the concept have the code {needed}, the largest in the table, from which the other tool takes the shape of "
+        "its model, and none of them could keep it.",
+        "Use --method renormalise or npo, which move no item.",
+    )
+
+
 @dataclass(frozen=True)
 class CommitConfig:
     """How the commit weighs candidates."""
@@ -184,11 +201,12 @@ def commit(
     quantiser: Quantiser,
     phi: list[Tensor],
     config: CommitConfig,
+    needed: int | None = None,
 ) -> SidTable:
     """A table in which every concept item has a SID that nobody had before, and no two share one.
 
     A candidate may pass through prefixes of retained items or through unused ones, never through one that only the concept used:
-    what the model knew of the concept below it would come along.
+    what the model knew of the concept below it would come along. A code that is `needed` stays some item's on some level.
     Raises:
         EraseError: phi is not finite, or some item has no candidate left; the message says how to widen the search.
     """
@@ -204,6 +222,7 @@ def commit(
     forbidden = [_exclusive_prefixes(table, members, depth + 1) for depth in range(table.levels)]
     used = _keys(table.codes[table.present], table.schema.codes)
     retained = table.codes[table.present & ~members]
+    rare = needed is not None and not (table.codes[~members] == needed).any()
     crowd_keys, crowd = np.unique(_keys(retained[:, :-1], table.schema.codes), return_counts=True)
     prefix = np.zeros((len(items), 1, 0), np.int64)
     cost = np.zeros((len(items), 1))
@@ -222,14 +241,28 @@ def commit(
         total = np.where(banned.reshape(total.shape), np.inf, total).reshape(len(items), -1)
         width = min(config.candidates if last else config.beam, total.shape[1])
         best = np.argpartition(total, width - 1, axis=1)[:, :width]
+        if last and rare:  # a candidate more: the cheapest with the code
+            with_it = (longer == needed).any(3).reshape(total.shape)
+            best = np.concatenate([best, np.where(with_it, total, np.inf).argmin(1)[:, None]], 1)
         cost = np.take_along_axis(total, best, 1)
+        if last and rare:
+            cost[(best[:, :-1] == best[:, -1:]).any(1), -1] = np.inf  # it was among them
         parent, code = np.divmod(best, table.schema.codes[level])
         prefix = np.concatenate([np.take_along_axis(prefix, parent[..., None], 1), code[..., None]], 2)
         if not last and level < codebooks.levels:
             above = np.take_along_axis(residual, parent[..., None], 1)
             known = np.minimum(code.reshape(-1), len(codebooks.vectors[level]) - 1)  # a code beyond costs infinity
             residual = codebooks.leave(above.reshape(-1, above.shape[2]), known, level).reshape(above.shape)
-    chosen = _assign(cost, _keys(prefix.reshape(-1, table.levels), table.schema.codes).reshape(cost.shape))
+    keys = _keys(prefix.reshape(-1, table.levels), table.schema.codes).reshape(cost.shape)
+    chosen = _assign(cost, keys)
+    having = (prefix == needed).any(2) & np.isfinite(cost)  # [M, W]
+    if rare and not having[np.arange(len(items)), chosen].any():
+        if not having.any():
+            raise _lost(int(needed or 0))
+        more = np.where(having, cost - cost[np.arange(len(items)), chosen][:, None], np.inf)
+        item, candidate = divmod(int(more.argmin()), more.shape[1])  # whom it costs least
+        cost[item, np.arange(cost.shape[1]) != candidate] = np.inf
+        chosen = _assign(cost, keys)
     return table.replace(items, prefix[np.arange(len(items)), chosen].astype(np.int32))
 
 

@@ -6,6 +6,8 @@ before the last (the decoder's, in a T5); in the source all tokens of a text. On
 two before it move, as in the source; where none of them may, all that may in these layers.
 Traps: which layer it is decides what it does, and the source looked for it on a 32-layer model (layer 7, c 6.5 to 20); here it is
 the middle one unless said otherwise, and behind the last of a shallow model the final norm takes c away and leaves the direction.
+On the one-layer T5 of the tests the defaults leave .093 of .096 of the forget pairs' probability, and c 20 takes as much from
+retained pairs as from those (.066 left, .080 of .114): there it is a baseline, no remedy.
 Both terms compare tensors of one shape (METHODS 4: a broadcast once made a (B, B) of it).
 Source: Li et al. 2024, arXiv 2403.03218; c and retain_weight after METHODS 4 and open-unlearning.
 """
@@ -27,7 +29,7 @@ from recerase.erase import objectives
 from recerase.erase.methods import Erased, EraseRequest
 from recerase.erase.paths import item_rows
 from recerase.erase.precision import student
-from recerase.erase.steps import Loss, StepConfig, finished, grounds, learn, named_trainable, require, rounded
+from recerase.erase.steps import Loss, StepConfig, evidence, finished, grounds, learn, named_trainable, require, rounded
 from recerase.errors import EraseError, UsageError
 from recerase.model.recommender import Recommender
 from recerase.sid.table import SidTable
@@ -51,7 +53,7 @@ class RmuConfig(StepConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self, least={"layer": -1}, positive=("steering",))
+        require(self, least={"layer": -1, "retain_weight": 0}, positive=("steering",))
 
 
 def objective(request: EraseRequest, config: RmuConfig) -> Loss:
@@ -151,4 +153,4 @@ def erase(request: EraseRequest, config: RmuConfig) -> Erased:
     layer = chosen(model, config.layer)
     weights = moving(model, layer)
     figures = learn("rmu", request, model, found, config, objective(request, config), parameters=weights)
-    return finished(request, model, {"losses": rounded(figures), "layer": layer}, began)
+    return finished(request, model, {"losses": rounded(figures), "layer": layer, **evidence(request, found)}, began)

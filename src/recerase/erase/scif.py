@@ -6,7 +6,9 @@ The trap: the Hessian of a network is indefinite, and where it is, conjugate gra
 does not mend that. So the solver is Steihaug's: it stops at the first direction of negative curvature, or where the step is `radius`
 long, and goes to the bound. Gradients and products come from at most `pairs` and `curvature` pairs, drawn by the seed, in float32.
 Source: Li et al. 2023, arXiv 2304.10199, by way of METHODS 4 (a reconstruction: the paper moves the embeddings of the users and items
-concerned alone, "selective and collaborative"; with codes shared by many items there are no such rows, and all weights move).
+concerned alone, "selective and collaborative"; with codes shared by many items there are no such rows, and all weights move; nor is
+what is forgotten given a label averaged over what is like it). Where training ended in an optimum g_R = -g_F, and the step is twice
+the influence of D_F; where it was stopped before, g_R also pulls towards what is retained.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from recerase.erase import objectives
 from recerase.erase.examples import draw
 from recerase.erase.methods import Erased, EraseRequest
 from recerase.erase.precision import student
-from recerase.erase.steps import BATCHES, finished, grounds, require, target_log_probs, trainable
+from recerase.erase.steps import BATCHES, evidence, finished, grounds, require, target_log_probs, trainable
 from recerase.model.recommender import Recommender
 from recerase.sid.table import SidTable
 
@@ -87,7 +89,7 @@ def erase(request: EraseRequest, config: ScifConfig) -> Erased:
         sizes = [weight.numel() for weight in weights]
         for weight, part in zip(weights, step.split(sizes), strict=True):
             weight.add_(part.view_as(weight))
-    figures = {"iterations": used, "stopped": stopped, "norm": round(float(step.norm()), 5)}
+    figures = {"iterations": used, "stopped": stopped, "norm": round(float(step.norm()), 5), **evidence(request, found)}
     return finished(request, model, figures, began)
 
 

@@ -31,7 +31,7 @@ class SimNpoConfig(StepConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self, positive=("beta", "forget_weight"))
+        require(self, least={"retain_weight": 0}, positive=("beta", "forget_weight"))
 
 
 def objective(request: EraseRequest, config: SimNpoConfig) -> Loss:

@@ -2,7 +2,9 @@
 
 The one decision: a method hands over a function from a model, a batch of D_F and a batch of D_R to one number, and everything
 else (batches, optimiser, clipping, progress, figures) is here and the same for all, so that a difference between two methods is
-a difference between two equations. Only weights that may change (`requires_grad`) do.
+a difference between two equations. Only weights that may change (`requires_grad`) do. D_R is every pair whose target is retained,
+also those whose history holds the concept: under scope `output` it may inform. Under `influence` these methods do the same, and
+`Method.run` says so.
 """
 
 from __future__ import annotations
@@ -51,11 +53,14 @@ class StepConfig:
         require(self, least={"steps": 1, "batch": 1}, positive=("lr", "clip"))
 
 
-def require(config: Any, least: Mapping[str, int] | None = None, positive: Sequence[str] = ()) -> None:
-    """Raise UsageError with every setting of `config` that is under its least value, or not above 0 and must be."""
+def require(
+    config: Any, least: Mapping[str, int] | None = None, positive: Sequence[str] = (), negative: Sequence[str] = ()
+) -> None:
+    """Raise UsageError with every setting of `config` that is under its least value, or on the wrong side of 0."""
     least = least or {}
-    problems = [f"{name} must be at least {n}" for name, n in least.items() if getattr(config, name) < n]
+    problems = [f"{name} must be at least {n}" for name, n in least.items() if not getattr(config, name) >= n]
     problems += [f"{name} must be above 0" for name in positive if not getattr(config, name) > 0]
+    problems += [f"{name} must be below 0" for name in negative if not getattr(config, name) < 0]
     if problems:
         raise UsageError(f"These settings cannot work: {'; '.join(problems)}.", "Change them with --set key=value.")
 
@@ -75,8 +80,21 @@ def grounds(request: EraseRequest) -> Examples:
     check(request.table, None, None, None)
     found = examples(request.interactions, request.table, request.concept, request.model.window)
     if len(found.forget) == 0:
-        raise ConceptError("No training interaction leads to the concept.", "Use --method tracer, which needs none.")
+        raise ConceptError(
+            "No training interaction leads to the concept, so there is nothing to push on.",
+            "Use --method tracer or renormalise, which need none.",
+        )
     return found
+
+
+def evidence(request: EraseRequest, found: Examples) -> dict[str, int]:
+    """What was learned from, for the report: pairs, and the concept's items with a SID that none of D_F leads to.
+
+    On those a method of steps presses only through codes that they share with others.
+    """
+    inside = np.flatnonzero(request.concept & request.table.present)
+    without = np.setdiff1d(inside, found.forget.targets)
+    return {"forget_pairs": len(found.forget), "retain_pairs": len(found.retain), "items_without_pairs": len(without)}
 
 
 def trainable(model: Recommender) -> list[nn.Parameter]:
@@ -159,7 +177,7 @@ def descend(
     began = time.monotonic()
     found, model = grounds(request), student(request.model)
     figures = learn(name, request, model, found, config, objective(request, config))
-    return finished(request, model, {"losses": rounded(figures)}, began)
+    return finished(request, model, {"losses": rounded(figures), **evidence(request, found)}, began)
 
 
 def rounded(figures: Mapping[str, float]) -> dict[str, float]:

@@ -20,6 +20,7 @@ from recerase.erase.precision import student
 from recerase.erase.steps import (
     Loss,
     StepConfig,
+    evidence,
     finished,
     grounds,
     learn,
@@ -64,4 +65,4 @@ def erase(request: EraseRequest, config: TaskVectorConfig) -> Erased:
         for weight, was in zip(trainable(model), before, strict=True):
             vector = weight.float() - was.float()
             weight.copy_(was.float() - config.scale * vector)
-    return finished(request, model, {"losses": rounded(figures)}, began)
+    return finished(request, model, {"losses": rounded(figures), **evidence(request, found)}, began)

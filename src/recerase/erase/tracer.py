@@ -22,7 +22,15 @@ from recerase.erase.frontier import continuation, walk
 from recerase.erase.methods import Erased, EraseRequest
 from recerase.erase.paths import SoftTokens, item_rows, node_log_probs, sid_log_probs, soft_tokens, start
 from recerase.erase.precision import student
-from recerase.erase.reassign import CommitConfig, Quantiser, commit, gradient_mask, q_phi, quantiser
+from recerase.erase.reassign import (
+    CommitConfig,
+    Quantiser,
+    commit,
+    gradient_mask,
+    q_phi,
+    quantiser,
+    require_needed,
+)
 from recerase.erase.target import Target, Teacher
 from recerase.erase.tracer_config import TracerConfig, check
 from recerase.errors import ConceptError, EraseError
@@ -79,8 +87,8 @@ class _Run:
         self.model.module.eval()  # no dropout: the student must match the teacher exactly where nothing is to change
         self.rng = np.random.default_rng([request.seed, 11])
         self.examples: Examples = examples(request.interactions, request.table, request.concept, request.model.window)
-        counts = np.bincount(request.interactions.items, minlength=len(request.table))
-        self.popularity = counts.astype(np.float64)
+        counts = np.bincount(request.interactions.split().train.items, minlength=len(request.table))
+        self.popularity = counts.astype(np.float64)  # of what is trained on: held-out interactions are never touched
         self.members = request.concept & request.table.present
         self.pool: list[Target] = []
         self.teacher = Teacher(request.model, request.table, self.members, request.scope, request.seed)
@@ -96,6 +104,7 @@ class _Run:
         assert request.codebooks is not None
         assert request.embeddings is not None
         quant = quantiser(request.table, self.members, request.codebooks, request.embeddings, offered=request.offered)
+        require_needed(request.table, self.members, quant, request.needed)
         phi = [torch.zeros_like(d, requires_grad=True) for d in quant.distances]
         self.near = neighbours(request.embeddings, request.concept, config.neighbours, request.table.present)
         kind = torch.optim.SGD if config.optimizer == "sgd" else torch.optim.AdamW
@@ -202,10 +211,18 @@ class _Run:
         assert request.embeddings is not None
         if config.commit == "assignment":
             weights = CommitConfig(candidates=config.commit_candidates, sharing=config.commit_sharing)
-            return commit(request.table, self.members, request.codebooks, request.embeddings, quant, phi, weights)
+            return commit(
+                request.table, self.members, request.codebooks, request.embeddings, quant, phi, weights, request.needed
+            )
         q = q_phi(quant, [p.detach() for p in phi], config.tau_end)
         codes = torch.stack([x.argmax(1) for x in q], 1).numpy().astype(np.int32)
-        return request.table.replace(np.flatnonzero(self.members), codes)
+        table = request.table.replace(np.flatnonzero(self.members), codes)
+        if request.needed is not None and not (table.codes == request.needed).any():
+            raise EraseError(
+                f"No item has the code {request.needed} any more, from which the other tool takes the shape of its model.",
+                "Use preset default, or --method renormalise or npo.",
+            )
+        return table
 
     # -- phase B: settle on both tables ----------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from typing import Literal
 from recerase.errors import EraseError, UsageError
 from recerase.sid.quantize import Codebooks, beyond_chance
 from recerase.sid.table import SidTable
-from recerase.types import FloatArray
+from recerase.types import FloatArray, Scope
 
 ForgetLoss = Literal["ascent", "npo", "renormalise"]
 
@@ -82,6 +82,11 @@ class TracerConfig:
             problems.append("reassign_steps and settle_steps cannot both be 0")
         if problems:
             raise UsageError(f"These settings cannot work: {'; '.join(problems)}.", "Change them with --set key=value.")
+
+    @property
+    def scopes(self) -> tuple[Scope, ...]:
+        """The scopes that these settings press for: `influence` is in the teacher's target, which not every run reads."""
+        return ("output", "influence") if self.settle_steps or self.forget_loss == "renormalise" else ("output",)
 
     @classmethod
     def preset(cls, name: str) -> TracerConfig:

@@ -33,7 +33,7 @@ class UndialConfig(StepConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self, positive=("strength",))
+        require(self, least={"retain_weight": 0}, positive=("strength",))
 
 
 def objective(request: EraseRequest, config: UndialConfig) -> Loss:

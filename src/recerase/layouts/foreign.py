@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recerase.errors import ArtefactError, CheckpointError, EraseError, PickleError
+from recerase.errors import ArtefactError, CheckpointError, EraseError, PickleError, UsageError
 from recerase.layouts.grown_files import grown_safetensors, prove_tokens, regrown, token_growth
 from recerase.layouts.index_json import IndexFile, rewritten
 from recerase.layouts.native import CODEBOOKS, Checkpoint, _digest_of, _load_codebooks, save_codebooks
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from recerase.layouts.growth import Growth
     from recerase.layouts.native import ItemIds
     from recerase.layouts.protocol import LoadRequest
+    from recerase.layouts.torch_zip import Contents
     from recerase.model.recommender import Recommender
     from recerase.sid.codebooks import Codebooks
     from recerase.sid.table import SidTable
@@ -39,6 +40,8 @@ OURS = (MANIFEST, "report.json", CODEBOOKS)
 """What recerase adds to a directory of another tool."""
 _COPIED = (".json", ".txt", ".model", ".md", ".jinja", ".yaml", ".yml", ".gin", ".tsv", ".csv")
 """Endings of files that are copied as they are; anything else may hold weights."""
+_DIGITS = 18
+"""Of a number in an option."""
 _PICKLE_BEGIN = 1 << 22
 """Bytes of a file of torch.save in which its names are looked for; they stand before the tensors."""
 
@@ -152,7 +155,8 @@ def write_foreign(source: Checkpoint, recommender: Recommender, table: SidTable,
     growth = token_growth(source, table)
     write_weights(source, recommender, staging, growth)
     index: IndexFile = extra["index"]
-    write_bytes(staging / index.path.name, rewritten(index, reread(index.path, index.sha256), source.table, table))
+    change = extra.get("rewrite", rewritten)
+    write_bytes(staging / index.path.name, change(index, reread(index.path, index.sha256), source.table, table))
     write_copies(source, staging, index.items, lambda name, data: regrown(name, data, growth, source, recommender))
     prove_tokens(source.path, staging, growth)
 
@@ -231,3 +235,51 @@ def index_option(path: Path, request: LoadRequest, found: Sequence[Path], what: 
         raise CheckpointError(f"There is no SID table {named!s:.200}.", "Check --layout-set sids=FILE.")
     many = f"holds {len(found)} SID tables ({', '.join(p.name for p in found[:3])})" if found else f"holds no {what}"
     raise CheckpointError(f"{path} {many}.", "Name the SID table with --layout-set sids=FILE.")
+
+
+def number_option(request: LoadRequest, name: str, otherwise: int) -> int:
+    """A whole number that an option says. Raises UsageError when it says none."""
+    said = request.options.get(name, str(otherwise))
+    if not said.isdecimal() or len(said) > _DIGITS:
+        raise UsageError(
+            f"{name}={said!s:.40} is no whole number.", f"Give --layout-set {name}={otherwise}, or another."
+        )
+    return int(said)
+
+
+def bucket(request: LoadRequest, users: int) -> int | None:
+    """The bucket of hashed users that all histories are read as; None where the model has no users. Raises UsageError."""
+    said = number_option(request, "user", 0)
+    if said >= max(1, users):
+        last = f"Give a whole number from 0 to {users - 1}." if users else "Leave the option out."
+        raise UsageError(f"user={said} is no bucket of {users}.", last)
+    return said if users else None
+
+
+def one_user(user: int | None, users: int) -> tuple[str, ...]:
+    """What a report says was not measured, where every history is read as that of one row of users."""
+    if user is None or users < 2:
+        return ()
+    return (
+        f"Every history was read as that of user row {user} of {users}; what the model says to users of others was not measured.",
+    )
+
+
+def further_weights(contents: Contents, model: str, moments: str) -> tuple[str, ...]:
+    """Names of matrices in a file of torch.save that could be other weights of its model: averages of them, or those of another epoch.
+
+    They have the shape of one of its matrices, and memory of their own. `model` and `moments` are the keys under which its weights and
+    an optimiser's state are known to be.
+    """
+    known = {keys: tensor for keys, tensor in contents.tensors.items() if keys[:1] == (model,)}
+    shapes = {tensor.shape for tensor in known.values() if tensor.dim() > 1 and tensor.is_floating_point()}
+    memory = {tensor.untyped_storage().data_ptr() for tensor in known.values()}
+    return tuple(
+        ".".join(keys)
+        for keys, tensor in contents.tensors.items()
+        if keys not in known
+        and not (keys[:1] == (moments,) and "state" in keys)
+        and tensor.is_floating_point()
+        and tensor.shape in shapes
+        and tensor.untyped_storage().data_ptr() not in memory
+    )

@@ -17,26 +17,31 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recerase.errors import CheckpointError, TableError, UsageError
+from recerase.errors import CheckpointError, TableError
 from recerase.layouts.foreign import (
     copied_files,
     digest_from,
     digest_over,
+    further_weights,
     index_option,
     manifest_of,
+    number_option,
+    one_user,
     require_trust,
     says,
     stored_codebooks,
     write_foreign,
 )
-from recerase.layouts.index_json import IndexFile, looks_like_index, read_index
+from recerase.layouts.index_json import IndexFile, looks_like_index, read_index, rewritten
 from recerase.layouts.native import CODEBOOKS, Checkpoint
 from recerase.layouts.protocol import NO_OPTIONS, Layout, LoadRequest
+from recerase.layouts.sid_parquet import column_names, with_codes
 from recerase.layouts.torch_zip import Contents, exchanged, read_torch_zip
 from recerase.layouts.weights import apart, fill_exactly, read_torch_file
 from recerase.sid.schema import SidSchema
 from recerase.sid.table import SidTable
-from recerase.store import MANIFEST
+from recerase.sid.table_files import read_table
+from recerase.store import MANIFEST, sha256_file
 
 if TYPE_CHECKING:
     import torch
@@ -83,13 +88,41 @@ def _weights(path: Path, request: LoadRequest) -> str:
 
 def _index_path(path: Path, request: LoadRequest) -> Path:
     """The table beside the weights, or the one given. Raises CheckpointError, saying how to make one."""
-    found = [file for file in sorted(path.glob("*.json")) if looks_like_index(file, tokens=False)]
+    found = [
+        file for file in sorted(path.glob("*.json")) if any(looks_like_index(file, kind) for kind in (False, True))
+    ]
+    found += [file for file in sorted(path.glob("*.parquet")) if {"item_id", "codes"} <= set(column_names(file))]
     try:
         return index_option(path, request, found, 'SID table {"item": [227, 111, 51], ...}; genrec keeps none')
     except CheckpointError as error:
         if found or "sids" in request.options:
             raise
         raise CheckpointError(error.message, _EXPORT) from error
+
+
+def _read_table(path: Path) -> IndexFile:
+    """The table, in what `sid.read_table` reads: JSON of numbers or tokens, parquet with item_id and codes. Raises TableError."""
+    if path.suffix == ".json":
+        return read_index(path)
+    if path.suffix != ".parquet":
+        raise TableError(
+            f"{path} is no SID table of genrec's: JSON, or parquet with item_id and codes, was looked for.",
+            f"Write it as one: `recerase export sids {path} --as integers --out FILE.json`.",
+        )
+    table = read_table(path)
+    if table.ragged or not (table.present & table.listed).all():
+        raise TableError(
+            f"In {path} SIDs differ in length, or items have none or are not to be recommended.",
+            "Give the table that the model was trained with.",
+        )
+    kept = np.empty((0, table.levels), np.int32)
+    return IndexFile(path, sha256_file(path), tuple(map(str, table.item_ids)), table.codes, tokens=False, kept=kept)
+
+
+def _parquet_rewritten(index: IndexFile, data: bytes, before: SidTable, after: SidTable) -> bytes:
+    """The parquet with the SIDs of moved items exchanged, in its own order."""
+    place = {str(item): row for row, item in enumerate(after.item_ids.tolist())}
+    return with_codes(data, after.codes[[place[item] for item in index.items]], "codes")
 
 
 def _config(tensors: Mapping[str, torch.Tensor], where: Path, user: int) -> TigerConfig:
@@ -145,13 +178,6 @@ def _named(contents: Contents, where: Path) -> dict[str, tuple[str, torch.Tensor
     return named
 
 
-def _user(request: LoadRequest) -> int:
-    said = request.options.get("user", "0")
-    if not said.isdecimal() or len(said) > 18:
-        raise UsageError(f"user={said!s:.40} is no user.", "Give a whole number; genrec takes its remainder.")
-    return int(said)
-
-
 def _module(named: Mapping[str, tuple[str, torch.Tensor]], where: Path, user: int, request: LoadRequest) -> Any:
     """The Tiger, holding exactly these tensors. Raises CheckpointError."""
     import torch
@@ -179,20 +205,21 @@ def load(path: Path, request: LoadRequest) -> Checkpoint:
     """Read a directory of genrec; see `Layout.load`."""
     from recerase.model.recommender import wrap
 
-    user, weights = _user(request), _weights(path, request)
-    index = read_index(_index_path(path, request))
+    user, weights = number_option(request, "user", 0), _weights(path, request)
+    index = _read_table(_index_path(path, request))
     inside = index.path.parent.resolve() == path.resolve()
     names = [weights, *([index.path.name] if inside else [])]
     names += [CODEBOOKS] if (path / MANIFEST).is_file() and (path / CODEBOOKS).is_file() else []
     copied, left = copied_files(path, {weights, index.path.name})
     manifest = manifest_of(path, [*names, *(name for name in copied if name not in names)])
-    named = _named(read_torch_file(path, weights, manifest), path / weights)
+    contents = read_torch_file(path, weights, manifest)
+    named = _named(contents, path / weights)
     module = _module(named, path / weights, user, request)
     config = module.config
     codes = index.codes
-    if index.tokens or codes.shape[1] != config.levels or codes.min() < 0 or codes.max() >= config.codes:
+    if codes.shape[1] != config.levels or codes.min() < 0 or codes.max() >= config.codes:
         raise TableError(
-            f"{index.path} does not hold {config.levels} numbers below {config.codes} for every item, as {path / weights} has them.",
+            f"{index.path} does not hold {config.levels} codes below {config.codes} for every item, as {path / weights} has them.",
             "Give the table that the model was trained with, with --layout-set sids=FILE.",
         )
     schema = _schema(index, config.levels, config.codes)
@@ -215,6 +242,9 @@ def load(path: Path, request: LoadRequest) -> Checkpoint:
             "stored": {weights: {name: inner for inner, (name, _) in named.items()}},
             "aliases": {},
             "patch": _patched,
+            "further": further_weights(contents, _MODEL, _OPTIMIZER),
+            "rewrite": rewritten if index.path.suffix == ".json" else _parquet_rewritten,
+            "limits": one_user(config.user, config.users),
             "copied": copied,
             "left": left,
             "files": {name: entry["sha256"] for name, entry in manifest["files"].items()},

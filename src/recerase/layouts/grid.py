@@ -2,8 +2,8 @@
 
 The one decision: both files are one checkpoint. GRID spells histories from the .pt (map_sparse_id_to_semantic_id, pre_processing.py)
 and takes the number of codes from its largest (tiger_generation_model.py: `codebooks.max() + 1`), and Lightning keeps copies of it
-among the hyperparameters of model and datamodule. All are written, and the model's is held against the .pt. A reassignment that
-would lower the largest code, with which GRID could not load the weights any more, is refused.
+among the hyperparameters of model and datamodule. All are written, and the model's is held against the .pt. Without an item that
+has the largest code GRID could not load the weights any more, so a method is told to leave it to one, or refuses.
 
 The last digit of its SIDs is 0, or 1 to n for items that would share one (deduplicate_rows_in_tensor, tensor_utils.py). Beams are
 scored by one softmax a level (_beam_search_one_step). NVIDIA's sid_gr takes the same .pt (sid_sequence_dataset.py); its checkpoints
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,14 +82,13 @@ def _read_table(path: Path, trusted: bool) -> tuple[IntArray, Contents]:
     """int32 [N, L] the codes in a tensor [L, N] of whole numbers. Raises TableError when it is none."""
     require_trust(path, trusted)
     contents = read_torch_zip(read_bytes(path), str(path))
-    tensor = contents.tensors.get(())
-    whole = tensor is not None and not tensor.is_floating_point() and not tensor.is_complex() and tensor.dim() == 2
-    if tensor is None or not whole or not tensor.numel() or int(tensor.min()) < 0 or int(tensor.max()) >= 1 << 22:
+    codes = levels.whole_numbers(contents.tensors.get(()))
+    if codes is None or codes.min() < 0 or codes.max() >= 1 << 22:
         raise TableError(
             f"{path} is no SID table: one tensor [levels, items] of codes from 0 up was looked for.",
             "Give the .pt that the model was trained with.",
         )
-    return np.ascontiguousarray(tensor.numpy().T, np.int32), contents
+    return np.ascontiguousarray(codes.T, np.int32), contents
 
 
 def read_tensor_table(path: Path, trusted: bool) -> SidTable:
@@ -116,13 +116,14 @@ def _codes(path: Path, weights: str, beside: Path, codes: IntArray, contents: Co
             f"{found.size}.",
             "Give the table that the model was trained with, with --layout-set sids=FILE.",
         )
-    kept = contents.tensors.get(_HYPER)
-    if kept is not None and not np.array_equal(kept.numpy().T, codes):
+    kept = _HYPER in contents.tensors
+    said = levels.whole_numbers(contents.tensors.get(_HYPER))
+    if kept and (said is None or not np.array_equal(said.T, codes)):
         raise TableError(
             f"{beside} is not the table among the hyperparameters of {path / weights}.",
             "Give the table that the model was trained with, with --layout-set sids=FILE.",
         )
-    hyper = ((path / weights, _HYPER),) if kept is not None else ()
+    hyper = ((path / weights, _HYPER),) if kept else ()
     return Codes(codes, ((beside, ()), *hyper), across=True)
 
 
@@ -135,7 +136,8 @@ def load(path: Path, request: LoadRequest) -> Checkpoint:
     def table_of(contents: Contents, found: Stacks) -> Codes:
         return _codes(path, weights, beside, codes, contents, found)
 
-    return levels.load(path, request, NAME, _NAMES, weights, lambda n: max(1, _TOKENS // n), table_of, beside)
+    found = levels.load(path, request, NAME, _NAMES, weights, lambda n: max(1, _TOKENS // n), table_of, beside)
+    return replace(found, extra={**found.extra, "needed": int(found.table.codes.max())}) if _derived(found) else found
 
 
 def write_back(source: Checkpoint, recommender: Recommender, table: SidTable, staging: Path) -> None:
@@ -165,9 +167,9 @@ def remarks(checkpoint: Checkpoint) -> tuple[tuple[str, str], ...]:
     if _derived(checkpoint):
         told.append(
             (
-                f"GRID takes its shapes from the largest code in the table, {checkpoint.table.codes.max()}; an erasure that would "
-                "move the last item with it is refused.",
-                "Use --method renormalise or npo then.",
+                f"GRID takes its shapes from the largest code in the table, {checkpoint.table.codes.max()}; where all items with it "
+                "are to be erased, one of them gets another SID with that code, or nothing is done.",
+                "Use --method renormalise or npo in that case.",
             )
         )
     return tuple(told)

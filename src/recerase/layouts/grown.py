@@ -128,7 +128,7 @@ def _resized(model: Recommender, table: SidTable, change: Callable[[Tensor], Ten
     for thing in things:
         if isinstance(getattr(thing, "vocab_size", None), int):
             thing.vocab_size = rows
-    return wrap(other, table.schema, model.window, model.prompt)
+    return wrap(other, table.schema, model.window, model.prompt, model.per_level)
 
 
 def _vocabulary_weights(module: Any) -> list[int]:

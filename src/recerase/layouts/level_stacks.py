@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from recerase.errors import CheckpointError
 from recerase.layouts.foreign import Part
 from recerase.layouts.torch_zip import Contents
-from recerase.layouts.weights import _as
+from recerase.layouts.weights import _as, is_real
 from recerase.store import pretty_json
 
 if TYPE_CHECKING:
@@ -110,6 +110,12 @@ def stacks(contents: Contents, names: Names, path: Path, dtype: torch.dtype | No
 def _named(contents: Contents, names: Names, path: Path) -> tuple[str, dict[str, torch.Tensor], list[str]]:
     """What all names begin with, the state dict without it, and the names of its heads. Raises CheckpointError."""
     state = {keys[1]: tensor for keys, tensor in contents.tensors.items() if len(keys) == 2 and keys[0] == names.model}
+    said = contents.tree.get(names.model) if isinstance(contents.tree, dict) else None
+    strange = next((name for name in said if name not in state), None) if isinstance(said, dict) else None
+    if strange is not None:
+        raise CheckpointError(
+            f"{path}: {strange!s:.100} is no tensor that can be read.", "Give a checkpoint of plain tensors."
+        )
     ends = [name for name in state if name.endswith(names.table)]
     prefix = ends[0].removesuffix(names.table) if len(ends) == 1 else ""
     inner = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
@@ -120,9 +126,11 @@ def _named(contents: Contents, names: Names, path: Path) -> tuple[str, dict[str,
     if missing:
         raise CheckpointError(f"{path} holds no tensor {prefix}{missing[0]}.", "Give a checkpoint of the whole model.")
     used = [name for name in inner if name in wanted or name in (SEPARATOR, USERS) or _stack(name, names)[1]]
-    whole = next((name for name in used if not inner[name].is_floating_point()), None)
+    whole = next((name for name in used if not is_real(inner[name])), None)
     if whole is not None:
-        raise CheckpointError(f"{path}: {prefix}{whole} holds no real numbers.", "Restore the checkpoint.")
+        raise CheckpointError(
+            f"{path}: {prefix}{whole} holds no real numbers that a model computes with.", "Restore the checkpoint."
+        )
     if any(".wi_0." in name for name in used):
         raise CheckpointError(
             f"{path} has gated feed-forward layers, and does not say with which function.",

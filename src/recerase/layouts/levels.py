@@ -17,10 +17,14 @@ import numpy as np
 
 from recerase.errors import CheckpointError, EraseError, UsageError
 from recerase.layouts.foreign import (
+    bucket,
     copied_files,
     digest_from,
     digest_over,
+    further_weights,
     manifest_of,
+    number_option,
+    one_user,
     parts_of,
     require_listed,
     require_trust,
@@ -32,8 +36,9 @@ from recerase.layouts.foreign import (
 from recerase.layouts.level_stacks import Keys, Names, Stacks, config_of, stacks
 from recerase.layouts.native import CODEBOOKS, Checkpoint
 from recerase.layouts.protocol import LoadRequest
-from recerase.layouts.torch_zip import Contents, _records, exchanged, read_torch_zip
+from recerase.layouts.torch_zip import Contents, exchanged, read_torch_zip
 from recerase.layouts.weights import load_module, read_torch_file
+from recerase.layouts.zip_records import records
 from recerase.sid.schema import SidSchema
 from recerase.sid.table import SidTable
 from recerase.store import MANIFEST, sha256_file, write_bytes
@@ -67,6 +72,15 @@ class Codes:
         return tuple(np.arange(len(self.values)).astype(str).tolist())
 
 
+def whole_numbers(tensor: torch.Tensor | None) -> IntArray | None:
+    """int64 the content of a matrix of whole numbers; None for anything else, and for an empty one."""
+    import torch
+
+    if tensor is None or tensor.dim() != 2 or not tensor.numel() or tensor.dtype == torch.bool:
+        return None
+    return None if tensor.is_floating_point() or tensor.is_complex() else tensor.to(torch.int64).numpy()
+
+
 def holding(path: Path, pattern: str, *names: str) -> list[str]:
     """The files of torch.save in a directory that name all of `names`."""
     return sorted(file.name for file in path.glob(pattern) if says(file, *names))
@@ -89,23 +103,12 @@ def chosen(path: Path, names: Sequence[str], request: LoadRequest) -> str:
     return name
 
 
-def bucket(request: LoadRequest, users: int) -> int | None:
-    """The users' bucket that begins every history; None where the model has no users. Raises UsageError."""
-    said = request.options.get("user", "0")
-    if not said.isdecimal() or int(said) >= max(1, users):
-        last = f"Give a whole number from 0 to {users - 1}." if users else "Leave the option out."
-        raise UsageError(f"user={said!s:.40} is no bucket of {users}.", last)
-    return int(said) if users else None
-
-
 def window_of(request: LoadRequest, otherwise: int) -> int:
     """How many items of a history are read. Raises UsageError."""
-    said = request.options.get("window", str(otherwise))
-    if not said.isdecimal() or not 0 < int(said) < 1 << 20:
-        raise UsageError(
-            f"A window of {said!r:.40} items cannot be.", "Give --layout-set window=20, or another number."
-        )
-    return int(said)
+    said = number_option(request, "window", otherwise)
+    if not 0 < said < 1 << 20:
+        raise UsageError(f"A window of {said} items cannot be.", "Give --layout-set window=20, or another number.")
+    return said
 
 
 def load(
@@ -157,7 +160,9 @@ def load(
             "codes": codes,
             "table": " and ".join(f"{'.'.join(keys) or 'the tensor'} in {file.name}" for file, keys in codes.places),
             "moments": moments,
+            "further": further_weights(contents, names.model, names.moments),
             "users": (user, found.users),
+            "limits": one_user(user, found.users),
             "deep": found.deep,
             "copied": copied,
             "left": left,
@@ -195,7 +200,7 @@ def _prompt(found: Stacks, user: int | None) -> Any:
     bos = found.levels * found.size
     before = () if user is None else (bos + 1 + found.separated + user,)
     after = (bos + 1,) if found.separated else ()
-    return Prompt(before, after, after, before + after or (bos,))
+    return Prompt(before, after, after, before + after or (bos,), still=before)
 
 
 def write_back(source: Checkpoint, recommender: Recommender, table: SidTable, staging: Path) -> None:
@@ -238,7 +243,7 @@ def _copies_too(data: bytes, pairs: Sequence[tuple[bytes, bytes]]) -> bytes:
     For a tensor that is there once more, inside an object whose class is not known.
     """
     out, new = bytearray(data), dict(pairs)
-    for name, record in _records(data).items():
+    for name, record in records(data).items():
         found = new.get(data[record.begin : record.end]) if "/data/" in name else None
         if found is not None:
             out[record.begin : record.end] = found

@@ -189,8 +189,14 @@ def save_checkpoint(
     """Write everything but the manifest into `staging` (a `store.publish` directory).
 
     `extra` is kept under `recerase` in config.json, beside the window. Plain transformers loads the result.
+    Raises CheckpointError for a model that it could not load, or would take for another.
     """
     module: Any = recommender.module
+    if recommender.per_level or not hasattr(module.config, "to_json_string"):
+        raise CheckpointError(
+            "recerase's own layout has no words for a softmax a level, or for a model that transformers does not know.",
+            "Write the checkpoint back in the layout it was read in.",
+        )
     config = json.loads(module.config.to_json_string(use_diff=False))
     config.pop("_name_or_path", None)
     config["architectures"] = [type(module).__name__]

@@ -7,74 +7,13 @@ called. Only tensors, sets, encoded bytes and OrderedDict are understood, by nam
 
 from __future__ import annotations
 
-import math
 import pickletools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
-_MOST_DIMENSIONS = 64
+from recerase.layouts.pickle_values import MOST_DIMENSIONS, Global, Place, Storage, Stub, keyed, shown
+
 _SMALL = 1 << 20
-
-
-@dataclass(frozen=True)
-class Global:
-    """The name of a class, function or dtype; what it means is not looked up."""
-
-    module: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.module}.{self.name}"
-
-
-@dataclass(eq=False)
-class Stub:
-    """An object of a class that is not known here: what would have made it, and nothing that it could do."""
-
-    origin: Global
-    args: tuple[Any, ...] = ()
-    keywords: Mapping[Any, Any] = field(default_factory=dict)
-    state: Any = None
-    entries: list[tuple[Any, Any]] = field(default_factory=list)
-    """What was set by key, in order."""
-    elements: list[Any] = field(default_factory=list)
-    """What was appended or added, in order."""
-
-
-@dataclass(frozen=True)
-class Storage:
-    """Memory that tensors look at, as its file names it."""
-
-    kind: str
-    """The name of its class in torch: FloatStorage, ..., or UntypedStorage."""
-    key: str
-    count: int
-    """Elements; bytes where untyped."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """A tensor: how it looks at its storage."""
-
-    storage: Storage
-    dtype: str | None
-    """None: that of the storage."""
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-    @property
-    def size(self) -> int:
-        """How many elements it shows."""
-        return math.prod(self.shape)
-
-    @property
-    def reach(self) -> int:
-        """How many elements from the begin of the storage it needs."""
-        if 0 in self.shape:
-            return 0
-        return self.offset + sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True)) + 1
 
 
 class _Mark:
@@ -136,7 +75,7 @@ class _Machine:
         elif name in _GROUPED:
             self.stack.append(_GROUPED[name](self.group()))
         elif name in ("BINPUT", "LONG_BINPUT", "PUT"):
-            self.memo[argument] = self.stack[-1]
+            self.memo[keyed(argument)] = self.stack[-1]
         elif name in ("BINGET", "LONG_BINGET", "GET"):
             self.stack.append(self.memo[argument])
         elif name == "MEMOIZE":
@@ -148,7 +87,9 @@ class _Machine:
 
     def made(self, called: Any, args: Any, keywords: Any = None) -> Any:
         """What a call is taken to make."""
-        self.budget -= sum(len(value) for value in args if hasattr(value, "__len__"))
+        if keywords is not None and not isinstance(keywords, dict):
+            raise ValueError("its pickle calls with keywords that are no dict")
+        self.budget -= sum(len(value) for value in (*args, keywords) if hasattr(value, "__len__"))
         if self.budget < 0:
             raise ValueError("its pickle copies the same values again and again")
         return _made(called, args, keywords)
@@ -204,15 +145,23 @@ _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": (
 _FRESH: Mapping[str, Callable[[], Any]] = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": set}
 
 
-def _pairs(flat: list[Any]) -> dict[Any, Any]:
-    return dict(zip(flat[::2], flat[1::2], strict=True))
+def _paired(flat: list[Any]) -> list[tuple[Any, Any]]:
+    return list(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _dict_of(pairs: Any = ()) -> dict[Any, Any]:
+    return dict(pairs) if isinstance(pairs, dict) else {keyed(key): value for key, value in pairs}
+
+
+def _set_of(values: Any = ()) -> set[Any]:
+    return set(map(keyed, values))
 
 
 _GROUPED: Mapping[str, Callable[[list[Any]], Any]] = {
     "LIST": list,
     "TUPLE": tuple,
-    "FROZENSET": frozenset,
-    "DICT": _pairs,
+    "FROZENSET": lambda values: frozenset(map(keyed, values)),
+    "DICT": lambda flat: _dict_of(_paired(flat)),
 }
 
 
@@ -232,15 +181,15 @@ def _extended(value: Any, values: list[Any], kind: Any) -> None:
     elif isinstance(value, list):
         value.extend(values)
     else:
-        value.update(values)
+        value.update(map(keyed, values))
 
 
 def _filled(value: Any, flat: list[Any]) -> None:
-    pairs = list(zip(flat[::2], flat[1::2], strict=True))
+    pairs = _paired(flat)
     if isinstance(value, Stub):
         value.entries += pairs
     elif isinstance(value, dict):
-        value.update(pairs)
+        value.update(_dict_of(pairs))
     else:
         raise ValueError(f"its pickle sets entries of a {type(value).__name__}")
 
@@ -261,7 +210,7 @@ def _storage(said: Any) -> Storage:
     _, kind, key, _, count = said
     known = kind.name.endswith("Storage") and kind.module in ("torch", "torch.storage")
     if not known or not isinstance(key, str) or type(count) is not int or count < 0:
-        raise ValueError(f"its pickle refers to a storage {kind!s:.60} of {count!r:.20} elements")
+        raise ValueError(f"its pickle refers to a storage {shown(kind)} of {shown(count)} elements")
     return Storage(kind.name, key, count)
 
 
@@ -271,10 +220,10 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, dtype: Any = No
         return None
     parts = (*shape, *strides)
     whole = isinstance(storage, Storage) and all(type(n) is int and 0 <= n < 1 << 62 for n in (offset, *parts))
-    if not whole or len(shape) != len(strides) or len(shape) > _MOST_DIMENSIONS:
-        raise ValueError(f"a tensor has the shape {shape!r:.60}, strides {strides!r:.60} and offset {offset!r:.20}")
+    if not whole or len(shape) != len(strides) or len(shape) > MOST_DIMENSIONS:
+        raise ValueError(f"a tensor has the shape {shown(shape)}, strides {shown(strides)} and offset {shown(offset)}")
     if dtype is not None and not (isinstance(dtype, Global) and dtype.module == "torch"):
-        raise ValueError(f"a tensor has the dtype {dtype!s:.60}")
+        raise ValueError(f"a tensor has the dtype {shown(dtype)}")
     return Place(storage, None if dtype is None else dtype.name, offset, tuple(shape), tuple(strides))
 
 
@@ -294,7 +243,8 @@ def _parameter(value: Any, *rest: Any) -> Any:
 
 def _of_type(called: Any, kind: Any, args: Any, state: Any) -> Any:
     """A tensor of a subclass, or with attributes: as the tensor that it is."""
-    made = _made(called, args)
+    rebuilt = isinstance(called, Global) and called.module == "torch._utils" and called.name.startswith("_rebuild_")
+    made = _made(called, args) if rebuilt else None
     return made if isinstance(made, Place) else None
 
 
@@ -303,10 +253,10 @@ def _encoded(text: str, encoding: str) -> bytes | None:
 
 
 _KNOWN: Mapping[tuple[str, str], Callable[..., Any]] = {
-    ("collections", "OrderedDict"): lambda pairs=(): dict(pairs),
+    ("collections", "OrderedDict"): _dict_of,
     ("collections", "defaultdict"): lambda factory=None: {},
-    ("builtins", "set"): lambda values=(): set(values),
-    ("__builtin__", "set"): lambda values=(): set(values),
+    ("builtins", "set"): _set_of,
+    ("__builtin__", "set"): _set_of,
     ("_codecs", "encode"): _encoded,
     ("torch", "Size"): lambda shape=(): tuple(shape),
     ("torch._utils", "_rebuild_tensor"): _tensor,

@@ -52,19 +52,13 @@ def load(path: Path, request: LoadRequest) -> Checkpoint:
 
     def table_of(contents: Contents, found: Stacks) -> Codes:
         buffers = [keys for keys in contents.tensors if keys[0] == _NAMES.model and keys[-1].endswith("codebooks")]
-        tensor = contents.tensors[buffers[0]] if len(buffers) == 1 else None
-        fits = tensor is not None and tensor.dim() == 2 and tensor.shape[1] == found.levels and tensor.numel() > 0
-        if (
-            tensor is None
-            or not fits
-            or tensor.is_floating_point()
-            or not 0 <= int(tensor.min()) <= int(tensor.max()) < found.size
-        ):
+        codes = levels.whole_numbers(contents.tensors[buffers[0]]) if len(buffers) == 1 else None
+        if codes is None or codes.shape[1] != found.levels or not 0 <= codes.min() <= codes.max() < found.size:
             raise TableError(
                 f"{path / weights} has no buffer codebooks [items, {found.levels}] of codes below {found.size}.",
                 "Give a checkpoint of train_decoder.py as it wrote it.",
             )
-        return Codes(np.ascontiguousarray(tensor.numpy(), np.int32), ((path / weights, buffers[0]),), across=False)
+        return Codes(np.ascontiguousarray(codes, np.int32), ((path / weights, buffers[0]),), across=False)
 
     return levels.load(path, request, NAME, _NAMES, weights, lambda _: _WINDOW, table_of)
 

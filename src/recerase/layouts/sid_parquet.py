@@ -27,10 +27,11 @@ _MOST_CODE = 1 << 22
 
 def table_names(path: Path) -> list[str]:
     """Names of the parquet files of a directory that are SID tables, by their columns."""
-    return [file.name for file in sorted(path.glob("*.parquet")) if codes_column(_columns(file)) is not None]
+    return [file.name for file in sorted(path.glob("*.parquet")) if codes_column(column_names(file)) is not None]
 
 
-def _columns(file: Path) -> list[str]:
+def column_names(file: Path) -> list[str]:
+    """The columns of a parquet file; none where it is none."""
     try:
         return list(pq.read_schema(file).names)
     except (pa.ArrowException, OSError, ValueError):
@@ -82,10 +83,13 @@ def _codes(column: Any) -> IntArray:
     return values.astype(np.int32)
 
 
-def with_codes(data: bytes, codes: IntArray) -> bytes:
-    """The table with other codes int [N, L], in its own order; the file itself when they are its own."""
+def with_codes(data: bytes, codes: IntArray, column: str | None = None) -> bytes:
+    """The table with other codes int [N, L], in its own order; the file itself when they are its own.
+
+    `column` holds them; default: that of a table of OpenOneRec.
+    """
     table = _whole(data)
-    column = codes_column(table.column_names)
+    column = column or codes_column(table.column_names)
     assert column is not None
     if np.array_equal(_codes(table[column].combine_chunks()), codes):
         return data

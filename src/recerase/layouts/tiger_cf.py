@@ -16,13 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from recerase.errors import CheckpointError, EraseError, TableError, UsageError
+from recerase.errors import CheckpointError, EraseError, TableError
 from recerase.layouts.foreign import (
+    bucket,
     copied_files,
     digest_from,
     digest_over,
     index_option,
     manifest_of,
+    one_user,
     require_trust,
     stored_codebooks,
     write_foreign,
@@ -119,14 +121,6 @@ def _index_path(path: Path, said: Mapping[str, Any], request: LoadRequest) -> Pa
     return index_option(path, request, found, "index_*.json with SIDs like [227, 111, 51, 106]")
 
 
-def _bucket(request: LoadRequest, users: int) -> int:
-    """The users' bucket that ends every history."""
-    said = request.options.get("user", "0")
-    if not said.isdecimal() or int(said) >= users:
-        raise UsageError(f"user={said!s:.40} is no bucket of {users}.", f"Give a whole number from 0 to {users - 1}.")
-    return int(said)
-
-
 def load(path: Path, request: LoadRequest) -> Checkpoint:
     """Read a tiger-cf directory; see `Layout.load`."""
     from recerase.model.prompt import Prompt
@@ -134,7 +128,8 @@ def load(path: Path, request: LoadRequest) -> Checkpoint:
 
     config, said, levels, size = _config(path)
     users = said["model"]["user_ids_count"]
-    bucket = _bucket(request, users)
+    user = bucket(request, users)
+    assert user is not None
     weights = _weights(path, request)
     index = read_index(_index_path(path, said, request))
     if index.tokens or index.codes.shape[1] != levels or (index.codes < 0).any() or index.codes.max() >= size:
@@ -160,10 +155,10 @@ def load(path: Path, request: LoadRequest) -> Checkpoint:
     if request.item_ids is not None:
         table = table.aligned(request.item_ids)
     module.eval().to(device=request.device)
-    user = base + bucket
+    row = base + user
     return Checkpoint(
         path=path,
-        recommender=wrap(module, schema, window, Prompt((), (), (user,), (user,))),
+        recommender=wrap(module, schema, window, Prompt((), (), (row,), (row,), still=(row,))),
         table=table,
         codebooks=codebooks,
         embeddings=embeddings,
@@ -178,7 +173,8 @@ def load(path: Path, request: LoadRequest) -> Checkpoint:
             "copied": copied,
             "left": left,
             "files": {name: entry["sha256"] for name, entry in manifest["files"].items()},
-            "bucket": (bucket, users),
+            "bucket": (user, users),
+            "limits": one_user(user, users),
             "tied": "lm_head.weight" in aliases,
         },
     )
@@ -231,10 +227,10 @@ def room(checkpoint: Checkpoint) -> Room:
 
 def remarks(checkpoint: Checkpoint) -> tuple[tuple[str, str], ...]:
     """The traps of this layout that apply, each with its remedy."""
-    bucket, users = checkpoint.extra["bucket"]
+    user, users = checkpoint.extra["bucket"]
     told = [
         (
-            f"Every history ends in the row of a hashed user; recerase reads all as bucket {bucket} of {users}.",
+            f"Every history ends in the row of a hashed user; recerase reads all as bucket {user} of {users}.",
             "Try another with --layout-set user=N, and compare.",
         )
     ]

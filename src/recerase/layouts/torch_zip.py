@@ -7,16 +7,16 @@ byte for byte, whatever they mean.
 
 from __future__ import annotations
 
-import io
 import sys
-import zipfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from recerase.errors import CheckpointError
-from recerase.layouts.pickled import Global, Place, Storage, read_pickle
+from recerase.layouts.pickle_values import Global, Place, Storage
+from recerase.layouts.pickled import read_pickle
+from recerase.layouts.zip_records import records
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +51,7 @@ class Contents:
     """What a file holds."""
 
     tree: Any
-    """Dicts, lists, tuples, numbers, strings, tensors; `pickled.Stub` for objects of other classes, `pickled.Global` for names."""
+    """Dicts, lists, tuples, numbers, strings, tensors; of `pickle_values`, `Stub` for other objects and `Global` for names."""
     tensors: Mapping[Path, torch.Tensor]
     """Every tensor that is reached through dicts, lists and tuples, by the keys on the way; those that share memory in the file
     share it here."""
@@ -119,17 +119,6 @@ def _spelled(path: Path) -> str:
     return ".".join(path)[:120]
 
 
-@dataclass(frozen=True)
-class _Record:
-    """Where a file in the zip lies."""
-
-    begin: int
-    end: int
-    crc: int
-    sums: tuple[int, ...]
-    """Where its checksum is written."""
-
-
 @dataclass
 class _File:
     """A zip of torch's, its pickle read, its memory not yet."""
@@ -141,7 +130,7 @@ class _File:
     def __post_init__(self) -> None:
         if not is_torch_zip(self.data):
             raise ValueError("it is no zip as torch.save has written since torch 1.6; save it again with a newer one")
-        self._records = _records(self.data)
+        self._records = records(self.data)
         inside = [name for name in self._records if name.endswith(_PICKLE) and name.count("/") == 1]
         if len(inside) != 1:
             raise ValueError(f"it holds {len(inside)} pickles of torch's ({_PICKLE[1:]}) instead of one")
@@ -310,38 +299,3 @@ def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
         t.detach().cpu().resolve_conj().resolve_neg().contiguous().flatten().view(torch.uint8) for t in (one, other)
     )
     return torch.equal(first, second)
-
-
-def _records(data: bytes) -> dict[str, _Record]:
-    """Every record of a zip. Raises ValueError, or what zipfile raises, for what torch never writes."""
-    found: dict[str, _Record] = {}
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        entries, at = archive.infolist(), archive.start_dir
-    headers = sorted({entry.header_offset for entry in entries})
-    following = dict(zip(headers, [*headers[1:], at], strict=True))
-    for entry in entries:
-        header, spelled = entry.header_offset, repr(entry.filename)[:60]
-        if entry.compress_type or entry.compress_size != entry.file_size or entry.flag_bits & 1:
-            raise ValueError(f"its record {spelled} is compressed or encrypted")
-        if entry.filename in found:
-            raise ValueError(f"it has the record {spelled} twice")
-        named = _number(data, header + 26, 2)
-        begin = header + 30 + named + _number(data, header + 28, 2)
-        end = begin + entry.file_size
-        same = data[header + 30 : header + 30 + named] == data[at + 46 : at + 46 + _number(data, at + 28, 2)]
-        if data[header : header + 4] != b"PK\x03\x04" or not same or end > following[header]:
-            raise ValueError(f"its record {spelled} lies where another does, or beyond the end")
-        sums = [at + 16]
-        if entry.flag_bits & 8:  # the checksum stands behind the bytes, after a signature
-            sums.append(end + 4 if data[end : end + 4] == b"PK\x07\x08" else end)
-        if not entry.flag_bits & 8 or _number(data, header + 14, 4):
-            sums.append(header + 14)
-        if any(_number(data, place, 4) != entry.CRC for place in sums):
-            raise ValueError(f"its record {spelled} has two checksums")
-        found[entry.filename] = _Record(begin, end, entry.CRC, tuple(sums))
-        at += 46 + sum(_number(data, at + place, 2) for place in (28, 30, 32))
-    return found
-
-
-def _number(data: bytes, at: int, size: int) -> int:
-    return int.from_bytes(data[at : at + size], "little")

@@ -26,6 +26,8 @@ ARCHITECTURES = ("llama", "qwen2", "qwen3", "t5")
 _FOREIGN_CODE = ("auto_map", "quantization_config", "attn_implementation", "_attn_implementation", "custom_pipelines")
 """Keys of a config with which transformers would fetch or run code that came with the model."""
 DEFAULT_WINDOW = 20
+_REAL = ("float64", "float32", "float16", "bfloat16")
+"""Dtypes that a model computes in; smaller floats are stored with scales that stand somewhere else."""
 
 
 def read_tensors(
@@ -95,12 +97,17 @@ def apart(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype | None) -> dic
     return found
 
 
+def is_real(tensor: torch.Tensor) -> bool:
+    """Whether a tensor holds numbers that a model computes with as they are."""
+    return str(tensor.dtype).removeprefix("torch.") in _REAL
+
+
 def _as(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
     """A tensor as `dtype`, or as it is stored.
 
     Raises ValueError for one that holds no real numbers, UsageError when they are too large for `dtype`.
     """
-    if not tensor.is_floating_point():
+    if not is_real(tensor):
         raise ValueError(f"it holds {tensor.dtype}".replace("torch.", ""))
     if dtype is None or dtype == tensor.dtype or not tensor.numel():
         return tensor if dtype is None else tensor.to(dtype)
@@ -200,9 +207,8 @@ def fill_exactly(module: Any, tensors: Mapping[str, torch.Tensor], path: Path) -
             "Weights and config do not match: restore the directory.",
         )
     dtype = reduce(torch.promote_types, {tensor.dtype for tensor in tensors.values()})
-    known = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
     for name, tensor in tensors.items():
-        if state[name].shape != tensor.shape or tensor.dtype not in known:
+        if state[name].shape != tensor.shape or not is_real(tensor):
             raise CheckpointError(
                 f"{path}: {name} is {list(tensor.shape)} of {tensor.dtype}, the config wants {list(state[name].shape)}.",
                 "Weights and config do not match: restore the directory.",

@@ -29,6 +29,8 @@ class Prompt:
     numbered: tuple[tuple[int, ...], ...] | None = None
     """Where what stands between two items differs by place: what follows the first item, the second and so on, in place of
     `separator`. A history of more items cannot be spelled."""
+    still: tuple[int, ...] = ()
+    """Rows that no method changes: those of one user of many, for whom alone it would be learned."""
 
     @property
     def rows(self) -> tuple[int, ...]:
