@@ -77,7 +77,7 @@ def erase(
     `resume` as in `RunState.open`.
     """
     from recerase.erase.methods import get_method, make_config
-    from recerase.layouts.naming import alone, left_behind, unwritten
+    from recerase.layouts.naming import not_rewritten
 
     only_as_stored(run, "erase")
     inputs = given_paths(checkpoint, data, reference, policy, concept, run.embeddings, run)
@@ -99,9 +99,8 @@ def erase(
         if workers().main and before.extra.get("base") is not None:
             check_output(out, inputs=[before.extra["base"]], force=force)
             check_outputs(outputs, [before.extra["base"]])
-        for told in (alone(before), left_behind(before), *map(" ".join, unwritten(before))):
-            if told is not None:
-                observer.note(told)
+        for told in not_rewritten(before):
+            observer.note(told)
         gold = open_checkpoint_for(reference, catalogue, run) if reference is not None else None
         chosen = choose_concept(concept, catalogue, before.embeddings)
         given = AuditInputs(before, before, gold, catalogue, chosen, rules, scope)

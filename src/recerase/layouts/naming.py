@@ -70,6 +70,12 @@ def alone(checkpoint: Checkpoint) -> str | None:
     return f"only the SID table is rewritten: other files that name SIDs are found with --layout-set {options[0]}=PATH"
 
 
+def not_rewritten(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """All that is to be said, one sentence or two each, when a checkpoint is going to be written back."""
+    found = (alone(checkpoint), left_behind(checkpoint), *map(" ".join, unwritten(checkpoint)))
+    return tuple(told for told in found if told is not None)
+
+
 def _listed(names: Iterable[str]) -> str:
     names = list(names)
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
