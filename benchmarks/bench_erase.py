@@ -20,7 +20,8 @@ from bench_decode import MODELS
 
 from recerase.assembly import open_sids
 from recerase.catalog import load_catalogue, text_embeddings
-from recerase.erase.methods import EraseRequest, get_method, make_config
+from recerase.erase.method import EraseRequest
+from recerase.erase.methods import get_method, make_config
 from recerase.model.recommender import ModelConfig, new_recommender
 from recerase.model.training import TrainConfig, train
 from recerase.runtime import available_threads, pinned

@@ -18,7 +18,8 @@ import torch
 
 from recerase.audit.probes import AuditConfig
 from recerase.catalog import Catalogue, Concept, Split, load_catalogue, parse_concept, text_embeddings
-from recerase.erase.methods import EraseRequest, get_method, make_config
+from recerase.erase.method import EraseRequest
+from recerase.erase.methods import get_method, make_config
 from recerase.erasure import key_values
 from recerase.layouts.native import load_checkpoint, load_sids, save_checkpoint
 from recerase.model.recommender import ModelConfig, Recommender, new_recommender

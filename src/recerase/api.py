@@ -214,7 +214,7 @@ def audit(
     interrupted audit had read is kept beside the first of `outputs`; `resume` as in `RunState.open`.
     """
     check_outputs(
-        outputs, given_paths(checkpoint, data, original, reference, policy, baseline, concept, run.embeddings)
+        outputs, given_paths(checkpoint, data, original, reference, policy, baseline, concept, run.embeddings, run)
     )
     choose_dtype(run.dtype)
     rules = read_policy(policy)

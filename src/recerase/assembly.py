@@ -6,6 +6,7 @@ is a row number, and no room looks an id up again.
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -239,7 +240,7 @@ def changes(before: Checkpoint, after: Checkpoint) -> dict[str, Any]:
 
 
 def given_paths(*given: object) -> list[Path]:
-    """The paths among the arguments that were given, and the item lists (@FILE) that concepts name."""
+    """The paths among the arguments that were given, the item lists (@FILE) that concepts name, and the files that runs do."""
     specs = [
         spec.strip().removeprefix("!").strip()
         for concept in given
@@ -247,4 +248,7 @@ def given_paths(*given: object) -> list[Path]:
         for spec in concept.specs
     ]
     lists = [Path(spec[1:].strip()) for spec in specs if spec.startswith("@")]
-    return [*(Path(path) for path in given if isinstance(path, str | Path)), *lists]
+    runs = [run for run in given if isinstance(run, RunConfig)]
+    said = [Path(value) for run in runs for _, value in run.layout_options]
+    said += [Path(run.embeddings) for run in runs if run.embeddings is not None]
+    return [*(Path(path) for path in given if isinstance(path, str | Path)), *lists, *filter(os.path.lexists, said)]

@@ -131,7 +131,12 @@ def _report(result: AuditResult, inputs: AuditInputs, config: AuditConfig, volat
         curves=result.curves,
         policy=inputs.policy,
         run=volatile,
-        limits=result.limits + _fitted(inputs.original or inputs.subject) + inputs.subject.extra.get("limits", ()),
+        limits=(
+            *result.limits,
+            *_fitted(inputs.original or inputs.subject),
+            *inputs.subject.extra.get("limits", ()),
+            *_unwritten(inputs.subject),
+        ),
     )
 
 
@@ -146,6 +151,12 @@ def _fitted(source: Checkpoint) -> tuple[str, ...]:
         f"Layout {source.layout} keeps no codebooks: they were fitted from {made_from}, and give {shares} of its codes, "
         "level by level. Probes in embedding space rest on them.",
     )
+
+
+def _unwritten(subject: Checkpoint) -> tuple[str, ...]:
+    """What a report says of files beside the weights that name SIDs and were not read."""
+    names = subject.extra.get("naming", ())
+    return (f"Files that name SIDs and were neither read nor rewritten: {', '.join(names)}.",) if names else ()
 
 
 def moves(before: SidTable, after: SidTable, catalogue: Catalogue) -> tuple[Move, ...]:

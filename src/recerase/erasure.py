@@ -45,7 +45,7 @@ from recerase.store import canonical_json, check_output, publish, read_bytes, wr
 from recerase.types import SILENT, Observer, Policy, Report, Scope, Verdict
 
 if TYPE_CHECKING:
-    from recerase.erase.methods import EraseRequest, Method
+    from recerase.erase.method import EraseRequest, Method
     from recerase.layouts.native import Checkpoint
     from recerase.model.recommender import Recommender
 
@@ -78,12 +78,13 @@ def erase(
     `resume` as in `RunState.open`.
     """
     from recerase.erase.methods import get_method, make_config
+    from recerase.layouts.naming import not_rewritten
 
     only_as_stored(run, "erase")
     eraser, preset = get_method(method)
     settings = make_config(eraser, preset, key_values(overrides))
     prepared = getattr(settings, "prepared", "") or None
-    inputs = given_paths(checkpoint, data, reference, policy, concept, run.embeddings, prepared)
+    inputs = given_paths(checkpoint, data, reference, policy, concept, prepared, run)
     check_outputs(outputs, inputs)
     _check_apart(outputs, Path(out))
     out, rules = Path(out), read_policy(policy)
@@ -99,6 +100,9 @@ def erase(
         before = with_codebooks(opened, catalogue.items, observer, run.embeddings)
         if workers().main and before.extra.get("base") is not None:
             check_output(out, inputs=[before.extra["base"]], force=force)
+            check_outputs(outputs, [before.extra["base"]])
+        for told in not_rewritten(before):
+            observer.note(told)
         gold = open_checkpoint_for(reference, catalogue, run) if reference is not None else None
         chosen = choose_concept(concept, catalogue, before.embeddings)
         given = AuditInputs(before, before, gold, catalogue, chosen, rules, scope)
@@ -143,7 +147,7 @@ def _request(
     given: AuditInputs, offered: Offer | None, run: RunConfig, state: RunState, observer: Observer
 ) -> EraseRequest:
     """What the method may know of what was opened."""
-    from recerase.erase.methods import EraseRequest
+    from recerase.erase.method import EraseRequest
 
     before = given.subject if offered is None else offered.checkpoint
     return EraseRequest(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,7 +95,7 @@ def export_blocklist(
     JSON, JSONL, CSV (lists as JSON in their cells) or parquet, by the extension of `out`; all hold the same rows. `checkpoint` may be
     a SID table without a model, which says nothing of vocabulary rows.
     """
-    out = _checked(out, (".json", ".jsonl", ".csv", ".parquet"), _inputs(run, checkpoint, data, concept), force)
+    out = _checked(out, (".json", ".jsonl", ".csv", ".parquet"), given_paths(checkpoint, data, concept, run), force)
     table, facts, spelled, chosen = _blocked(Path(checkpoint), concept, data, run, observer)
     rows = blocklist_table(table, chosen.members, spelled)
     if facts["model"] is False:
@@ -167,7 +166,7 @@ def export_prefixes(
     before the first code: for it `allowed` has that key too, and may stand in the place of its `hash_dict`. The tries of genrec, GRID
     and RQ-VAE-Recommender are of codes and not of rows: parquet has both.
     """
-    out = _checked(out, (".json", ".parquet"), _inputs(run, checkpoint, data, concept), force)
+    out = _checked(out, (".json", ".parquet"), given_paths(checkpoint, data, concept, run), force)
     if is_table(Path(checkpoint), run.layout):
         raise UsageError(
             f"{checkpoint} is a SID table without a model, and prefixes are of rows of a model's vocabulary.",
@@ -230,12 +229,6 @@ def _begins(opened: Checkpoint) -> list[int] | None:
         return None
     start = getattr(module.config, "decoder_start_token_id", None)
     return [] if opened.recommender.per_level or start is None else [int(start)]
-
-
-def _inputs(run: RunConfig, *given: object) -> list[Path]:
-    """All that is read, files that --layout-set names included: none of it may be written over."""
-    said = [Path(value) for _, value in run.layout_options if os.path.lexists(value)]
-    return [*given_paths(*given, run.embeddings), *said]
 
 
 def _checked(out: str | Path, kinds: tuple[str, ...], inputs: list[Path], force: bool) -> Path:

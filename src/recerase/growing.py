@@ -18,7 +18,7 @@ from recerase.layouts.growth import Room, asked_rows, further, lacking, new_code
 from recerase.types import BoolArray, IntArray
 
 if TYPE_CHECKING:
-    from recerase.erase.methods import Method
+    from recerase.erase.method import Method
     from recerase.layouts.native import Checkpoint
     from recerase.model.recommender import Recommender
     from recerase.sid.codebooks import Codebooks

@@ -35,7 +35,7 @@ from recerase.store import (
 from recerase.types import SILENT, Observer
 
 if TYPE_CHECKING:
-    from recerase.erase.methods import Method, Prepared
+    from recerase.erase.method import Method, Prepared
     from recerase.sid.table import SidTable
 
 SCHEMA = "recerase.prepared/1"
@@ -68,7 +68,8 @@ def prepare(
     """
     from safetensors.numpy import save
 
-    from recerase.erase.methods import EraseRequest, get_method, make_config
+    from recerase.erase.method import EraseRequest
+    from recerase.erase.methods import get_method, make_config
     from recerase.erasure import key_values
 
     only_as_stored(run, "prepare")
@@ -148,7 +149,7 @@ def prepared_for(
 
 def _read(path: Path) -> tuple[dict[str, Any], Prepared]:
     """Card and content of a directory made by `prepare`. Raises ArtefactError."""
-    from recerase.erase.methods import Prepared
+    from recerase.erase.method import Prepared
     from recerase.layouts.tensors import numpy_memory, read_safetensors
 
     if not (path / CARD).is_file():

@@ -53,7 +53,7 @@ def recommend(
         raise UsageError("--exact uses no beam.", "Leave --beam out.")
     choose_dtype(run.dtype)  # a name that is none is refused before anything is read
     out = Path(out)
-    check_file_output(out, inputs=given_paths(checkpoint, data), force=force)
+    check_file_output(out, inputs=given_paths(checkpoint, data, run), force=force)
     catalogue = load_catalogue(data)
     histories = whole_histories(catalogue)
     with pinned(run.threads, run.seed):

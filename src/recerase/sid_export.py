@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from recerase.assembly import given_paths
 from recerase.errors import UsageError
 from recerase.runtime import RunConfig
 from recerase.store import check_file_output, publish, write_bytes
@@ -50,9 +51,9 @@ def export_sids(
             f"There is no format {form!r:.40}.",
             "; ".join(f"{name}: {known.what}" for name, known in FORMATS.items()) + ".",
         )
-    chosen, place = FORMATS[form], Path(out)
+    chosen, place, inputs = FORMATS[form], Path(out), given_paths(source, run)
     if not chosen.directory:
-        check_file_output(place, inputs=[source], force=force)
+        check_file_output(place, inputs=inputs, force=force)
     observer.note(f"reading {source}")
     table = source_table(source, layout=run.layout, options=dict(run.layout_options), trust_pickle=run.trust_pickle)
     observer.note(f"writing {len(table):,} items at {place}")
@@ -60,7 +61,7 @@ def export_sids(
     if not chosen.directory:
         write_bytes(place, files[""])
         return Exported(place, len(table), table.levels, notes)
-    with publish(place, inputs=[source], force=force) as result:
+    with publish(place, inputs=inputs, force=force) as result:
         for name, data in files.items():
             (result.directory / name).parent.mkdir(parents=True, exist_ok=True)
             write_bytes(result.directory / name, data)

@@ -19,7 +19,8 @@ from tests.erase.cases import CASES, Kept, Listening, bits, brief, settings_of
 from torch import Tensor
 
 from recerase.catalog.interactions import Histories, Interactions
-from recerase.erase.methods import Erased, EraseRequest, get_method
+from recerase.erase.method import Erased, EraseRequest
+from recerase.erase.methods import get_method
 from recerase.model.recommender import ModelConfig, Recommender, new_recommender, wrap
 from recerase.model.training import TrainConfig, train
 from recerase.sid.codebooks import Codebooks, Recipe, nearest_codes

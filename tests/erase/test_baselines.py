@@ -12,7 +12,7 @@ import torch
 from tests.erase.conftest import RECIPE, World, interactions_of, small, walks
 
 from recerase.erase.baselines import FilterConfig, RetrainConfig, filter_only, retrain
-from recerase.erase.methods import EraseRequest
+from recerase.erase.method import EraseRequest
 from recerase.errors import UsageError
 from recerase.model.decode import recommend
 from recerase.model.mass import concept_mass

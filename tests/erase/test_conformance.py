@@ -14,7 +14,8 @@ from tests.erase.cases import ROWS_ONLY, Listening, bits, brief, otherwise, sett
 from tests.erase.conftest import N
 
 from recerase.erase.examples import examples
-from recerase.erase.methods import UNPRESSED, EraseRequest, get_method, make_config
+from recerase.erase.method import UNPRESSED, EraseRequest
+from recerase.erase.methods import get_method, make_config
 from recerase.errors import ConceptError, EraseError, UsageError
 from recerase.model.mass import forced_log_probs
 from recerase.model.prompt import Prompt

@@ -13,7 +13,8 @@ from tests.erase.cases import CASES, bits, settings_of
 
 from recerase.catalog.interactions import Histories
 from recerase.erase.examples import examples
-from recerase.erase.methods import EraseRequest, Method, get_method
+from recerase.erase.method import EraseRequest, Method
+from recerase.erase.methods import get_method
 from recerase.erase.precision import student
 from recerase.erase.steps import Loss
 from recerase.model.mass import forced_log_probs

@@ -23,7 +23,8 @@ from recerase.audit import probes
 from recerase.audit.readings import _spelling
 from recerase.catalog.interactions import Histories
 from recerase.erase import cragru
-from recerase.erase.methods import EraseRequest, get_method, make_config
+from recerase.erase.method import EraseRequest
+from recerase.erase.methods import get_method, make_config
 from recerase.errors import ArtefactError, EraseError, TableError, UsageError
 from recerase.layouts.native import FILTER, load_checkpoint, save_checkpoint
 from recerase.layouts.registry import named_layout, open_checkpoint

@@ -10,7 +10,8 @@ import torch
 
 from recerase.erase import mmrecun
 from recerase.erase.examples import examples, nearest_others, neighbours
-from recerase.erase.methods import METHODS, EraseRequest
+from recerase.erase.method import EraseRequest
+from recerase.erase.methods import METHODS
 from recerase.erase.mmrecun import MmRecUnConfig
 from recerase.errors import UsageError
 from recerase.model.mass import forced_log_probs

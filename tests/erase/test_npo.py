@@ -12,7 +12,7 @@ from tests.erase.conftest import N, World, forward, interactions_of, items_of, w
 
 from recerase.erase import steps as loop
 from recerase.erase.examples import examples
-from recerase.erase.methods import EraseRequest
+from recerase.erase.method import EraseRequest
 from recerase.erase.npo import NpoConfig, erase
 from recerase.errors import ConceptError
 from recerase.model.mass import forced_log_probs

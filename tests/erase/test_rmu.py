@@ -14,7 +14,7 @@ from tests.erase.conftest import SHAPE, items_of
 
 from recerase.erase import rmu
 from recerase.erase.examples import examples
-from recerase.erase.methods import EraseRequest
+from recerase.erase.method import EraseRequest
 from recerase.erase.precision import student
 from recerase.erase.rmu import RmuConfig, said_at
 from recerase.errors import EraseError, UsageError

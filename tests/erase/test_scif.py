@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from recerase.erase import scif
 from recerase.erase.examples import examples
-from recerase.erase.methods import EraseRequest
+from recerase.erase.method import EraseRequest
 from recerase.erase.precision import student
 from recerase.erase.scif import ScifConfig, steihaug
 from recerase.erase.steps import trainable

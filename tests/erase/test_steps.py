@@ -13,7 +13,8 @@ from tests.erase.cases import bits
 from recerase.catalog.interactions import Histories
 from recerase.erase import e2urec, ga, graddiff, task_vector, undial
 from recerase.erase.examples import examples
-from recerase.erase.methods import METHODS, EraseRequest
+from recerase.erase.method import EraseRequest
+from recerase.erase.methods import METHODS
 from recerase.erase.precision import student
 from recerase.erase.steps import StepConfig, learn, target_log_probs, trainable
 from recerase.errors import DataError, EraseError, UsageError

@@ -16,7 +16,8 @@ from torch import Tensor
 from recerase.catalog.interactions import Histories
 from recerase.erase import tracer
 from recerase.erase.examples import examples
-from recerase.erase.methods import METHODS, EraseRequest, make_config
+from recerase.erase.method import EraseRequest
+from recerase.erase.methods import METHODS, make_config
 from recerase.erase.target import Teacher
 from recerase.erase.tracer import erase
 from recerase.erase.tracer_config import RenormaliseConfig, TracerConfig

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from recerase.erase import u_can
 from recerase.erase.examples import examples
-from recerase.erase.methods import EraseRequest
+from recerase.erase.method import EraseRequest
 from recerase.erase.u_can import UCanConfig
 from recerase.errors import EraseError, UsageError
 from recerase.model.recommender import ModelConfig, Recommender, new_recommender

@@ -14,7 +14,7 @@ from tests.erase.cases import bits
 from recerase.erase import unlearnrec
 from recerase.erase.examples import Examples, examples
 from recerase.erase.influence import Nodes, request_graph, row_tensors
-from recerase.erase.methods import EraseRequest, Prepared
+from recerase.erase.method import EraseRequest, Prepared
 from recerase.erase.unlearnrec import Rewriting, Simulated, UnlearnRecConfig
 from recerase.errors import CheckpointError, UsageError
 from recerase.model.mass import forced_log_probs

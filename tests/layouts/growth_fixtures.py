@@ -13,7 +13,8 @@ from transformers import T5Tokenizer
 
 from recerase.assembly import ConceptSpec, choose_concept, open_checkpoint_for, with_codebooks
 from recerase.catalog import load_catalogue
-from recerase.erase.methods import EraseRequest, get_method, make_config
+from recerase.erase.method import EraseRequest
+from recerase.erase.methods import get_method, make_config
 from recerase.growing import offer, offered_codes
 from recerase.layouts.registry import named_layout
 from recerase.runtime import RunConfig

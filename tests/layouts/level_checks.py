@@ -16,7 +16,7 @@ from torch import Tensor
 from recerase.catalog import Histories
 from recerase.catalog.interactions import Interactions
 from recerase.erase import npo, tracer, tracer_config
-from recerase.erase.methods import EraseRequest
+from recerase.erase.method import EraseRequest
 from recerase.layouts.native import Checkpoint
 from recerase.layouts.registry import named_layout, open_checkpoint
 from recerase.layouts.torch_zip import read_torch_zip

@@ -20,7 +20,8 @@ from recerase import api
 from recerase.assembly import choose_concept, open_checkpoint_for
 from recerase.catalog import load_catalogue
 from recerase.catalog.interactions import Histories
-from recerase.erase.methods import EraseRequest, get_method, make_config
+from recerase.erase.method import EraseRequest
+from recerase.erase.methods import get_method, make_config
 from recerase.erase.paths import soft_tokens
 from recerase.errors import CheckpointError, OutputError, PickleError
 from recerase.layouts.registry import detect_layout, named_layout, open_checkpoint
@@ -229,15 +230,18 @@ def test_the_base_may_be_named(shop: Path, tmp_path: Path) -> None:
         open_checkpoint(source)
     assert "--layout-set base=DIR" in told.value.remedy
     (source / "config.json").unlink()
-    assert detect_layout(source).name == "lc-rec"
-    opened = open_checkpoint(source, options={"base": str(shop / "base")})
+    with pytest.raises(
+        CheckpointError, match=r"could be minionerec .* and lc-rec"
+    ):  # whose it is nothing says any more
+        detect_layout(source)
+    opened = open_checkpoint(source, layout="lc-rec", options={"base": str(shop / "base")})
     assert torch.equal(logits(opened.recommender.module), logits(theirs(shop / "adapter", shop / "base")))
     other = tmp_path / "other"
     make_weights(other, 64, True, False, torch.float32)
-    assert open_checkpoint(source, options={"base": str(other)}).digest != opened.digest
+    assert open_checkpoint(source, layout="lc-rec", options={"base": str(other)}).digest != opened.digest
     for wrong in (tmp_path / "nothing", shop / "adapter"):
         with pytest.raises(CheckpointError, match=r"no base model|is an adapter too"):
-            open_checkpoint(source, options={"base": str(wrong)})
+            open_checkpoint(source, layout="lc-rec", options={"base": str(wrong)})
 
 
 def test_random_rows_are_refused(shop: Path, tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from tests.layouts import genrec_twin as twin
 from recerase import api
 from recerase.__main__ import run
 from recerase.catalog import Histories, load_catalogue
-from recerase.erase.methods import EraseRequest, get_method, make_config
+from recerase.erase.method import EraseRequest
+from recerase.erase.methods import get_method, make_config
 from recerase.errors import CheckpointError, PickleError, TableError, UsageError
 from recerase.layouts.describe import describe
 from recerase.layouts.native import Checkpoint

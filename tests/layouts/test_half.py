@@ -18,7 +18,8 @@ from recerase.api import ConceptSpec
 from recerase.assembly import choose_concept, open_checkpoint_for
 from recerase.catalog import load_catalogue
 from recerase.erase.examples import draw, examples
-from recerase.erase.methods import Erased, EraseRequest, get_method, make_config
+from recerase.erase.method import Erased, EraseRequest
+from recerase.erase.methods import get_method, make_config
 from recerase.erase.paths import item_rows, sid_log_probs, start
 from recerase.erase.precision import as_stored, in_single, student
 from recerase.errors import EraseError

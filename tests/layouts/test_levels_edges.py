@@ -18,7 +18,8 @@ from tests.layouts.level_checks import POLICY, opened
 from recerase.__main__ import run
 from recerase.assembly import checkpoint_facts
 from recerase.catalog import load_catalogue
-from recerase.erase.methods import EraseRequest, get_method, make_config
+from recerase.erase.method import EraseRequest
+from recerase.erase.methods import get_method, make_config
 from recerase.errors import CheckpointError, TableError, UsageError
 from recerase.layouts.native import save_checkpoint
 from recerase.report.schema import read_report

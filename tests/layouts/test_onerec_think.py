@@ -123,7 +123,8 @@ def test_from_end_to_end(shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert {n: (t.shape, t.dtype) for n, t in tensors.items()} == {n: (t.shape, t.dtype) for n, t in made.items()}
     same_as_theirs(out, new)
     report = out / "report.json"
-    assert api.verify_report(report, subject=out, original=source, options=options(shop)) == ()
+    assert api.verify_report(report, subject=out, original=source, options=options(shop, window="3")) == ()
+    assert len(api.verify_report(report, subject=out, original=source, options=options(shop))) == 2
     assert open_checkpoint(out).digest == named_layout("onerec-think").digest(out)  # type: ignore[misc]
     assert open_checkpoint(out, options=options(shop)).digest == open_checkpoint(out).digest
 

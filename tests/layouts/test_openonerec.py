@@ -86,9 +86,9 @@ def test_from_end_to_end(
     audit_little(monkeypatch)
     source, out = shop / "model", tmp_path / "out"
     before = files_of(source) | files_of(shop / "beside")
-    said = [f"--layout-set={key}={value}" for key, value in options(shop).items()]
+    said = [f"--layout-set={key}={value}" for key, value in {**options(shop), "window": "3"}.items()]
     common = ["--concept=brand=Acme", f"--data={shop / 'data'}", f"--policy={shop / 'policy.toml'}", *said]
-    common += ["--threads=1", "--device=cpu", "--max-users=3", "--layout-set=window=3"]
+    common += ["--threads=1", "--device=cpu", "--max-users=3"]
     assert run(["erase", str(source), "--out", str(out), *[f"--set={x}" for x in FAST], *common]) in (0, 5)
     assert files_of(source) | files_of(shop / "beside") == before
     after = files_of(out)

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from recerase.catalog.interactions import Histories, Interactions
-from recerase.erase.methods import METHODS, EraseRequest, make_config
+from recerase.erase.method import EraseRequest
+from recerase.erase.methods import METHODS, make_config
 from recerase.errors import UsageError
 from recerase.model.batches import IGNORED, causal_inputs, seq2seq_inputs
 from recerase.model.decode import generate_free, recommend

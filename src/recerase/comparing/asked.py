@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from recerase.erase.methods import Method, get_method, make_config
+from recerase.erase.method import Method
+from recerase.erase.methods import get_method, make_config
 from recerase.errors import UsageError
 from recerase.types import Scope
 

@@ -158,7 +158,7 @@ class Bench:
         self, directory: Path, contender: Contender, setting: Setting, scope: Scope, seed: int, state: RunState
     ) -> dict[str, Any]:
         """Run the method and write what it made; what the manifest says of it."""
-        from recerase.erase.methods import EraseRequest
+        from recerase.erase.method import EraseRequest
         from recerase.layouts.registry import named_layout
 
         before = self.before

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, fields
 from typing import Any
 
-from recerase.erase.methods import Erased, EraseRequest
+from recerase.erase.method import Erased, EraseRequest
 from recerase.erase.precision import student
 from recerase.errors import UsageError
 from recerase.model.recommender import ModelConfig, new_recommender

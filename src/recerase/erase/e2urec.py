@@ -19,7 +19,7 @@ from torch import Tensor
 from recerase.catalog.interactions import Histories
 from recerase.erase import objectives
 from recerase.erase.examples import Examples, draw
-from recerase.erase.methods import Erased, EraseRequest
+from recerase.erase.method import Erased, EraseRequest
 from recerase.erase.paths import item_rows, node_log_probs, start
 from recerase.erase.precision import student
 from recerase.erase.steps import TEACHER, Loss, StepConfig, descend, grounds, learn, require, target_log_probs

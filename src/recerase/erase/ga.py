@@ -13,7 +13,7 @@ from torch import Tensor
 
 from recerase.catalog.interactions import Histories
 from recerase.erase import objectives
-from recerase.erase.methods import Erased, EraseRequest
+from recerase.erase.method import Erased, EraseRequest
 from recerase.erase.steps import Loss, StepConfig, descend, require, target_log_probs
 from recerase.model.recommender import Recommender
 

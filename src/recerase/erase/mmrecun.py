@@ -19,7 +19,7 @@ from torch import Tensor
 from recerase.catalog.interactions import Histories
 from recerase.erase import objectives
 from recerase.erase.examples import nearest_others, neighbours
-from recerase.erase.methods import Erased, EraseRequest
+from recerase.erase.method import Erased, EraseRequest
 from recerase.erase.paths import item_rows, sid_log_probs, start
 from recerase.erase.steps import Loss, StepConfig, descend, require
 from recerase.erase.steps import check as one_length

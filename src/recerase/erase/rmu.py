@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from recerase.catalog.interactions import Histories
 from recerase.erase import objectives
-from recerase.erase.methods import Erased, EraseRequest
+from recerase.erase.method import Erased, EraseRequest
 from recerase.erase.paths import item_rows
 from recerase.erase.precision import student
 from recerase.erase.steps import Loss, StepConfig, evidence, finished, grounds, learn, named_trainable, require, rounded

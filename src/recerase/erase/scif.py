@@ -25,7 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from recerase.catalog.interactions import Histories
 from recerase.erase import objectives
 from recerase.erase.examples import draw
-from recerase.erase.methods import Erased, EraseRequest
+from recerase.erase.method import Erased, EraseRequest
 from recerase.erase.precision import student
 from recerase.erase.steps import BATCHES, evidence, finished, grounds, require, target_log_probs, trainable
 from recerase.model.recommender import Recommender

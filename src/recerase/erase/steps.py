@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from recerase.catalog.interactions import Histories
 from recerase.erase.examples import Examples, draw, examples
-from recerase.erase.methods import Erased, EraseRequest
+from recerase.erase.method import Erased, EraseRequest
 from recerase.erase.paths import item_rows, sid_log_probs, start
 from recerase.erase.precision import student
 from recerase.errors import ConceptError, EraseError, UsageError

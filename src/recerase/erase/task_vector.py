@@ -15,7 +15,7 @@ from torch import Tensor
 
 from recerase.catalog.interactions import Histories
 from recerase.erase import objectives
-from recerase.erase.methods import Erased, EraseRequest
+from recerase.erase.method import Erased, EraseRequest
 from recerase.erase.precision import student
 from recerase.erase.steps import (
     Loss,

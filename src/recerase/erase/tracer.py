@@ -19,7 +19,7 @@ from torch import Tensor
 from recerase.erase import objectives
 from recerase.erase.examples import Examples, concept_histories, draw, examples, joined, neighbours
 from recerase.erase.frontier import continuation, walk
-from recerase.erase.methods import Erased, EraseRequest
+from recerase.erase.method import Erased, EraseRequest
 from recerase.erase.paths import SoftTokens, item_rows, node_log_probs, sid_log_probs, soft_tokens, start
 from recerase.erase.precision import student
 from recerase.erase.reassign import (

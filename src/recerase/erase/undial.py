@@ -16,7 +16,7 @@ from torch import Tensor
 
 from recerase.catalog.interactions import Histories
 from recerase.erase import objectives
-from recerase.erase.methods import Erased, EraseRequest
+from recerase.erase.method import Erased, EraseRequest
 from recerase.erase.paths import item_rows, node_log_probs, start
 from recerase.erase.steps import Loss, StepConfig, descend, require, target_log_probs
 from recerase.model.recommender import Recommender

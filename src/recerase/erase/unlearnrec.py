@@ -29,7 +29,7 @@ from recerase.catalog.interactions import Histories
 from recerase.erase import objectives
 from recerase.erase.examples import draw, examples
 from recerase.erase.influence import InfluenceEncoder, Nodes, request_graph, row_tensors
-from recerase.erase.methods import Erased, EraseRequest, Prepared
+from recerase.erase.method import Erased, EraseRequest, Prepared
 from recerase.erase.precision import student
 from recerase.erase.steps import (
     StepConfig,

@@ -97,6 +97,11 @@ def adapter_kind(path: Path) -> str | None:
     return kind if isinstance(kind, str) else None
 
 
+def over_unknown(path: Path) -> bool:
+    """Whether a directory holds an adapter alone, and its base is not where it says: its kind is not known. Never raises."""
+    return is_adapter(path) and not (path / CONFIG).is_file() and adapter_kind(path) is None
+
+
 def _json(path: Path) -> dict[str, Any]:
     """A small JSON object; empty where there is none."""
     try:

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recerase.errors import CheckpointError, TableError, UsageError
+from recerase.errors import ArtefactError, CheckpointError, TableError, UsageError
 from recerase.layouts.adapters import BASE_OPTION, Base, Fit, adapter_kind, base_of, is_adapter, read_adapter
 from recerase.layouts.buffers import check_angles, take_angles
 from recerase.layouts.causal_files import Side, copied_of, elsewhere, files_of
 from recerase.layouts.foreign import digest_over, index_option, manifest_of, stored_codebooks
 from recerase.layouts.index_json import IndexFile, looks_like_index, read_index
+from recerase.layouts.naming import naming
 from recerase.layouts.native import SCHEMA, Checkpoint
 from recerase.layouts.patching import reread
 from recerase.layouts.prompts import PROMPT_OPTION, Template, load_tokenizer, make_prompt, template_of
@@ -81,7 +82,7 @@ def has_tokens(path: Path, spelling: Spelling = PLAIN) -> bool:
     """Whether the tokenizer's files name tokens of codes. Never raises."""
     try:
         return bool(token_rows(path, spelling))
-    except TableError:
+    except ArtefactError:
         return False
 
 
@@ -143,7 +144,11 @@ def read_causal(
         codebooks=codebooks,
         embeddings=embeddings,
         manifest=manifest,
-        digest=digest_over(manifest, held.names, {**elsewhere(held, said, template), **(base.digests if base else {})}),
+        digest=digest_over(
+            manifest,
+            held.names,
+            {**elsewhere(held, said, template, request.options), **(base.digests if base else {})},
+        ),
         layout=kind.name,
         extra={
             "index": index,
@@ -154,6 +159,7 @@ def read_causal(
             "aliases": aliases,
             "copied": copied,
             "left": left,
+            "naming": naming(path, (name for name in copied if name not in held.names), kind.spelling),
             "files": files,
             "tokens": rows,
             "generation": generation_of(path),

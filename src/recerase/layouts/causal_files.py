@@ -16,11 +16,12 @@ from recerase.errors import CheckpointError
 from recerase.layouts.adapters import base_of, described_in, is_adapter
 from recerase.layouts.foreign import copied_files, digest_over, own_codebooks, write_copies, write_weights
 from recerase.layouts.grown_files import prove_tokens, regrown, token_growth
+from recerase.layouts.naming import TOKENIZER
 from recerase.layouts.native import Checkpoint
 from recerase.layouts.patching import reread
 from recerase.layouts.prompts import Template, template_of
 from recerase.layouts.protocol import LoadRequest
-from recerase.layouts.token_files import TOKEN_FILES, weight_files
+from recerase.layouts.token_files import weight_files
 from recerase.sid.table import SidTable
 from recerase.store import canonical_json, read_bytes, sha256_bytes, sha256_file, write_bytes
 
@@ -76,12 +77,13 @@ class CausalFiles:
 def files_of(path: Path, table: Path, side: Side, trust_pickle: bool) -> CausalFiles:
     """Raises CheckpointError when a file from elsewhere would take the name of one that is there."""
     weights = weight_files(path, trust_pickle)
-    tokens = [file for file in TOKEN_FILES if (path / file).is_file()]
+    tokens = [file for file in TOKENIZER if (path / file).is_file()]
     here, home, there = path.resolve(), side.home.resolve(), _at(table)
-    folder = next((folder for folder in (here, home) if there.is_relative_to(folder)), there.parent)
+    nested = sorted((here, home), key=lambda folder: -len(folder.parts))
+    folder = next((folder for folder in nested if there.is_relative_to(folder)), there.parent)
     name = there.relative_to(folder).as_posix()
     carrying = {**side.places, name: table}
-    inside = [file for file, place in carrying.items() if _at(place).is_relative_to(here)]
+    inside = [file for file, place in carrying.items() if _at(path / file) == _at(place)]
     if taken := [file for file in carrying if file not in inside and (path / file).exists()]:
         raise CheckpointError(
             f"{carrying[taken[0]]} would be written over {path / taken[0]}.", "Give one of them another name."
@@ -94,10 +96,15 @@ def _at(file: Path) -> Path:
     return file.parent.resolve() / file.name
 
 
-def elsewhere(held: CausalFiles, said: Mapping[str, str], template: Template) -> dict[str, str]:
+def elsewhere(
+    held: CausalFiles, said: Mapping[str, str], template: Template, options: Mapping[str, str]
+) -> dict[str, str]:
     """What belongs to a checkpoint's digest beside the files of its directory: those from elsewhere, and how it is asked."""
-    asked = sha256_bytes(canonical_json(template.to_json()))
-    return {**{file: said[file] for file in held.carrying if file not in held.names}, "prompt": asked}
+    asked = {"prompt": template.to_json()} | {key: options[key] for key in ("window",) if key in options}
+    return {
+        **{file: said[file] for file in held.carrying if file not in held.names},
+        **{key: sha256_bytes(canonical_json(value)) for key, value in asked.items()},
+    }
 
 
 def digest_of_causal(path: Path, options: Mapping[str, str], shipped: Template, table: Path, side: Side) -> str:
@@ -107,7 +114,7 @@ def digest_of_causal(path: Path, options: Mapping[str, str], shipped: Template, 
     said = {name: sha256_file(place) for name, place in held.carrying.items()}
     request = LoadRequest(options=options, trust_pickle=True)
     base = base_of(path, request, weight_files).digests if is_adapter(path) else {}
-    return digest_over(manifest, held.names, {**elsewhere(held, said, template_of(options, shipped)), **base})
+    return digest_over(manifest, held.names, {**elsewhere(held, said, template_of(options, shipped), options), **base})
 
 
 def copied_of(path: Path, rewritten: set[str]) -> tuple[list[str], list[str]]:

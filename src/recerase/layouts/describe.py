@@ -15,6 +15,7 @@ import numpy as np
 from recerase.errors import ArtefactError, PickleError, RecEraseError, UsageError
 from recerase.layouts.foreign import require_trust
 from recerase.layouts.index_json import IndexFile
+from recerase.layouts.naming import unwritten
 from recerase.layouts.native import SIDS, Checkpoint, is_native, load_sids
 from recerase.layouts.protocol import Layout
 from recerase.layouts.registry import detect_layout, layouts, open_checkpoint, recognised
@@ -68,7 +69,9 @@ def describe(
             raise
         broken = True
         problems.append(error.message)
-    traps = tuple(trap for found in opened for trap in detect_layout(path, found.layout).remarks(found))
+    traps = tuple(
+        trap for found in opened for trap in (*detect_layout(path, found.layout).remarks(found), *unwritten(found))
+    )
     name = next((found.layout for found in opened if found.layout != "native"), None)
     return Description(path, kind, facts, tuple(dict.fromkeys(problems)), broken, traps, name)
 

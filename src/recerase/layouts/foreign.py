@@ -284,7 +284,10 @@ def index_option(path: Path, request: LoadRequest, found: Sequence[Path], what: 
     if len(found) == 1:
         return found[0]
     if named is not None:
-        for place in (path / Path(named).name, Path(named)):
+        given = Path(named)
+        same = [place for place in found if place.resolve() == given.resolve()]
+        alike = [place for place in found if place.name == given.name]
+        for place in (*same, *(alike if len(alike) == 1 else ()), path / given.name, given):
             if place.is_file():
                 return place
         raise CheckpointError(f"There is no SID table {named!s:.200}.", "Check --layout-set sids=FILE.")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from recerase.errors import ArtefactError, TableError
-from recerase.layouts.spelling import PLAIN
+from recerase.layouts.spelling import MOST_CODE, PLAIN
 from recerase.sid.table_files import TOMBSTONE
 from recerase.store import read_bytes, sha256_bytes
 from recerase.types import IntArray
@@ -24,9 +24,9 @@ from recerase.types import IntArray
 if TYPE_CHECKING:
     from recerase.sid.table import SidTable
 
-_MOST_CODE = 1 << 22
 _ENTRY = re.compile(r'("(?:[^"\\]|\\.)*")(\s*:\s*\[)([^\[\]]*)\]')
 _VALUE = re.compile(r'"(?:[^"\\]|\\.)*"|-?\d+')
+_BEGIN = re.compile(rf'\s*\{{\s*"(?:[^"\\]|\\.)*"\s*:\s*\[\s*({_VALUE.pattern})\s*[,\]]')
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +49,7 @@ def read_index(path: Path) -> IndexFile:
     """Read a SID table. Raises TableError when it is none."""
     data = read_bytes(path)
     try:
-        found = json.loads(data, object_pairs_hook=_once)
+        found = json.loads(data.decode("utf-8"), object_pairs_hook=_once)
         if not isinstance(found, dict) or not found:
             raise ValueError("it is no object with items")
         kinds = {type(value) for sid in found.values() for value in sid}
@@ -77,11 +77,15 @@ def looks_like_index(path: Path, tokens: bool) -> bool:
     """Whether the beginning of a JSON file is that of a SID table of tokens, or of numbers."""
     try:
         with open(path, "rb") as file:
-            head = file.read(4096).decode("utf-8", "replace")
-    except OSError:
+            begin = _BEGIN.match(file.read(4096).decode("utf-8", "replace"))
+        value = json.loads(begin[1]) if begin is not None else None
+    except (OSError, ValueError):
         return False
-    value = f'"{PLAIN.codes.pattern}"' if tokens else r"\d+"
-    return re.match(rf'\s*\{{\s*"[^"]*"\s*:\s*\[\s*{value}\s*[,\]]', head) is not None
+    return (
+        PLAIN.codes.fullmatch(value) is not None
+        if isinstance(value, str) and tokens
+        else type(value) is int and not tokens
+    )
 
 
 def rewritten(index: IndexFile, data: bytes, before: SidTable, after: SidTable) -> bytes:
@@ -191,6 +195,6 @@ def _code(value: str | int, level: int) -> int:
         if place is None or place[0] != level:
             raise ValueError(f"{value!r:.40} is no token of level {level + 1}")
         value = place[1]
-    if isinstance(value, bool) or not 0 <= value < _MOST_CODE:
+    if isinstance(value, bool) or not 0 <= value < MOST_CODE:
         raise ValueError(f"{value!r:.40} is no code")
     return value

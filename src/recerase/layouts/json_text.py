@@ -14,6 +14,16 @@ from typing import Any
 from recerase.errors import TableError
 
 Dump = Callable[[Any], bytes]
+_BEGINNING = 1 << 16
+
+
+def beginning(path: Path) -> str:
+    """How a text file begins; nothing where it cannot be read, which whoever reads it tells."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(_BEGINNING).decode("utf-8", "replace")
+    except OSError:
+        return ""
 
 
 def read_json(data: bytes, path: Path) -> tuple[Any, Dump]:

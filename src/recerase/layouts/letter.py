@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recerase.errors import TableError, UsageError
+from recerase.errors import ArtefactError, TableError, UsageError
 from recerase.layouts.adapters import (
     BASE_OPTION,
     Base,
@@ -43,10 +43,12 @@ from recerase.layouts.foreign import (
 from recerase.layouts.grown_files import token_room
 from recerase.layouts.growth import Room
 from recerase.layouts.index_json import looks_like_index, read_index
+from recerase.layouts.naming import naming
 from recerase.layouts.native import SCHEMA, Checkpoint
 from recerase.layouts.patching import reread
 from recerase.layouts.prompts import load_tokenizer
 from recerase.layouts.protocol import NO_OPTIONS, Layout, LoadRequest
+from recerase.layouts.spelling import PLAIN
 from recerase.layouts.t5 import load_t5
 from recerase.layouts.token_files import TOKEN_FILES, generation_of, limits, schema_of, token_rows, weight_files
 from recerase.layouts.weights import CONFIG, DEFAULT_WINDOW
@@ -69,7 +71,7 @@ def _detect(path: Path) -> str | None:
             return None
         kind = json.loads(config.read_bytes()).get("model_type") if config.is_file() else adapter_kind(path)
         tokens = token_rows(path) if kind == "t5" else {}
-    except (OSError, ValueError, AttributeError, RecursionError, TableError):
+    except (OSError, ValueError, AttributeError, RecursionError, ArtefactError):
         return None
     return f"a T5 {described_in(path)}, and {len(tokens)} tokens like <a_60> in its tokenizer" if tokens else None
 
@@ -128,6 +130,7 @@ def load(path: Path, request: LoadRequest) -> Checkpoint:
             "aliases": aliases,
             "copied": copied,
             "left": left,
+            "naming": naming(path, (name for name in copied if name not in names), PLAIN),
             "files": {name: entry["sha256"] for name, entry in manifest["files"].items()},
             "tokens": tokens,
             "generation": generation_of(path),

@@ -10,7 +10,7 @@ other when they are read, and a directory in which they differ is refused.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from recerase.errors import ArtefactError, EraseError, TableError
+from recerase.layouts.adapters import ADAPTER, over_unknown
 from recerase.layouts.adapters import remarks as adapter_remarks
 from recerase.layouts.causal_dir import OPTIONS, Kind, has_tokens, index_files, kind_of, read_causal
 from recerase.layouts.causal_files import (
@@ -92,15 +93,16 @@ def csvs_of(path: Path) -> list[str]:
 
 
 def _detect(path: Path) -> str | None:
-    kind = kind_of(path)
-    if kind not in _FAMILIES or not has_tokens(path):
+    kind, unknown = kind_of(path), over_unknown(path)
+    if (kind not in _FAMILIES and not unknown) or not has_tokens(path):
         return None
     try:
         beside = lists_of(path) or csvs_of(path)
     except (OSError, ArtefactError):
         return None
     if beside or kind != "llama":  # a Llama without them is LC-Rec's
-        return f"a {kind} {CONFIG}, tokens like <a_60>, and {beside[0] if beside else 'no files with SIDs beside it'}"
+        what = f"an {ADAPTER} over a base that lies elsewhere" if unknown else f"a {kind} {CONFIG}"
+        return f"{what}, tokens like <a_60>, and {beside[0] if beside else 'no files with SIDs beside it'}"
     return None
 
 
@@ -108,15 +110,21 @@ def _beside(path: Path, options: Mapping[str, str]) -> tuple[Path, Side]:
     """The SID table, and the item lists and CSV files: those of the directory, else those where `data` says.
 
     Of a data directory of several shops, as the one MiniOneRec comes with, files are taken whose names begin with that of the
-    table, as its evaluate.sh takes them.
+    table, as its evaluate.sh takes them, and with no longer one of another table.
     """
     home = data_directory(path, options)
     own, others = index_files(path, FOLDERS), index_files(home, FOLDERS)
     table = index_option(path if own else home, LoadRequest(options=options), own or others, "*.index.json of <a_60>")
     there = [*lists_of(home), *csvs_of(home)]
     if len(others) > 1:
-        there = [name for name in there if Path(name).name.startswith(table.name.removesuffix(".index.json"))]
+        shops = {file.name.removesuffix(".index.json") for file in (table, *others)}
+        there = [name for name in there if f"{_shop(name, shops)}.index.json" == table.name]
     return table, Side(home, nearest(path, home, there if home == path else [*lists_of(path), *csvs_of(path), *there]))
+
+
+def _shop(name: str, shops: Collection[str]) -> str:
+    """The longest of `shops` with which a file's name begins, or nothing."""
+    return max((shop for shop in shops if Path(name).name.startswith(shop)), key=len, default="")
 
 
 def load(path: Path, request: LoadRequest) -> Checkpoint:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from recerase.errors import ArtefactError
+from recerase.layouts.adapters import over_unknown
+from recerase.layouts.adapters import remarks as adapter_remarks
 from recerase.layouts.causal_dir import kind_of
 from recerase.layouts.native import Checkpoint
 from recerase.layouts.spelling import ONEREC
@@ -19,7 +21,7 @@ from recerase.layouts.token_files import limits, rows_of
 
 def added(path: Path) -> Literal["begin first", "codes first"] | None:
     """In which order a Qwen directory's tokenizer got its SID tokens; None when it is no such directory. Never raises."""
-    if kind_of(path) not in ("qwen3", "qwen2"):
+    if kind_of(path) not in ("qwen3", "qwen2") and not over_unknown(path):
         return None
     around = (ONEREC.begin, ONEREC.end)
     try:
@@ -51,4 +53,4 @@ def remarks(checkpoint: Checkpoint) -> tuple[tuple[str, str], ...]:
                 "They are kept, and no code is given one.",
             )
         )
-    return (*told, *limits(checkpoint))
+    return (*told, *limits(checkpoint), *adapter_remarks(checkpoint))

@@ -33,7 +33,8 @@ from recerase.layouts.causal_files import (
 from recerase.layouts.foreign import OURS, index_option, require_listed
 from recerase.layouts.grown_files import token_room
 from recerase.layouts.index_json import IndexFile
-from recerase.layouts.json_text import Dump, read_json
+from recerase.layouts.json_text import Dump, beginning, read_json
+from recerase.layouts.naming import unescaped
 from recerase.layouts.native import Checkpoint
 from recerase.layouts.onerec import added, end_row
 from recerase.layouts.onerec import remarks as shared_remarks
@@ -76,15 +77,8 @@ def _detect(path: Path) -> str | None:
 
 def _tables(path: Path) -> list[Path]:
     """JSON files that begin as a table does: an object whose first value is a SID, or a record with a "sid"."""
-    found = []
-    for file in sorted(path.glob("*.json")):
-        if file.name in _NO_PROMPTS or not file.is_file():
-            continue
-        with open(file, "rb") as opened:
-            head = opened.read(1 << 16).decode("utf-8", "replace")
-        if _begins_as_table(head):
-            found.append(file)
-    return found
+    files = [file for file in sorted(path.glob("*.json")) if file.name not in _NO_PROMPTS and file.is_file()]
+    return [file for file in files if _begins_as_table(beginning(file))]
 
 
 def _begins_as_table(head: str) -> bool:
@@ -126,8 +120,15 @@ def _users(path: Path, home: Path) -> dict[str, list[str]]:
 
 
 def _names_sids(data: bytes, file: Path) -> bool:
+    """Whether a file names SIDs. Raises TableError when it does with escapes, for it could not be kept as it is."""
     if file.suffix != ".parquet":
-        return ONEREC.sid.search(data.decode("utf-8", "replace")) is not None
+        text = data.decode("utf-8", "replace")
+        plain, meant = (len(ONEREC.sid.findall(one)) for one in (text, unescaped(text)))
+        if plain != meant:
+            raise TableError(
+                f"{file} writes SIDs with \\u003c in place of <.", "Write it once with json.dump, and try again."
+            )
+        return plain > 0
     return any(_texts(values) for values in texts_of(data, file).values())
 
 
@@ -152,7 +153,7 @@ def _read_table(path: Path) -> IndexFile:
         sids = {item: ONEREC.read(said) for item, said in _said(content).items()}
         if not sids:
             raise ValueError("no item has a SID")
-    except (ValueError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise TableError(
             f"{path} is not a SID table: {error!s:.160}.", f'Expected {{"1": {{"sid": "{ONEREC.whole((1, 2))}"}}}}.'
         ) from error

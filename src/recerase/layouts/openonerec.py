@@ -15,6 +15,7 @@ import bisect
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ from recerase.layouts.causal_files import Side, digest_of_causal, held_content, 
 from recerase.layouts.foreign import index_option, require_listed
 from recerase.layouts.grown_files import token_room
 from recerase.layouts.growth import Room
-from recerase.layouts.json_text import read_json
+from recerase.layouts.json_text import beginning, read_json
 from recerase.layouts.native import Checkpoint
 from recerase.layouts.onerec import added, end_row
 from recerase.layouts.onerec import remarks as shared_remarks
@@ -44,7 +45,8 @@ if TYPE_CHECKING:
 NAME = "openonerec"
 _BASE = 8192
 """What a code counts in a key of the map, whatever the size of a level."""
-_MAP = re.compile(r'\s*\{\s*"\d+"\s*:\s*\[\s*\{[^{}]*"[pi]id"')
+_MAP = re.compile(r'\s*\{\s*"\d+"\s*:\s*\[\s*[\]{].*"[pi]id"\s*:', re.DOTALL)
+_KEY = re.compile(r"0|[1-9]\d{0,17}")
 PROMPT = Template(
     text=(
         "<|im_start|>system\n你是一个智能推荐助手，能够根据用户的浏览历史预测用户可能感兴趣的下一个内容。<|im_end|>\n"
@@ -66,12 +68,7 @@ def _detect(path: Path) -> str | None:
 
 def _maps(path: Path) -> list[Path]:
     """Maps from SIDs to pids, by how a JSON file begins."""
-    found = []
-    for file in sorted(file for file in path.glob("*.json") if file.is_file()):
-        with open(file, "rb") as opened:
-            if _MAP.match(opened.read(4096).decode("utf-8", "replace")):
-                found.append(file)
-    return found
+    return [file for file in sorted(path.glob("*.json")) if file.is_file() and _MAP.match(beginning(file))]
 
 
 def _beside(path: Path, options: Mapping[str, str]) -> tuple[Path, Side]:
@@ -115,13 +112,27 @@ def keys_of(codes: IntArray, path: Path) -> list[int]:
 def _entries(data: bytes, path: Path) -> tuple[dict[str, list[dict[str, Any]]], Any]:
     """The content of a map, and what writes one as it is laid out. Raises TableError."""
     found, dump = read_json(data, path)
-    whole = isinstance(found, dict) and all(
-        key.isdecimal() and isinstance(row, list) and all(isinstance(one, dict) and _pid(one) for one in row)
-        for key, row in found.items()
-    )
-    if not whole:
-        raise TableError(f"{path} does not map SIDs to lists of pids.", 'Expected {"key": [{"pid": 1, "count": 2}]}.')
+    if not isinstance(found, dict) or not all(map(_is_entry, found, found.values())):
+        raise TableError(
+            f"{path} does not map SIDs to lists of pids, each with a count where it has one.",
+            'Expected {"key": [{"pid": 1, "count": 2}]}.',
+        )
     return found, dump
+
+
+def _is_entry(key: str, row: Any) -> bool:
+    """Whether a key is a number in plain digits, and its row holds records of a pid and a count."""
+    return (
+        _KEY.fullmatch(key) is not None
+        and isinstance(row, list)
+        and all(
+            isinstance(one, dict)
+            and type(one.get("pid", one.get("iid"))) in (int, str)
+            and type(one.get("count", 0)) in (int, float)
+            and isfinite(one.get("count", 0))
+            for one in row
+        )
+    )
 
 
 def _pid(entry: Mapping[str, Any]) -> str:

@@ -136,8 +136,8 @@ def replaced(value: Any, change: Callable[[str], str]) -> Any:
     """A value of a column with every text in it changed."""
     if isinstance(value, str):
         return change(value)
-    if isinstance(value, list):
-        return [replaced(inner, change) for inner in value]
+    if isinstance(value, list | tuple):  # a map is a list of pairs
+        return type(value)(replaced(inner, change) for inner in value)
     if isinstance(value, dict):
         return {name: replaced(inner, change) for name, inner in value.items()}
     return value

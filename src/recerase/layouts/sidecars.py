@@ -86,7 +86,7 @@ def rewritten_list(text: str, new: Mapping[str, str], dropped: set[str]) -> str:
 def sid_columns(head: str) -> dict[str, int] | None:
     """Where CSV_COLUMNS stand in the header of a CSV file; None when it has them not all."""
     try:
-        names = next(csv.reader(io.StringIO(head)), [])
+        names = next(csv.reader(io.StringIO(head.removeprefix("\ufeff"))), [])  # as pandas reads it
     except csv.Error:
         return None
     return {name: names.index(name) for name in CSV_COLUMNS} if set(CSV_COLUMNS) <= set(names) else None

@@ -11,7 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
-_DIGITS = r"(\d{1,9})"
+MOST_CODE = 1 << 22
+"""Codes are below this; a token with another number is a token like any other."""
+_DIGITS = r"(0|[1-9]\d{0,8})"
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,9 @@ class Spelling:
         return f"<{self.mark}{chr(ord('a') + level)}_{code}>"
 
     def place(self, token: str) -> tuple[int, int] | None:
-        """Level and code of a token; None for any other text."""
+        """Level and code of a token; None for any other text, a number with zeros in front among them."""
         match = self._token.fullmatch(token)
-        return None if match is None else (ord(match[1]) - ord("a"), int(match[2]))
+        return None if match is None or int(match[2]) >= MOST_CODE else (ord(match[1]) - ord("a"), int(match[2]))
 
     def text(self, codes: Iterable[int]) -> str:
         """The codes of a SID as text, those behind its end (-1) left out."""
@@ -57,10 +59,13 @@ class Spelling:
         """The codes of a whole SID. Raises ValueError when the text is none."""
         if self.sid.fullmatch(text) is None:
             raise ValueError(f"{text!r:.80} is no SID like {self.whole((1, 2))}")
-        found = [(ord(letter) - ord("a"), int(code)) for letter, code in self._token.findall(text)]
-        if [level for level, _ in found] != list(range(len(found))):
-            raise ValueError(f"{text!r:.80} leaves out a level")
-        return [code for _, code in found]
+        found = [
+            self.place(f"{token}>") for token in text.removeprefix(self.begin).removesuffix(self.end).split(">")[:-1]
+        ]
+        codes = [place[1] for place in found if place is not None]
+        if None in found or self.whole(codes) != text:
+            raise ValueError(f"{text!r:.80} leaves out a level, or has a code that is none")
+        return codes
 
 
 PLAIN = Spelling()
