@@ -20,10 +20,10 @@ from recerase.audit.probes import AuditConfig
 from recerase.catalog import Catalogue, Concept, Split, load_catalogue, parse_concept, text_embeddings
 from recerase.erase.method import EraseRequest
 from recerase.erase.methods import get_method, make_config
-from recerase.erasure import key_values
 from recerase.layouts.native import load_checkpoint, load_sids, save_checkpoint
 from recerase.model.recommender import ModelConfig, Recommender, new_recommender
 from recerase.model.training import PIECE, TrainConfig, progress_of, train
+from recerase.planning import key_values
 from recerase.runtime import code_digest, pinned
 from recerase.sid.codebooks import Codebooks
 from recerase.sid.quantize import TokenizeConfig, fit_codebooks

@@ -29,13 +29,14 @@ from recerase.assembly import (
 from recerase.auditing import AuditInputs, audited
 from recerase.catalog import Catalogue, Concept, Preview, load_catalogue, preview
 from recerase.comparing.run import CompareConfig, PlannedCell, compare, plan_compare
-from recerase.erasure import Plan, erase, plan_erase
+from recerase.erasure import erase
 from recerase.errors import UsageError
 from recerase.exporting import export_blocklist, export_prefixes
 from recerase.parallel import workers
 from recerase.patches.apply import apply_patch, revert_patch
 from recerase.patches.file import read_patch
 from recerase.patches.make import make_patch
+from recerase.planning import Plan, plan_erase
 from recerase.preparing import prepare
 from recerase.recommending import Recommended, recommend
 from recerase.reporting import (

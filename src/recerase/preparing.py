@@ -70,7 +70,7 @@ def prepare(
 
     from recerase.erase.method import EraseRequest
     from recerase.erase.methods import get_method, make_config
-    from recerase.erasure import key_values
+    from recerase.planning import key_values
 
     only_as_stored(run, "prepare")
     eraser, preset = get_method(method)

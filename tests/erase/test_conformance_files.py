@@ -18,10 +18,10 @@ from tests.erase.conftest import RECIPE, N, small, the_world
 from recerase import api
 from recerase.catalog.readers import write_catalogue
 from recerase.erase.methods import get_method, make_config
-from recerase.erasure import key_values
 from recerase.errors import UsageError
 from recerase.layouts.native import load_checkpoint, save_checkpoint
 from recerase.model.recommender import Recommender
+from recerase.planning import key_values
 from recerase.resume import state_directory
 from recerase.runtime import RunConfig
 from recerase.store import canonical_json, publish

@@ -52,7 +52,7 @@ def export_sids(
         recerase export sids table.parquet --as rpg --out 'sentence-t5-base_OPQ32,IVF1,PQ32x8.sem_ids'
     """
     from recerase import api
-    from recerase.erasure import key_values
+    from recerase.planning import key_values
     from recerase.runtime import RunConfig
 
     run = RunConfig(device="cpu", trust_pickle=trust_pickle, layout=layout, layout_options=layout_options(layout_set))

@@ -184,7 +184,7 @@ def choose(given: Value | None, from_settings: Value | None, flag: str, key: str
 
 def layout_options(pairs: Sequence[str] | None) -> tuple[tuple[str, str], ...]:
     """The --layout-set options of a command. Raises UsageError for what is no KEY=VALUE, or a key given twice."""
-    from recerase.erasure import key_values
+    from recerase.planning import key_values
 
     return tuple(key_values(pairs or ()).items())
 
