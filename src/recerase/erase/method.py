@@ -134,10 +134,10 @@ class Method:
     def require_preparing(self) -> None:
         """Raises UsageError for a method that prepares nothing."""
         if not self.prepares:
-            raise UsageError(
-                f"Method {self.name} has nothing to prepare.",
-                "Erase with it as it is; unlearnrec is what `recerase prepare` is for.",
-            )
+            from recerase.erase.methods import METHODS
+
+            able = ", ".join(method.name for method in METHODS.values() if method.prepares)
+            raise UsageError(f"Method {self.name} has nothing to prepare.", f"Methods that have: {able}.")
 
     def prepare(self, request: EraseRequest, config: Any) -> Prepared:
         """What can be learnt before there is a concept. Raises: as `require_preparing`."""
