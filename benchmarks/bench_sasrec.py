@@ -40,8 +40,8 @@ SASREC = (
 )
 SEARCH = """Its learning rate and dropout were chosen on validation NDCG@10. Full softmax: .0005 with dropout .1, .2, .3; .001 with
   .1, .2, .3 (and .3 with weight decay .05); .003 with .3, .5: .0697 to .0742. Binary cross-entropy:
-  .001 with .3, .003 with .2: at most .0486. Of the generative model the dropout was chosen, on all validation users: 0 (the default before) .0637, .2
-  .0737, .3 with learning rate .002 .0709."""
+  .001 with .3, .003 with .2: at most .0486. Of the generative model the
+  dropout was chosen, on all validation users: 0 (the default before) .0637, .2 .0737, .3 with learning rate .002 .0709."""
 """What `SASREC` was chosen among, with a patience of 3 validations."""
 METRICS = ("recall@10", "ndcg@10")
 
