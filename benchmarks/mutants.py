@@ -39,6 +39,7 @@ _STORE = ["tests/test_store.py", "tests/test_store_words.py", "tests/test_disk.p
 MODULES = {
     "stats": ("src/recerase/stats.py", ["tests/test_stats.py"]),
     "table": ("src/recerase/sid/table.py", _TABLE),
+    "table_files": ("src/recerase/sid/table_files.py", _TABLE),
     "checks": ("src/recerase/sid/checks.py", _TABLE),
     "policy": ("src/recerase/audit/policy.py", _POLICY),
     "policy_file": ("src/recerase/audit/policy_file.py", _POLICY),

@@ -232,5 +232,5 @@ def test_the_card_is_whole(case: str) -> None:
     kind = method.config_class()
     assert dataclasses.is_dataclass(kind)
     assert kind.__dataclass_params__.frozen  # type: ignore[attr-defined]
-    may_be_empty = ("gradients", "presets", "moves", "refuses", "objective", "weights", "prepares")
+    may_be_empty = ("gradients", "presets", "moves", "refuses", "objective", "strength", "weights", "prepares")
     assert all(getattr(method, f.name) for f in dataclasses.fields(method) if f.name not in may_be_empty)

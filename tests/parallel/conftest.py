@@ -125,7 +125,21 @@ class World:
 
     def train(self, out: str) -> list[str]:
         sids = ["--sids", f"{self.home}/sids"]
-        return ["train", f"{self.home}/data", *sids, "--out", out, "--epochs", "2", "--batch", "31", *SHAPE, "-q"]
+        return [
+            "train",
+            f"{self.home}/data",
+            *sids,
+            "--out",
+            out,
+            "--epochs",
+            "2",
+            "--batch",
+            "31",
+            "--dropout",
+            "0",
+            *SHAPE,
+            "-q",
+        ]
 
 
 @pytest.fixture(scope="session")

@@ -9,14 +9,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recerase.erase.method import Method
-from recerase.erase.methods import get_method, make_config
 from recerase.errors import UsageError
 from recerase.types import Scope
+
+if TYPE_CHECKING:
+    from recerase.erase.method import Method
 
 SCOPES: tuple[Scope, ...] = ("output", "influence")
 CONTROLS = ("original", "filter")
@@ -50,6 +51,8 @@ def contenders(names: Sequence[str], overrides: Sequence[str] = ()) -> tuple[Con
     Raises UsageError for a method, preset or setting that there is not, a method named twice, and the control `filter`,
     which stands in every comparison.
     """
+    from recerase.erase.methods import get_method, make_config
+
     wanted = [name.strip() for name in names if name.strip()]
     if not wanted:
         raise UsageError("No method is named.", _NAMES)
