@@ -47,7 +47,7 @@ class Shop:
         return self.home / "gold"
 
 
-@pytest.fixture(scope="package", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def small_audits() -> Iterator[None]:
     """Every reading of these tests is of few histories, short lists and a narrow beam."""
     small: dict[str, Any] = {"k": (10,), "beam": 12, "saturated_histories": 20, "mass_users": 30}

@@ -10,7 +10,7 @@ import pytest
 from recerase.audit import probes
 
 
-@pytest.fixture(scope="package", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def small_audits() -> Iterator[None]:
     """Every audit of these tests draws 40 synthetic histories instead of 1,000."""
     with pytest.MonkeyPatch.context() as patch:
