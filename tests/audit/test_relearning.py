@@ -231,6 +231,7 @@ def test_a_plan_goes_through_all_pairs_before_any_again_and_shots_are_few_pairs(
     rows = plan(np.random.default_rng(0), 12, config)
     assert rows.shape == (10, 4)
     assert sorted(rows[:3].flatten()) == sorted(rows[3:6].flatten()) == list(range(12))
+    assert rows[:3].tolist() != rows[3:6].tolist()
     few = plan(np.random.default_rng(0), 12, replace(config, shots=3))
     assert few.shape == (10, 3)
     assert len(set(few.flatten())) == 3
