@@ -14,7 +14,8 @@ Where an erasure moved items, the attacker holds the current table (`side` new),
 he chooses, so the smaller number of steps of the two is what an erased model is worth.
 
 How fast is read against one level for all: half of what the original shows on the same histories before any step. Source: relearning
-attacks as in Lynch et al. 2024, arXiv 2402.16835, and Hu et al. 2024, arXiv 2406.13356 (benign relearning); steps and score are ours.
+as a test of unlearning, Lynch et al. 2024, arXiv 2402.16835, and from benign data, Hu et al. 2024, arXiv 2406.13356 (theirs is related to
+what was forgotten; ours is the data that was kept). The protocol for recommenders, the steps and the score are ours.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ class RelearnConfig:
     steps: tuple[int, ...] = (1, 2, 3, 5, 8, 13, 21, 34, 55, 89)
     """Steps after which exposure is read, ascending; it is read before the first as well."""
     lr: float = 3e-4
-    """Of AdamW, constant, without weight decay."""
+    """Of AdamW, constant, without weight decay. At 3e-4 a model of 0.75 M parameters that never knew a concept (294 items of
+    amazon_industrial) is at half after about 12 steps, so that slower and faster can both be told from it."""
     batch: int = 32
     """Pairs a step; fewer where the attacker has fewer."""
     clip: float = 1.0
