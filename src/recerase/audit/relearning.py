@@ -9,13 +9,13 @@ gets all of that too, concept items in the histories included: what is compared 
 concept out of weights that were made to forget it, and out of weights that never held it.
 
 `forget`: pairs whose target is a concept item. `benign`: pairs of the training sequences without their concept items, what a
-reference is trained on: ordinary further training, by somebody who attacks nothing. Held-out interactions are never used.
+reference is trained on: ordinary further training, by somebody who attacks nothing. Held-out interactions are in no pair.
 Where an erasure moved items, the attacker holds the current table (`side` new), or data that still spells the old SIDs (old);
 he chooses, so the smaller number of steps of the two is what an erased model is worth.
 
 How fast is read against one level for all: half of what the original shows on the same histories before any step. Source: relearning
-as a test of unlearning, Lynch et al. 2024, arXiv 2402.16835, and from benign data, Hu et al. 2024, arXiv 2406.13356 (theirs is related to
-what was forgotten; ours is the data that was kept). The protocol for recommenders, the steps and the score are ours.
+as a test of unlearning, Lynch et al. 2024, arXiv 2402.16835, and from benign data, Hu et al. 2024, arXiv 2406.13356 (theirs is
+related to what was forgotten; ours is what was kept). The protocol for recommenders, the steps and the score are ours.
 """
 
 from __future__ import annotations
