@@ -138,7 +138,7 @@ def columns(features: Features, side: Side, scope: Scope, third: Features | None
     return always | {name: np.where(blank, np.nan, x) for name, x in scoped.items()}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Likeness:
     """How well an erased model can be told from references, beside how well these can be told from one another."""
 

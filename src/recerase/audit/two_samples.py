@@ -2,8 +2,9 @@
 
 The decision that shaped this file: the unit is the user, never the row. Every user stands in both samples, so folds, intervals
 and comparisons all go by user; a classifier that has seen a user under one model is never asked about that user under the
-other. Whoever wants to tell the models apart takes the better of a linear and a tree-based classifier, and finds out which
-that is without the users it will be judged on. Folds depend on the users' numbers and the seed, not on their order.
+other. Users whom nothing tells apart, because they are the same under both models (equal histories), are one for the folds.
+Whoever wants to tell the models apart takes the better of a linear and a tree-based classifier, and finds out which that is
+without the users it will be judged on. Folds depend on the users' numbers and the seed, not on their order.
 """
 
 from __future__ import annotations
@@ -60,20 +61,22 @@ def two_sample_auc(
     """
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     users = np.arange(len(a)) if users is None else np.asarray(users)
-    if a.ndim != 2 or a.shape != b.shape or a.shape[1] < 1 or len(np.unique(users)) != len(a) != len(users):
+    if a.ndim != 2 or a.shape != b.shape or a.shape[1] < 1 or {len(np.unique(users)), len(users)} != {len(a)}:
         raise UsageError(
             f"Features {a.shape} and {b.shape} of {len(np.unique(users))} users are not two samples of the same users.",
             "Give one row a user in both, and every user once.",
         )
     if folds < 2 or len(a) < 10 * folds:
         raise UsageError(f"{len(a)} users are too few for {folds} folds.", "Read ten users a fold at least.")
-    order = np.argsort(users, kind="stable")[np.random.default_rng([seed, len(a)]).permutation(len(a))]
+    order = np.argsort(users, kind="stable")
+    group = np.empty(len(a), dtype=np.int64)
+    group[order] = _drawn(_twins(np.concatenate([a, b], axis=1)[order], len(a) // (_INNER * folds)), seed)
+    fold_of = np.minimum(np.searchsorted(np.sort(group), group) * folds // len(a), folds - 1)
     parts, chosen = np.empty(len(a)), []
     with _one_thread():
         for fold in range(folds):
-            held = np.arange(len(a)) % folds == fold
-            train, test = order[~held], order[held]
-            kind = _better(a, b, train)
+            train, test = (order[keep[order]] for keep in (fold_of != fold, fold_of == fold))
+            kind = _better(a, b, train, group[train])
             chosen.append(kind)
             parts[test] = _parts(*_scores(kind, a, b, train, test))
     found = float(parts.mean())
@@ -90,9 +93,35 @@ def auc_of(a: FloatArray, b: FloatArray) -> float:
     return float(_parts(a[known], b[known]).mean()) if known.any() else 0.5
 
 
-def _better(a: FloatArray, b: FloatArray, train: IntArray) -> Kind:
-    """The classifier that tells users of `train` better apart who were held back; the linear one if they are even."""
-    held = np.arange(len(train)) % _INNER == 0
+def _twins(rows: FloatArray, most: int) -> IntArray:
+    """[n] a number for each of `rows` [n, F], the same for rows that agree to 1e-4 of a column's spread.
+
+    Where more than `most` (at least 1) agree they are left apart: that is no accident of a few, and folds could not be cut.
+    """
+    known = np.where(np.isfinite(rows), rows, np.nan)
+    spread = np.nanmax(known, axis=0, initial=0.0) - np.nanmin(known, axis=0, initial=0.0)
+    scaled = np.round(rows / np.where(spread > 0, spread, 1.0) * 1e4)
+    told = np.nan_to_num(scaled, nan=1e300, posinf=1e301, neginf=-1e301)
+    _, number, count = np.unique(told, axis=0, return_inverse=True, return_counts=True)
+    number = number.reshape(-1)
+    apart = count[number] > max(most, 1)
+    return np.where(apart, len(count) + np.arange(len(rows)), number)
+
+
+def _drawn(numbers: IntArray, seed: int) -> IntArray:
+    """[n] places of the groups `numbers` [n] in a random order of groups, which the order of their first members decides."""
+    _, first, group = np.unique(numbers, return_index=True, return_inverse=True)
+    place = np.empty(len(first), dtype=np.int64)
+    place[np.argsort(first)] = np.random.default_rng([seed, len(first)]).permutation(len(first))
+    return place[group.reshape(-1)]
+
+
+def _better(a: FloatArray, b: FloatArray, train: IntArray, group: IntArray) -> Kind:
+    """The classifier that tells users of `train` better apart who were held back; the linear one if they are even.
+
+    `group` says who must not be parted.
+    """
+    held = np.unique(group, return_inverse=True)[1].reshape(-1) % _INNER == 0
     found = {kind: _parts(*_scores(kind, a, b, train[~held], train[held])).mean() for kind in KINDS}
     return "trees" if found["trees"] > found["linear"] else "linear"
 
@@ -119,14 +148,15 @@ def _classifier(kind: Kind) -> Any:
     from sklearn.ensemble import HistGradientBoostingClassifier
 
     return HistGradientBoostingClassifier(
-        max_iter=40, max_leaf_nodes=8, min_samples_leaf=20, early_stopping=False, random_state=0
+        max_iter=30, max_leaf_nodes=8, min_samples_leaf=20, early_stopping=False, random_state=0
     )
 
 
 def _scaled(fitted: FloatArray, asked: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Both [., F] less the mean of the finite `fitted` values, over their standard deviation; constant columns are zero.
 
-    An infinite value is put one standard deviation (or 1) beyond the extreme finite one. NaN stays.
+    An infinite value is put one standard deviation (or 1) beyond the extreme finite one. NaN stays, but where `fitted` has
+    nothing else (trees cannot cut a column of gaps).
     """
     finite = np.isfinite(fitted)
     known = np.where(finite, fitted, 0.0)
@@ -135,13 +165,13 @@ def _scaled(fitted: FloatArray, asked: FloatArray) -> tuple[FloatArray, FloatArr
     sd = np.sqrt((np.where(finite, fitted - mean, 0.0) ** 2).sum(axis=0) / count)
     flat = sd <= 1e-12 * np.maximum(np.abs(mean), 1e-300)
     step = np.where(flat, 1.0, sd)
-    none = ~finite.any(axis=0)
+    none, unknown = ~finite.any(axis=0), np.isnan(fitted).all(axis=0)
     low = np.where(none, 0.0, np.where(finite, fitted, np.inf).min(axis=0)) - step
     high = np.where(none, 0.0, np.where(finite, fitted, -np.inf).max(axis=0)) + step
 
     def scale(x: FloatArray) -> FloatArray:
         bounded = np.where(x == -np.inf, low, np.where(x == np.inf, high, x))
-        scaled: FloatArray = (bounded - mean) / step
+        scaled: FloatArray = np.where(unknown, 0.0, (bounded - mean) / step)
         return scaled
 
     return scale(fitted), scale(asked)
