@@ -144,7 +144,7 @@ def test_synthetic_histories_take_the_first_items_of_each_row() -> None:
     assert made.targets.tolist() == [-1, -1]
 
 
-@pytest.mark.parametrize("kind", ["lists", "mass", "free"])
+@pytest.mark.parametrize("kind", ["lists", "list_scores", "mass", "best", "entropy", "free"])
 def test_a_reading_is_made_once(
     kind: str, world: AuditWorld, audited: Callable[..., AuditModel], untrained: Recommender
 ) -> None:
@@ -177,7 +177,7 @@ class Kept(dict[str, bytes]):
         self[name] = data
 
 
-@pytest.mark.parametrize("kind", ["lists", "mass", "free"])
+@pytest.mark.parametrize("kind", ["lists", "list_scores", "mass", "best", "entropy", "free"])
 def test_in_blocks_from_a_state_or_in_one_go_a_reading_has_the_same_bits(
     kind: str,
     world: AuditWorld,
