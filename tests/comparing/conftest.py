@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -47,12 +48,19 @@ class Shop:
         return self.home / "gold"
 
 
+@contextlib.contextmanager
+def small() -> Iterator[None]:
+    """Few histories, short lists and a narrow beam: a fixture that outlives a module asks for them itself."""
+    fields: dict[str, Any] = {"k": (10,), "beam": 12, "saturated_histories": 20, "mass_users": 30}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probes, "AuditConfig", functools.partial(probes.AuditConfig, **fields))
+        yield
+
+
 @pytest.fixture(scope="module", autouse=True)
 def small_audits() -> Iterator[None]:
-    """Every reading of these tests is of few histories, short lists and a narrow beam."""
-    small: dict[str, Any] = {"k": (10,), "beam": 12, "saturated_histories": 20, "mass_users": 30}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(probes, "AuditConfig", functools.partial(probes.AuditConfig, **small))
+    """Every reading of these tests is small."""
+    with small():
         yield
 
 
@@ -99,4 +107,5 @@ def finished(shop: Shop, compare: Compare, tmp_path_factory: pytest.TempPathFact
         "seeds": (0, 1),
         "overrides": (*QUICK, "tracer/paper.reassign_steps=1", "tracer/paper.min_moved=1", "tracer/paper.batch=4"),
     }
-    return Finished(compare(out, {"references": [shop.gold], "outputs": [out.parent / "also.md"]}, **fields), out)
+    with small():
+        return Finished(compare(out, {"references": [shop.gold], "outputs": [out.parent / "also.md"]}, **fields), out)

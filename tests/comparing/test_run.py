@@ -14,9 +14,9 @@ from tests.comparing.conftest import CONCEPT, QUICK, RUN, Compare, Finished, Sho
 from recerase import api
 from recerase.comparing.cells import CELLS, READINGS, Bench
 from recerase.comparing.outputs import FILES, render_comparison
-from recerase.comparing.rows import DROP, LEAK
+from recerase.comparing.rows import DROP
 from recerase.errors import ArtefactError, OutputError, UsageError, WriteError
-from recerase.report.compared import comparison_bytes, comparison_digest, read_comparison
+from recerase.report.compared import APART, LEAK, comparison_bytes, comparison_digest, read_comparison
 from recerase.store import read_manifest, sha256_file, verify_manifest
 from recerase.types import Silent
 
@@ -46,8 +46,11 @@ def test_the_table_holds_what_was_asked(finished: Finished) -> None:
     assert (paper.seeds, paper.figures, paper.standing) == ((), {}, "")
     assert [text[:7] for text in paper.failures] == ["seed 0:", "seed 1:"]
     assert "min_moved" in paper.failures[0]
-    assert {npo.standing, rows["ga"].standing} <= {"front", "tied", "dominated"}
-    assert "front" in {npo.standing, rows["ga"].standing}
+    assert {npo.standing, rows["ga"].standing} <= {"alone", "front", "tied", "dominated", "remembers"}
+    assert npo.figures[APART].seeds == 2
+    assert 0 <= npo.figures[APART].interval.low <= npo.figures[APART].value
+    assert rows["reference"].figures[APART].value == pytest.approx(0, abs=1e-12)
+    assert "two-sided" in made.front
     assert rows["original"].standing == rows["filter"].standing == rows["reference"].standing == ""
     assert made.run["cost"]["output"]["npo"]["share"] is None
     assert made.run["training_seconds"] is None

@@ -15,9 +15,8 @@ from typing import Any, Literal
 from recerase.assembly import RUN, ConceptSpec, concept_facts, data_digest, given_paths
 from recerase.comparing.asked import Contender, Setting
 from recerase.comparing.cells import Part
-from recerase.comparing.front import RULE
 from recerase.comparing.outputs import check_comparison_outputs, claim, finish
-from recerase.comparing.rows import FRONT, ranked
+from recerase.comparing.rows import front_text, ranked
 from recerase.comparing.session import (
     TASK,
     CompareConfig,
@@ -164,7 +163,7 @@ def _comparison(session: Session, rows: tuple[Row, ...], search: Search | None) 
         rows=rows,
         confidence=bench.audit.confidence,
         search=search,
-        front=f"{FRONT} {RULE}",
+        front=front_text(rows),
         notes=_notes(session),
     )
 

@@ -24,7 +24,7 @@ def _blocks(comparison: Comparison) -> Iterator[str]:
             yield f"### {escaped(table.title)}"
             rows = [[escaped(cell) for cell in row] for row in table.rows]
             yield table_lines(table.headers, rows, set(table.right))
-    yield f"{escaped(comparison.front, 1000)}"
+    yield "\n".join(f"- {escaped(line, 1000)}" for line in comparison.front.splitlines())
     if comparison.search is not None:
         yield f"Settings were chosen on validation users. {escaped(comparison.search.criterion, 1000)}"
     yield "## What the figures do not say"

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from recerase.report.compared import Comparison, Figure, Row, Search
+from recerase.report.compared import APART, Comparison, Figure, Row, Search
 from recerase.report.wording import number, percent, title_text
 from recerase.types import Scope
 
@@ -37,9 +37,13 @@ _LEAKAGE: tuple[tuple[str, str, Shown], ...] = (
     ("saturated.mass.new", "concept-only", number),
 )
 _LIKENESS: tuple[tuple[str, str, Shown], ...] = (
-    ("natural.mass.old ratio/reference", "mass / reference", number),
+    (APART, "orders apart", number),
+    ("natural.mass.old ratio/reference", "mass / reference, old SIDs", number),
     ("natural_concept_users.mass.old ratio/reference", "concept users", number),
     ("saturated.mass.old ratio/reference", "concept-only", number),
+    ("natural.mass.new ratio/reference", "new SIDs", number),
+    ("natural_concept_users.mass.new ratio/reference", "concept users", number),
+    ("saturated.mass.new ratio/reference", "concept-only", number),
 )
 _UTILITY: tuple[tuple[str, str, Shown], ...] = (
     ("utility.ndcg@10", "NDCG@10", number),
@@ -49,7 +53,14 @@ _UTILITY: tuple[tuple[str, str, Shown], ...] = (
     ("utility_neighbours.ndcg@10", "neighbours", number),
     ("utility_neighbours.ndcg@10 ratio/reference", "neighbours / reference", number),
 )
-_STANDINGS = {"front": "on the front", "tied": "tied", "dominated": "dominated", "": ""}
+_STANDINGS = {
+    "alone": "alone on the front",
+    "front": "on the front",
+    "tied": "tied",
+    "dominated": "dominated",
+    "remembers": "does not forget",
+    "": "",
+}
 
 
 def title_of(comparison: Comparison) -> str:
