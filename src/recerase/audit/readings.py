@@ -1,4 +1,4 @@
-"""What one model answers, read once and shared: recommendation lists, exact masses, free generations.
+"""What one model answers, read once and shared: recommendation lists, exact masses, entropies, free generations.
 
 The decision that shaped this file: a reading's key is made of the content that determines it (weights, histories,
 tables, trie), not of the role or the probe that asked. The controls then cost what is new in them: a filter shares
@@ -67,6 +67,15 @@ class Readings:
         `new`: the current table and its listed items. `old`: the table before erasure for histories and for output,
         with the concept listed, as a stale client would have it. Raises CheckpointError when the model says nothing.
         """
+        found: IntArray = self._listed(case, side)["items"]
+        return found
+
+    def list_scores(self, case: Case, side: Side = "new") -> FloatArray:
+        """[B, max k] log p(SID | history) of the items of `lists`, -inf where the list is short."""
+        found: FloatArray = self._listed(case, side)["scores"]
+        return found
+
+    def _listed(self, case: Case, side: Side) -> Arrays:
         table, listed = self.model.table, self.model.listed
         if side == "old":
             table = self.model.old_table
@@ -75,7 +84,7 @@ class Readings:
         key = self._key("lists", case, _spelling(table), _digest(listed))
         if key not in self.cache:
             self.cache[key] = self._decode(key, case, table, listed)
-        found: IntArray = self.cache[key]
+        found: Arrays = self.cache[key]
         return found
 
     def mass(self, case: Case, side: Side = "new", read: Side = "new") -> FloatArray:
@@ -84,12 +93,41 @@ class Readings:
         `side` is the table of the SIDs that are scored, `read` the table the histories are encoded with. Zero where no
         concept item has a SID. Raises CheckpointError when the model gives no number.
         """
+        found: FloatArray = self._masses(case, side, read)["mass"]
+        return found
+
+    def best(self, case: Case, side: Side = "new", read: Side = "new") -> FloatArray:
+        """[B] log-probability of the likeliest concept item's SID, of the same pass as `mass`; -inf where none has a SID."""
+        found: FloatArray = self._masses(case, side, read)["best"]
+        return found
+
+    def entropy(self, case: Case) -> FloatArray:
+        """[B] entropy, in nats, of the first code after each history, which the current table encodes.
+
+        Raises CheckpointError when the model gives no number.
+        """
+        from recerase.model.mass import first_entropy
+
+        table, batch = self.model.table, self.world.config.batch
+        key = self._key("entropy", case, _spelling(table))
+        if key not in self.cache:
+
+            def make(histories: Histories, observer: Observer) -> Arrays:
+                made = first_entropy(self.model.recommender, table, histories, batch=batch, observer=observer)
+                return {"entropy": made}
+
+            self.cache[key] = self._in_blocks(key, case, table, batch, "entropy", make)["entropy"]
+        found: FloatArray = self.cache[key]
+        self._check_finite(found)
+        return found
+
+    def _masses(self, case: Case, side: Side, read: Side) -> Arrays:
         output = self.model.table if side == "new" else self.model.old_table
         encode = self.model.table if read == "new" else self.model.old_table
         key = self._key("mass", case, _spelling(encode), _spelling(output))
         if key not in self.cache:
             self.cache[key] = self._mass(key, case, encode, output)
-        found: FloatArray = self.cache[key]
+        found: Arrays = self.cache[key]
         return found
 
     def free(self, case: Case) -> Free:
@@ -121,13 +159,14 @@ class Readings:
         weights = self.model.digest or id(self.model.recommender)
         return (kind, weights, case.name, self.model.reads_concept, *parts)
 
-    def _decode(self, key: tuple[Hashable, ...], case: Case, table: SidTable, listed: BoolArray) -> IntArray:
+    def _decode(self, key: tuple[Hashable, ...], case: Case, table: SidTable, listed: BoolArray) -> Arrays:
         from recerase.model.decode import recommend
         from recerase.sid.trie import Trie
 
         config, k = self.world.config, max(self.world.config.k)
         if not listed.any():
-            return np.full((len(case), k), -1, dtype=np.int32)
+            short = (len(case), k)
+            return {"items": np.full(short, -1, np.int32), "scores": np.full(short, -np.inf, np.float32)}
         trie = Trie.build(table, listed)
 
         def make(histories: Histories, observer: Observer) -> Arrays:
@@ -141,30 +180,33 @@ class Readings:
                 batch=config.batch,
                 observer=observer,
             )
-            return {"items": made.items}
+            return {"items": made.items, "scores": made.scores}
 
-        items: IntArray = self._in_blocks(key, case, table, config.batch, "recommend", make)["items"]
-        if (items[:, 0] < 0).any():
-            raise _unreadable(self.model.role, int((items[:, 0] < 0).sum()))
-        return items
+        lists = self._in_blocks(key, case, table, config.batch, "recommend", make)
+        if (empty := lists["items"][:, 0] < 0).any():
+            raise _unreadable(self.model.role, int(empty.sum()))
+        return lists
 
-    def _mass(self, key: tuple[Hashable, ...], case: Case, encode: SidTable, output: SidTable) -> FloatArray:
+    def _mass(self, key: tuple[Hashable, ...], case: Case, encode: SidTable, output: SidTable) -> Arrays:
         from recerase.model.mass import concept_mass
 
         members, batch = self.world.members & output.present, self.world.config.mass_batch
         if not members.any() or len(case) == 0:
-            return np.zeros(len(case))
+            return {"mass": np.zeros(len(case)), "best": np.full(len(case), -np.inf)}
 
         def make(histories: Histories, observer: Observer) -> Arrays:
             made = concept_mass(
                 self.model.recommender, encode, members, histories, output=output, batch=batch, observer=observer
             )
-            return {"mass": made.mass}
+            return {"mass": made.mass, "best": made.best}
 
-        mass: FloatArray = self._in_blocks(key, case, encode, batch, "concept mass", make)["mass"]
-        if not np.isfinite(mass).all():
-            raise _unreadable(self.model.role, int((~np.isfinite(mass)).sum()))
-        return mass
+        masses = self._in_blocks(key, case, encode, batch, "concept mass", make)
+        self._check_finite(masses["mass"])
+        return masses
+
+    def _check_finite(self, found: FloatArray) -> None:
+        if not np.isfinite(found).all():
+            raise _unreadable(self.model.role, int((~np.isfinite(found)).sum()))
 
     def _in_blocks(
         self,

@@ -34,6 +34,8 @@ class Mass:
 
     mass: FloatArray
     """float64 [B] sum over items of p(SID | history); items that share a SID count it once."""
+    best: FloatArray
+    """float64 [B] log p(SID | history) of the likeliest of the items."""
     items: IntArray
     """int64 [M] the items counted, those of the concept that have a SID."""
     log_probs: FloatArray | None
@@ -115,7 +117,7 @@ def concept_mass(
     arrays = trie.torch(model.device)
     items = np.flatnonzero(concept & scored.present)
     leaf = torch.from_numpy(trie.leaf_of(len(scored))[items]).to(model.device)
-    mass = np.zeros(len(histories))
+    mass, best = np.zeros(len(histories)), np.full(len(histories), -np.inf)
     log_probs = np.zeros((len(histories), len(items)), np.float32) if per_item else None
     observer.start(task, len(histories))
     with torch.inference_mode():
@@ -123,11 +125,12 @@ def concept_mass(
             state = model.start(*model.tokens(histories.take(rows), table))
             leaves = leaf_log_probs(level_log_probs(model, state, arrays), arrays)
             mass[rows] = leaves.double().exp().sum(1).cpu().numpy()
+            best[rows] = leaves.amax(1).cpu().numpy()
             if log_probs is not None:
                 log_probs[rows] = leaves[:, leaf].cpu().numpy()
             observer.advance(task, len(rows))
     observer.finish(task)
-    return Mass(mass, items, log_probs)
+    return Mass(mass, best, items, log_probs)
 
 
 def catalogue_log_probs(
@@ -141,6 +144,28 @@ def catalogue_log_probs(
         )
         out[:, found.items] = found.log_probs
     return out
+
+
+def first_entropy(
+    model: Recommender,
+    table: SidTable,
+    histories: Histories,
+    *,
+    batch: int = 256,
+    observer: Observer = SILENT,
+    task: str = "entropy",
+) -> FloatArray:
+    """float64 [B] entropy, in nats, of what the model says of the first code after each history: how sure it is, whatever of."""
+    found = np.zeros(len(histories))
+    observer.start(task, len(histories))
+    with torch.inference_mode():
+        for rows in length_batches(model, table, histories, batch):
+            state = model.start(*model.tokens(histories.take(rows), table))
+            chances = state.log_probs.double().exp()
+            found[rows] = torch.special.entr(chances).sum(1).cpu().numpy()
+            observer.advance(task, len(rows))
+    observer.finish(task)
+    return found
 
 
 def forced_log_probs(
