@@ -7,7 +7,7 @@ across models.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -168,23 +168,29 @@ def first_entropy(
     return found
 
 
+def target_log_probs(model: Recommender, table: SidTable, histories: Histories) -> Tensor:
+    """float32 [B] log p(SID | history) of each history's target, which has a SID; the sum over its codes. Differentiable."""
+    path = torch.from_numpy(table.rows()[histories.targets]).to(model.device)  # [B, L]
+    certain, path = path < 0, path.clamp(min=0)  # what follows the end of a shorter SID
+    state = model.start(*model.tokens(histories, table))
+    total = state.log_probs.gather(1, path[:, :1])[:, 0]
+    same = torch.zeros(1, dtype=torch.int64, device=model.device)
+    for level in range(1, table.levels):
+        state = model.advance(state, path[:, level - 1 : level], None if level == 1 else same)
+        chance = state.log_probs[:, 0].gather(1, path[:, level : level + 1])[:, 0]
+        total = total + chance.masked_fill(certain[:, level], 0.0)
+    return total
+
+
 def forced_log_probs(
     model: Recommender, table: SidTable, histories: Histories, items: IntArray, *, batch: int = 256
 ) -> FloatArray:
     """float32 [B] log p(SID | history) of one item a history, `items` [B]; -inf for an item without a SID."""
     out = np.full(len(histories), -np.inf, np.float32)
     known = np.flatnonzero(table.present[items])
+    asked = replace(histories, targets=items.astype(np.int32))
     with torch.inference_mode():
         for some in length_batches(model, table, histories.take(known), batch):
             rows = known[some]
-            path = torch.from_numpy(table.rows()[items[rows]]).to(model.device)  # [b, L]
-            certain, path = path < 0, path.clamp(min=0)  # what follows the end of a shorter SID
-            state = model.start(*model.tokens(histories.take(rows), table))
-            total = state.log_probs.gather(1, path[:, :1])[:, 0]
-            same = torch.zeros(1, dtype=torch.int64, device=model.device)
-            for level in range(1, table.levels):
-                state = model.advance(state, path[:, level - 1 : level], None if level == 1 else same)
-                chance = state.log_probs[:, 0].gather(1, path[:, level : level + 1])[:, 0]
-                total = total + chance.masked_fill(certain[:, level], 0.0)
-            out[rows] = total.cpu().numpy()
+            out[rows] = target_log_probs(model, table, asked.take(rows)).cpu().numpy()
     return out
