@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from recerase import api
-from recerase.audit import probes
+from recerase.audit import probes, relearning
 from recerase.catalog.demo import DEMO_CONCEPT, demo_catalogue
 from recerase.catalog.readers import write_catalogue
 from recerase.comparing.run import CompareConfig
@@ -52,7 +52,9 @@ class Shop:
 def small() -> Iterator[None]:
     """Few histories, short lists and a narrow beam: a fixture that outlives a module asks for them itself."""
     fields: dict[str, Any] = {"k": (10,), "beam": 12, "saturated_histories": 20, "mass_users": 30}
+    attack: dict[str, Any] = {"steps": (1, 2), "histories": 10, "batch": 4}
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(relearning, "RelearnConfig", functools.partial(relearning.RelearnConfig, **attack))
         patch.setattr(probes, "AuditConfig", functools.partial(probes.AuditConfig, **fields))
         yield
 

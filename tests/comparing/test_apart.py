@@ -9,7 +9,7 @@ import pytest
 
 from recerase.audit.probes import AuditConfig
 from recerase.comparing.apart import LEGS, TINY, apart
-from recerase.comparing.cells import Reading
+from recerase.comparing.reading import Reading
 from recerase.comparing.rows import Base, figures, front_text, limits, ranked, remembers
 from recerase.report.compared import APART, LEAK, Figure, Row, axis_of
 from recerase.types import Interval

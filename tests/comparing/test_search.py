@@ -12,7 +12,8 @@ from tests.comparing.conftest import QUICK, Compare, Shop
 from recerase.audit.probes import build_world
 from recerase.catalog import load_catalogue, parse_concept
 from recerase.catalog.demo import DEMO_CONCEPT
-from recerase.comparing.cells import METRICS, Bench, Reading
+from recerase.comparing.cells import Bench
+from recerase.comparing.reading import METRICS, Reading
 from recerase.comparing.search import choose, criterion, marked, trial
 from recerase.report.compared import Trial
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from recerase.comparing.cells import Reading
+from recerase.comparing.reading import Reading
 from recerase.report.compared import Figure
 from recerase.types import FloatArray, Interval
 

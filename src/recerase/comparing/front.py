@@ -48,7 +48,7 @@ def places(leaks: Sequence[Figure], drops: Sequence[Figure], others: int = 0) ->
     clearly: BoolArray = beats & (better & (high[:, None] < low[None])).any(2)
     below = high[:, None] < low[None]  # [n, n, 2] the interval of row i lies below that of row j
     held = below & ~below.transpose(1, 0, 2)[:, :, ::-1] | np.eye(len(figures), dtype=bool)[:, :, None]
-    alone: BoolArray = np.asarray(held.all(1).any(1) & (len(figures) + others > 1))
+    alone: BoolArray = np.any(held.all(1), axis=1) & (len(figures) + others > 1)
     found = []
     for j in range(len(figures)):
         by = clearly[:, j] if clearly[:, j].any() else beats[:, j]

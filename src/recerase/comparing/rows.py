@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from recerase.comparing.alike import equivalents, told_apart
 from recerase.comparing.apart import LEGS, apart
-from recerase.comparing.cells import METRICS, Reading
 from recerase.comparing.front import RULE, places
+from recerase.comparing.reading import METRICS, Reading
 from recerase.report.compared import APART, LEAK, Figure, Row, axis_of
-from recerase.types import FloatArray, Interval
+from recerase.types import FloatArray, Interval, Scope
 
 if TYPE_CHECKING:
     from recerase.audit.probes import AuditConfig
@@ -60,14 +61,16 @@ COMPARED: tuple[tuple[str, str, str, Kind], ...] = (
 """(metric, that of whom it is held against, who that is, how)."""
 
 
-def figures(readings: Sequence[Reading], base: Base, config: AuditConfig, own: str = "") -> dict[str, Figure]:
+def figures(
+    readings: Sequence[Reading], base: Base, config: AuditConfig, own: str = "", scope: Scope = "output"
+) -> dict[str, Figure]:
     """Every figure of the models of one row; `own` is whom it is not compared with, because it is that one."""
     from recerase.audit.probes import interval_of
 
     found: dict[str, Figure] = {}
     for metric in METRICS:
         values = [reading.values[metric] for reading in readings if metric in reading.values]
-        if values:
+        if values and values[0].size:
             points = [float(x.mean()) for x in values]
             found[metric] = _figure(points, interval_of(np.mean(values, axis=0), config), len(values[0]))
     for metric, theirs, whom, kind in COMPARED:
@@ -78,8 +81,14 @@ def figures(readings: Sequence[Reading], base: Base, config: AuditConfig, own: s
     sides = [found[name] for name in ("natural.mass.old", "natural.mass.new") if name in found]
     if sides:
         found[LEAK] = max(sides, key=lambda side: side.value)
-    distance = apart(readings, base.references, config) if readings and base.references else None
-    return found if distance is None else {**found, APART: distance}
+    if not readings or not base.references:
+        return found
+    distance = apart(readings, base.references, config)
+    found |= {} if distance is None else {APART: distance}
+    if own not in ("reference", "filter"):
+        found |= equivalents(readings, base.references, config)
+        found |= told_apart(readings, base.references, scope, config)
+    return found
 
 
 def _compared(kind: Kind, values: Sequence[FloatArray], versus: FloatArray, config: AuditConfig) -> Figure:
