@@ -98,6 +98,7 @@ class Finished:
 
     comparison: Comparison
     out: Path
+    model: Path
 
 
 @pytest.fixture(scope="package")
@@ -110,4 +111,6 @@ def finished(shop: Shop, compare: Compare, tmp_path_factory: pytest.TempPathFact
         "overrides": (*QUICK, "tracer/paper.reassign_steps=1", "tracer/paper.min_moved=1", "tracer/paper.batch=4"),
     }
     with small():
-        return Finished(compare(out, {"references": [shop.gold], "outputs": [out.parent / "also.md"]}, **fields), out)
+        return Finished(
+            compare(out, {"references": [shop.gold], "outputs": [out.parent / "also.md"]}, **fields), out, shop.model
+        )

@@ -17,7 +17,7 @@ from recerase.comparing.outputs import FILES, render_comparison
 from recerase.comparing.rows import DROP
 from recerase.errors import ArtefactError, OutputError, UsageError, WriteError
 from recerase.report.compared import APART, LEAK, comparison_bytes, comparison_digest, read_comparison
-from recerase.store import read_manifest, sha256_file, verify_manifest
+from recerase.store import read_manifest, read_run, sha256_file, verify_manifest
 from recerase.types import Silent
 
 
@@ -52,8 +52,12 @@ def test_the_table_holds_what_was_asked(finished: Finished) -> None:
     assert rows["reference"].figures[APART].value == pytest.approx(0, abs=1e-12)
     assert "two-sided" in made.front
     assert rows["original"].standing == rows["filter"].standing == rows["reference"].standing == ""
-    assert made.run["cost"]["output"]["npo"]["share"] is None
-    assert made.run["training_seconds"] is None
+    cost, training = made.run["cost"]["output"]["npo"], read_run(finished.model)
+    assert cost["share"] == pytest.approx(cost["seconds"] / training["seconds"])
+    assert cost["cpu_share"] == pytest.approx(cost["cpu_seconds"] / training["cpu_seconds"])
+    assert training["cpu_seconds"] > 0
+    assert npo.figures["influence.history"].seeds == 2
+    assert 0 <= npo.figures["influence.history"].value <= 1
 
 
 def test_figures_are_those_of_the_audit(shop: Shop, finished: Finished) -> None:
@@ -117,6 +121,7 @@ def test_a_killed_comparison_goes_on_to_the_same_table(
         assert not [name for name in FILES if (broken / name).exists()]
     states = plan(shop, broken, search=2)
     assert states == ["done", "done", "to do", "done", "to do", "after the search"]
+    assert len(list((broken / CELLS).iterdir())) == 2  # of npo's two the one that was chosen, and ga's own
     made: list[str] = []
     real = Bench._make
     monkeypatch.setattr(Bench, "_make", lambda self, *given: made.append(given[1].name) or real(self, *given))  # type: ignore[func-returns-value]

@@ -28,7 +28,7 @@ def _blocks(comparison: Comparison) -> Iterator[str]:
     if comparison.search is not None:
         yield f"Settings were chosen on validation users. {escaped(comparison.search.criterion, 1000)}"
     yield "## What the figures do not say"
-    yield "\n".join(f"- {escaped(note)}" for note in comparison.notes)
+    yield "\n".join(f"- {escaped(note, 1000)}" for note in comparison.notes)
     yield "## Provenance"
     digests = digest_rows({**comparison.inputs, "this comparison": comparison_digest(comparison)})
     yield table_lines(("input", "sha256"), digests, set())
