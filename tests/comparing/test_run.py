@@ -15,7 +15,7 @@ from recerase import api
 from recerase.comparing.cells import CELLS, READINGS, Bench
 from recerase.comparing.outputs import FILES, render_comparison
 from recerase.comparing.rows import DROP
-from recerase.errors import ArtefactError, OutputError, UsageError, WriteError
+from recerase.errors import ArtefactError, CheckpointError, OutputError, UsageError, WriteError
 from recerase.report.compared import APART, LEAK, comparison_bytes, comparison_digest, read_comparison
 from recerase.store import read_manifest, read_run, sha256_file, verify_manifest
 from recerase.types import Silent
@@ -258,3 +258,25 @@ def test_the_document_comes_back_equal_and_no_bit_changes_unseen(finished: Finis
     (tmp_path / "c.json").write_bytes(data.replace(b'"seeds":[0,1]', b'"seeds":[0,2]', 1))
     with pytest.raises(ArtefactError, match="changed"):
         read_comparison(tmp_path / "c.json")
+
+
+def test_what_was_prepared_is_known_by_its_digest_and_not_by_its_place(
+    shop: Shop, compare: Compare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = ["prepare_steps=1", "hops=1", "batch=4", "steps=1"]
+    api.prepare(shop.model, shop.data, tmp_path / "ready", overrides=small, run=RUN)
+    shutil.copytree(tmp_path / "ready", tmp_path / "elsewhere")
+    pairs = [f"unlearnrec.{pair}" for pair in small]
+    fields: dict[str, Any] = {"methods": ("unlearnrec",)}
+    made = compare(tmp_path / "out", overrides=(*pairs, f"unlearnrec.prepared={tmp_path}/ready"), **fields)
+    row = next(row for row in made.rows if row.kind == "method")
+    assert row.seeds == (0,)
+    assert len(row.settings["prepared"]) == 64
+    assert str(tmp_path).encode() not in comparison_bytes(made)
+    assert any("was prepared before" in note for note in made.notes)
+    monkeypatch.setattr(Bench, "_make", lambda *given: pytest.fail("it was made again"))
+    again = compare(tmp_path / "out", overrides=(*pairs, f"unlearnrec.prepared={tmp_path}/elsewhere"), **fields)
+    assert again.rows == made.rows
+    with pytest.raises(CheckpointError, match="another checkpoint"):
+        config = api.CompareConfig(("unlearnrec",), (0,), (f"unlearnrec.prepared={tmp_path}/ready",), max_users=25)
+        api.compare(shop.gold, CONCEPT, shop.data, tmp_path / "other", config, run=RUN)

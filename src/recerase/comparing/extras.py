@@ -80,7 +80,7 @@ class Extras:
                 for kind in nothing
             ]
         if self.ucan:
-            told.append(PARAGRAPH.format(n=f"{len(self._pairs.forget):,}"))
+            told += [text.format(n=f"{len(self._pairs.forget):,}") for text in PARAGRAPH]
         return told
 
     @cached_property

@@ -30,9 +30,9 @@ CHUNK = 128
 STEM = "ucan."
 PARAGRAPH = (
     "U-CAN's figures are of {n} training pairs that lead to the concept and as many that do not, all items scored. KL, prediction "
-    "shift and perplexity on D_F rise, and recall on D_F and with it Trade-off@10 improve, the further the concept is pressed down: "
-    "they have no point at which a model is like one that never saw it. A model pressed far below the references wins every one of "
-    "them, the references themselves do not, and such a model can be told by the concept's absence; they decide nothing here."
+    "shift and perplexity on D_F rise, and its recall falls and Trade-off@10 improves, the further the concept is pressed down.",
+    "U-CAN's figures have no point at which a model is like one that never saw the concept: a model pressed far below the references "
+    "is better by each of them than the references are, and can be told by the concept's absence. They decide nothing here.",
 )
 
 
