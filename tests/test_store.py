@@ -619,3 +619,31 @@ def test_parts_do_not_replace_a_directory(tmp_path: Path) -> None:
             write()
     assert names(tmp_path) == ["a"]
     assert names(tmp_path / "a") == ["kept"]
+
+
+def test_what_a_clock_says_stands_beside_the_manifest_and_is_sealed(tmp_path: Path) -> None:
+    for name, seconds in (("one", 1.5), ("two", 2.5), ("none", None)):
+        with store.publish(tmp_path / name) as result:
+            store.write_bytes(result.directory / "a", b"a")
+            result.provenance = {"command": "test"}
+            result.run = {} if seconds is None else {"seconds": seconds}
+    one, two, none = (store.read_manifest(tmp_path / name) for name in ("one", "two", "none"))
+    assert one == two == none
+    assert "run" not in one
+    assert [store.read_run(tmp_path / name) for name in ("one", "two", "none")] == [
+        {"seconds": 1.5},
+        {"seconds": 2.5},
+        {},
+    ]
+    store.verify_manifest(tmp_path / "one")
+    place = tmp_path / "one" / "recerase.json"
+    told = json.loads(place.read_bytes())
+    changes: list[dict[str, object]] = [{"run": {"seconds": 1.4}}, {"seal": None}, {"run": None}, {"run": {}}]
+    for change in changes:
+        place.write_bytes(store.pretty_json({**told, **change}))
+        with pytest.raises(ArtefactError, match="not as it was written"):
+            store.read_run(tmp_path / "one")
+    for gone in ("run", "seal"):
+        place.write_bytes(store.pretty_json({key: value for key, value in told.items() if key != gone}))
+        with pytest.raises(ArtefactError, match="not as it was written"):
+            store.read_manifest(tmp_path / "one")

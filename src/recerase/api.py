@@ -98,6 +98,10 @@ __all__ = [
 ]
 
 
+_CLOCKS = ("seconds", "cpu_seconds")
+"""What a training's log has from clocks: of one run only, and kept apart from what two equal runs share."""
+
+
 @dataclass(frozen=True)
 class Trained:
     """What `train` published."""
@@ -164,11 +168,12 @@ def train(
             "command": "train",
             "model": asdict(model_config),
             "training": asdict(train_config),
-            "log": {name: value for name, value in asdict(log).items() if name != "seconds"},
+            "log": {name: value for name, value in asdict(log).items() if name not in _CLOCKS},
             "data": data_digest(catalogue),
             "without": concept_facts(forgotten, catalogue) if forgotten is not None else None,
             "environment": asdict(environment(train_config.seed, threads, device)),
         }
+        result.run = {name: getattr(log, name) for name in _CLOCKS}
         parameters = sum(parameter.numel() for parameter in recommender.module.parameters())
     return Trained(out, log, parameters)
 

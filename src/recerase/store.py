@@ -48,6 +48,7 @@ __all__ = [
     "publish",
     "read_bytes",
     "read_manifest",
+    "read_run",
     "read_sealed",
     "sha256_bytes",
     "sha256_file",
@@ -179,7 +180,8 @@ def append_text(path: str | os.PathLike[str], text: str) -> None:
 class publish:
     """A directory that appears at `out` whole, when the `with` block ends without an exception, or not at all.
 
-    Fill `directory` (inside the block), set `provenance`; the manifest with every file's digest is written on leaving.
+    Fill `directory` (inside the block), set `provenance`, and `run` where there is something that no two runs share (what a
+    clock says); the manifest with every file's digest is written on leaving.
     `force` replaces a directory that recerase wrote before. Raises OutputError before any work when `out` exists,
     or is, holds, or lies inside one of `inputs` (symlinks resolved); WriteError when the disk refuses.
 
@@ -195,6 +197,7 @@ class publish:
         self.inputs = tuple(Path(path) for path in inputs)
         self.force = force
         self.provenance: dict[str, Any] = {}
+        self.run: dict[str, Any] = {}
         self.directory = self.out
         self.manifest: dict[str, Any] = {}
         self._target = self.out
@@ -236,7 +239,7 @@ class publish:
 
     def _finish(self) -> None:
         try:
-            self.manifest = write_manifest(self.directory, self.provenance)
+            self.manifest = write_manifest(self.directory, self.provenance, self.run)
             settle(self.directory)
             verify_manifest(self.directory)
             self._check()
@@ -258,8 +261,13 @@ class publish:
         check_output(self.out, inputs=self.inputs, force=self.force)
 
 
-def write_manifest(directory: str | os.PathLike[str], provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """Name every file under `directory` with its size and sha256 in recerase.json; returns what was written."""
+def write_manifest(
+    directory: str | os.PathLike[str], provenance: Mapping[str, Any], run: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Name every file under `directory` with its size and sha256 in recerase.json; returns it as `read_manifest` does.
+
+    `run` is written beside it and is no part of its digest, so that equal runs have equal manifests; `seal` is over both.
+    """
     directory = Path(directory)
     if not workers().main:
         return {}
@@ -270,15 +278,26 @@ def write_manifest(directory: str | os.PathLike[str], provenance: Mapping[str, A
     }
     manifest: dict[str, Any] = {"schema": MANIFEST_SCHEMA, "files": files, "provenance": dict(provenance)}
     manifest["digest"] = _manifest_digest(manifest)
-    write_bytes(directory / MANIFEST, pretty_json(manifest))
+    whole = {**manifest, "run": dict(run)} if run else manifest
+    sealed = {**whole, "seal": sha256_bytes(canonical_json(whole))} if run else whole
+    write_bytes(directory / MANIFEST, pretty_json(sealed))
     return manifest
 
 
 def read_manifest(directory: str | os.PathLike[str]) -> dict[str, Any]:
-    """What recerase.json in `directory` says. Raises ArtefactError when it is missing or not as recerase wrote it.
+    """What recerase.json in `directory` says, but for `run`. Raises ArtefactError when it is missing or not as recerase wrote it.
 
     Not one byte may differ from what `write_manifest` writes, so that no change goes unseen, not even in white space.
     """
+    return _opened_manifest(directory)[0]
+
+
+def read_run(directory: str | os.PathLike[str]) -> dict[str, Any]:
+    """What recerase.json says that is of one run only, such as seconds; {} where it says nothing. Raises: as `read_manifest`."""
+    return _opened_manifest(directory)[1]
+
+
+def _opened_manifest(directory: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     path = _inside(Path(directory), MANIFEST)
     try:
         content = path.read_bytes()
@@ -296,12 +315,17 @@ def read_manifest(directory: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(manifest.get("files"), dict) or not isinstance(manifest.get("provenance"), dict):
         raise ArtefactError(f"{path} names no files.", _MAKE_AGAIN)
     try:
-        unchanged = pretty_json(manifest) == content and manifest.get("digest") == _manifest_digest(manifest)
+        unchanged = pretty_json(manifest) == content
+        beside = {name: manifest.pop(name) for name in ("run", "seal") if name in manifest}
+        run = beside.get("run", {})
+        seal = sha256_bytes(canonical_json({**manifest, "run": run}))
+        unchanged &= not beside or (isinstance(run, dict) and beside == {"run": run, "seal": seal})
+        unchanged &= manifest.get("digest") == _manifest_digest(manifest)
     except (ValueError, RecursionError):
         unchanged = False
     if not unchanged:
         raise ArtefactError(f"{path} is not as it was written: its digest differs.", _MAKE_AGAIN)
-    return manifest
+    return manifest, run
 
 
 def verify_manifest(directory: str | os.PathLike[str], needed: Iterable[str] = ()) -> None:

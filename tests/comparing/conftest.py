@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from recerase import api
-from recerase.audit import probes
+from recerase.audit import probes, relearning
 from recerase.catalog.demo import DEMO_CONCEPT, demo_catalogue
 from recerase.catalog.readers import write_catalogue
 from recerase.comparing.run import CompareConfig
@@ -47,12 +48,21 @@ class Shop:
         return self.home / "gold"
 
 
+@contextlib.contextmanager
+def small() -> Iterator[None]:
+    """Few histories, short lists and a narrow beam: a fixture that outlives a module asks for them itself."""
+    fields: dict[str, Any] = {"k": (10,), "beam": 12, "saturated_histories": 20, "mass_users": 30}
+    attack: dict[str, Any] = {"steps": (1, 2), "histories": 10, "batch": 4}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(relearning, "RelearnConfig", functools.partial(relearning.RelearnConfig, **attack))
+        patch.setattr(probes, "AuditConfig", functools.partial(probes.AuditConfig, **fields))
+        yield
+
+
 @pytest.fixture(scope="module", autouse=True)
 def small_audits() -> Iterator[None]:
-    """Every reading of these tests is of few histories, short lists and a narrow beam."""
-    small: dict[str, Any] = {"k": (10,), "beam": 12, "saturated_histories": 20, "mass_users": 30}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(probes, "AuditConfig", functools.partial(probes.AuditConfig, **small))
+    """Every reading of these tests is small."""
+    with small():
         yield
 
 
@@ -88,6 +98,7 @@ class Finished:
 
     comparison: Comparison
     out: Path
+    model: Path
 
 
 @pytest.fixture(scope="package")
@@ -99,4 +110,7 @@ def finished(shop: Shop, compare: Compare, tmp_path_factory: pytest.TempPathFact
         "seeds": (0, 1),
         "overrides": (*QUICK, "tracer/paper.reassign_steps=1", "tracer/paper.min_moved=1", "tracer/paper.batch=4"),
     }
-    return Finished(compare(out, {"references": [shop.gold], "outputs": [out.parent / "also.md"]}, **fields), out)
+    with small():
+        return Finished(
+            compare(out, {"references": [shop.gold], "outputs": [out.parent / "also.md"]}, **fields), out, shop.model
+        )

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import pytest
 
-from recerase.comparing.asked import check_seeds, contenders, read_seeds, seeded, settings, steps_of
+from recerase.comparing.asked import (
+    Contender,
+    check_seeds,
+    contenders,
+    read_seeds,
+    runnable,
+    seeded,
+    settings,
+    steps_of,
+)
 from recerase.comparing.run import CompareConfig
 from recerase.erase.methods import METHODS, make_config
 from recerase.errors import UsageError
@@ -83,7 +93,16 @@ def test_seeds_are_a_list_of_different_numbers() -> None:
 
 
 @pytest.mark.parametrize(
-    "fields", [{"search": -1}, {"max_drop": 2.0}, {"training_seconds": 0.0}, {"scope": "none"}, {"seeds": (1, 1)}]
+    "fields",
+    [
+        {"search": -1},
+        {"max_drop": 2.0},
+        {"training_seconds": 0.0},
+        {"scope": "none"},
+        {"seeds": (1, 1)},
+        {"beam": 9},
+        {"ucan": -1},
+    ],
 )
 def test_a_configuration_that_says_nothing_is_refused(fields: dict[str, object]) -> None:
     with pytest.raises(UsageError):
@@ -96,3 +115,32 @@ def test_a_retraining_takes_the_seed_of_its_cell_and_others_have_none() -> None:
     assert seeded(replace(again.config, seed=9), 4).seed == 9
     assert seeded(npo.config, 4) is npo.config
     assert (steps_of(npo.config), steps_of(again.config)) == (100, None)
+
+
+def test_all_is_every_method_but_those_that_stand_elsewhere_once() -> None:
+    names = [x.name for x in contenders(["all"])]
+    assert set(names) == set(METHODS) - {"filter", "retrain"}
+    mixed = contenders(["npo", "all", "tracer/paper"], ["ga.steps=3"])
+    assert next(x.name for x in mixed) == "npo"
+    assert sorted(x.name for x in mixed) == sorted([*names, "tracer/paper"])
+    assert {x.name for x in mixed if x.called} == {"npo", "tracer/paper"}
+    assert {x.name: x.given for x in mixed}["ga"] == ("steps",)
+    with pytest.raises(UsageError, match="twice"):
+        contenders(["all", "all"])
+
+
+def test_of_all_who_cannot_run_is_left_out_with_the_reason_and_who_is_named_is_not() -> None:
+    def refusing(entrants: tuple[Contender, ...]) -> tuple[Contender, ...]:
+        return tuple(replace(x, card=replace(x.card, refuses=f"{__name__}:refuse")) for x in entrants)
+
+    nothing = SimpleNamespace(table=None, codebooks=None, embeddings=None)
+    npo, ga = (replace(x, called=x.name == "npo") for x in contenders(["npo", "ga"]))
+    kept, out = runnable(refusing((npo, ga)), nothing)  # type: ignore[arg-type]
+    assert [x.name for x in kept] == ["npo"]
+    assert out == {"ga": "These SIDs will not do."}
+    with pytest.raises(UsageError, match="No method"):
+        runnable(refusing((ga,)), nothing)  # type: ignore[arg-type]
+
+
+def refuse(*given: object) -> None:
+    raise UsageError("These SIDs will not do.", "Make others.")

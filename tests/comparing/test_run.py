@@ -14,10 +14,10 @@ from tests.comparing.conftest import CONCEPT, QUICK, RUN, Compare, Finished, Sho
 from recerase import api
 from recerase.comparing.cells import CELLS, READINGS, Bench
 from recerase.comparing.outputs import FILES, render_comparison
-from recerase.comparing.rows import DROP, LEAK
-from recerase.errors import ArtefactError, OutputError, UsageError, WriteError
-from recerase.report.compared import comparison_bytes, comparison_digest, read_comparison
-from recerase.store import read_manifest, sha256_file, verify_manifest
+from recerase.comparing.rows import DROP
+from recerase.errors import ArtefactError, CheckpointError, OutputError, UsageError, WriteError
+from recerase.report.compared import APART, LEAK, comparison_bytes, comparison_digest, read_comparison
+from recerase.store import read_manifest, read_run, sha256_file, verify_manifest
 from recerase.types import Silent
 
 
@@ -46,11 +46,18 @@ def test_the_table_holds_what_was_asked(finished: Finished) -> None:
     assert (paper.seeds, paper.figures, paper.standing) == ((), {}, "")
     assert [text[:7] for text in paper.failures] == ["seed 0:", "seed 1:"]
     assert "min_moved" in paper.failures[0]
-    assert {npo.standing, rows["ga"].standing} <= {"front", "tied", "dominated"}
-    assert "front" in {npo.standing, rows["ga"].standing}
+    assert {npo.standing, rows["ga"].standing} <= {"alone", "front", "tied", "dominated", "remembers"}
+    assert npo.figures[APART].seeds == 2
+    assert 0 <= npo.figures[APART].interval.low <= npo.figures[APART].value
+    assert rows["reference"].figures[APART].value == pytest.approx(0, abs=1e-12)
+    assert "two-sided" in made.front
     assert rows["original"].standing == rows["filter"].standing == rows["reference"].standing == ""
-    assert made.run["cost"]["output"]["npo"]["share"] is None
-    assert made.run["training_seconds"] is None
+    cost, training = made.run["cost"]["output"]["npo"], read_run(finished.model)
+    assert cost["share"] == pytest.approx(cost["seconds"] / training["seconds"])
+    assert cost["cpu_share"] == pytest.approx(cost["cpu_seconds"] / training["cpu_seconds"])
+    assert training["cpu_seconds"] > 0
+    assert npo.figures["influence.history"].seeds == 2
+    assert 0 <= npo.figures["influence.history"].value <= 1
 
 
 def test_figures_are_those_of_the_audit(shop: Shop, finished: Finished) -> None:
@@ -114,6 +121,7 @@ def test_a_killed_comparison_goes_on_to_the_same_table(
         assert not [name for name in FILES if (broken / name).exists()]
     states = plan(shop, broken, search=2)
     assert states == ["done", "done", "to do", "done", "to do", "after the search"]
+    assert len(list((broken / CELLS).iterdir())) == 2  # of npo's two the one that was chosen, and ga's own
     made: list[str] = []
     real = Bench._make
     monkeypatch.setattr(Bench, "_make", lambda self, *given: made.append(given[1].name) or real(self, *given))  # type: ignore[func-returns-value]
@@ -250,3 +258,25 @@ def test_the_document_comes_back_equal_and_no_bit_changes_unseen(finished: Finis
     (tmp_path / "c.json").write_bytes(data.replace(b'"seeds":[0,1]', b'"seeds":[0,2]', 1))
     with pytest.raises(ArtefactError, match="changed"):
         read_comparison(tmp_path / "c.json")
+
+
+def test_what_was_prepared_is_known_by_its_digest_and_not_by_its_place(
+    shop: Shop, compare: Compare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = ["prepare_steps=1", "hops=1", "batch=4", "steps=1"]
+    api.prepare(shop.model, shop.data, tmp_path / "ready", overrides=small, run=RUN)
+    shutil.copytree(tmp_path / "ready", tmp_path / "elsewhere")
+    pairs = [f"unlearnrec.{pair}" for pair in small]
+    fields: dict[str, Any] = {"methods": ("unlearnrec",)}
+    made = compare(tmp_path / "out", overrides=(*pairs, f"unlearnrec.prepared={tmp_path}/ready"), **fields)
+    row = next(row for row in made.rows if row.kind == "method")
+    assert row.seeds == (0,)
+    assert len(row.settings["prepared"]) == 64
+    assert str(tmp_path).encode() not in comparison_bytes(made)
+    assert any("was prepared before" in note for note in made.notes)
+    monkeypatch.setattr(Bench, "_make", lambda *given: pytest.fail("it was made again"))
+    again = compare(tmp_path / "out", overrides=(*pairs, f"unlearnrec.prepared={tmp_path}/elsewhere"), **fields)
+    assert again.rows == made.rows
+    with pytest.raises(CheckpointError, match="another checkpoint"):
+        config = api.CompareConfig(("unlearnrec",), (0,), (f"unlearnrec.prepared={tmp_path}/ready",), max_users=25)
+        api.compare(shop.gold, CONCEPT, shop.data, tmp_path / "other", config, run=RUN)

@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.comparing.conftest import QUICK, Compare, Shop
+from tests.comparing.conftest import CONCEPT, QUICK, RUN, Compare, Shop
 
+from recerase import api
 from recerase.audit.probes import build_world
 from recerase.catalog import load_catalogue, parse_concept
 from recerase.catalog.demo import DEMO_CONCEPT
-from recerase.comparing.cells import METRICS, Bench, Reading
+from recerase.comparing.cells import CELLS, READINGS, Bench
+from recerase.comparing.reading import METRICS, Reading
 from recerase.comparing.search import choose, criterion, marked, trial
 from recerase.report.compared import Trial
 
@@ -86,3 +88,46 @@ def test_what_would_win_on_the_test_is_not_chosen(
     assert {key: row.settings[key] for key in trials[chosen].settings} == dict(trials[chosen].settings)
     assert seen.count(("subject", "valid")) == 3
     assert seen.count(("subject", "test")) == 1  # nothing else was ever shown a test user
+
+
+def test_models_that_were_not_chosen_go_and_what_was_read_stays(
+    shop: Shop, compare: Compare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    real = Bench._make
+    monkeypatch.setattr(Bench, "_make", lambda self, *given: made.append(given[1].name) or real(self, *given))  # type: ignore[func-returns-value]
+    fields: dict[str, Any] = {"methods": ("npo",), "overrides": QUICK[:2], "search": 3}
+    kept = compare(tmp_path / "kept", **fields, keep_tried=True)
+    cells = {path.name for path in (tmp_path / "kept" / CELLS).iterdir()}
+    assert len(cells) == len(made) == 3
+    assert any("taken away" in note for note in compare(tmp_path / "out", **fields).notes)
+    assert not any("taken away" in note for note in kept.notes)
+    (left,) = (path.name for path in (tmp_path / "out" / CELLS).iterdir())
+    assert left in cells
+    readings = [{path.name for path in (tmp_path / name / READINGS).iterdir()} for name in ("kept", "out")]
+    assert readings[0] == readings[1]
+    made.clear()
+    again = compare(tmp_path / "out", **fields)
+    assert made == []
+    assert again.rows == kept.rows
+    config = api.CompareConfig(**fields, seeds=(0,), max_users=25)
+    planned = api.plan_compare(shop.model, CONCEPT, shop.data, tmp_path / "out", config, run=RUN)
+    assert {cell.state for cell in planned} == {"done"}
+
+
+def test_a_model_that_was_taken_away_and_is_chosen_after_all_is_made_again(compare: Compare, tmp_path: Path) -> None:
+    fields: dict[str, Any] = {"methods": ("npo",), "overrides": QUICK[:2], "search": 3}
+    first = compare(tmp_path / "out", **fields)
+    assert first.search is not None
+    (own, *_) = first.search.trials
+    chosen = [x for x in first.search.trials if x.chosen]
+    lenient = compare(tmp_path / "out", **fields, max_drop=1.0)
+    strict = compare(tmp_path / "out", **fields, max_drop=0.0)
+    for other in (lenient, strict):
+        assert other.search is not None
+        assert [x.leak for x in other.search.trials] == [x.leak for x in first.search.trials]
+        (row,) = [row for row in other.rows if row.kind == "method"]
+        (taken,) = [x for x in other.search.trials if x.chosen]
+        assert {name: row.settings[name] for name in taken.settings} == dict(taken.settings)
+        assert row.seeds == (0,)
+    assert own.method == chosen[0].method == "npo"

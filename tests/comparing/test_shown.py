@@ -40,8 +40,22 @@ def test_the_console_shows_every_row_within_its_width(finished: Finished, width:
     for row in finished.comparison.rows:
         assert row.name in text
     assert "chosen" in text
-    assert "not known" in text
     assert "±" in text
+
+
+def test_the_share_is_of_processor_time_where_that_is_known(finished: Finished) -> None:
+    made = finished.comparison
+
+    def share(**cost: float | None) -> str:
+        given = {"seconds": 5.0, **cost}
+        run = {**made.run, "cost": {"output": {"npo": given}}}
+        table = next(x for x in tables(replace(made, run=run), "output") if x.title == "Cost and front")
+        (row,) = (row for row in table.rows if row[0] == "npo")
+        return row[table.headers.index("of training")]
+
+    assert share() == "not known"
+    assert share(share=0.25) == "25 %"
+    assert share(share=0.25, cpu_share=0.125, cpu_seconds=2.0) == "12.5 %"
 
 
 def test_markdown_has_a_table_of_everything(finished: Finished) -> None:

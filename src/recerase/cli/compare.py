@@ -53,7 +53,9 @@ def compare(
     data: DataOption = None,
     methods: Annotated[
         str,
-        typer.Option("--methods", "-m", metavar="A,B", help="Methods, or method/preset: see `recerase list methods`."),
+        typer.Option(
+            "--methods", "-m", metavar="A,B", help="Methods, or method/preset, or all: see `recerase list methods`."
+        ),
     ] = "tracer,renormalise,npo",
     seeds: Annotated[str, typer.Option("--seeds", metavar="0,1,2", help="Every method runs once with each.")] = "0,1,2",
     out: Annotated[
@@ -84,10 +86,24 @@ def compare(
     max_drop: Annotated[
         float, typer.Option("--max-drop", min=0, max=1, help="Share of NDCG@10 on validation users a setting may cost.")
     ] = 0.02,
+    keep_tried: Annotated[
+        bool,
+        typer.Option("--keep-tried", help="Keep the models a search tried and did not choose.", show_default=False),
+    ] = False,
+    relearn: Annotated[
+        bool,
+        typer.Option("--relearn", help="Attack every model by fine-tuning: how soon is it back?", show_default=False),
+    ] = False,
+    ucan: Annotated[
+        int, typer.Option("--ucan", metavar="N", min=0, help="Add U-CAN's figures, on at most N training pairs a kind.")
+    ] = 0,
+    beam: Annotated[
+        int | None, typer.Option("--beam", metavar="W", min=10, help="Beam width of lists; wider costs more.")
+    ] = None,
     training_seconds: Annotated[
         float | None,
         typer.Option(
-            "--training-seconds", metavar="S", help="What training the checkpoint took, to tell costs as a share."
+            "--training-seconds", metavar="S", help="What training took, where the checkpoint does not say, for shares."
         ),
     ] = None,
     output: Annotated[
@@ -126,7 +142,7 @@ def compare(
 
         recerase compare model --concept brand=Acme --data data -m tracer,npo --search 8 --reference gold0 --reference gold1
 
-        recerase compare model --concept brand=Acme --data data --plan
+        recerase compare model --concept brand=Acme --data data -m all --set unlearnrec.prepared=ready --relearn --plan
     """
     from recerase import api
     from recerase.comparing.asked import read_seeds
@@ -144,6 +160,10 @@ def compare(
         search=search,
         max_drop=max_drop,
         max_users=max_users,
+        beam=beam,
+        relearn=relearn,
+        ucan=ucan,
+        keep_tried=keep_tried,
         training_seconds=training_seconds,
     )
     run = RunConfig(

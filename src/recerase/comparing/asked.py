@@ -13,15 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recerase.errors import UsageError
+from recerase.errors import RecEraseError, UsageError
 from recerase.types import Scope
 
 if TYPE_CHECKING:
     from recerase.erase.method import Method
+    from recerase.layouts.native import Checkpoint
 
 SCOPES: tuple[Scope, ...] = ("output", "influence")
-CONTROLS = ("original", "filter")
-_NAMES = "Name some of `recerase list methods`, separated by commas."
+ALL = "all"
+"""Stands for every method but those of APART_FROM."""
+APART_FROM = ("filter", "retrain")
+_NAMES = "Name some of `recerase list methods`, separated by commas, or all."
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class Contender:
     config: Any
     given: tuple[str, ...] = ()
     """Settings that were set by hand, which no search changes."""
+    called: bool = True
+    """Whether it was named; False: it is one of `all`, and left out where it cannot run."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +53,14 @@ class Setting:
 def contenders(names: Sequence[str], overrides: Sequence[str] = ()) -> tuple[Contender, ...]:
     """The methods called `names`, with `METHOD.KEY=VALUE` settings laid over their own.
 
-    Raises UsageError for a method, preset or setting that there is not, a method named twice, and the control `filter`,
-    which stands in every comparison.
+    `all` is every method but APART_FROM, those that are also named once. Raises UsageError for a method, preset or setting that
+    there is not, a method named twice, and the control `filter`, which stands in every comparison.
     """
-    from recerase.erase.methods import get_method, make_config
+    from recerase.erase.methods import METHODS, get_method, make_config
 
-    wanted = [name.strip() for name in names if name.strip()]
+    called = [name.strip() for name in names if name.strip()]
+    every = [name for name in METHODS if name not in APART_FROM and name not in called]
+    wanted = [name for own in called for name in (every if own == ALL else (own,))]
     if not wanted:
         raise UsageError("No method is named.", _NAMES)
     twice = sorted({name for name in wanted if wanted.count(name) > 1})
@@ -65,8 +72,33 @@ def contenders(names: Sequence[str], overrides: Sequence[str] = ()) -> tuple[Con
     found = []
     for name in wanted:
         card, preset = get_method(name)
-        found.append(Contender(name, card, preset, make_config(card, preset, pairs[name]), tuple(sorted(pairs[name]))))
+        found.append(
+            Contender(
+                name, card, preset, make_config(card, preset, pairs[name]), tuple(sorted(pairs[name])), name in called
+            )
+        )
     return tuple(found)
+
+
+def runnable(entrants: Sequence[Contender], before: Checkpoint) -> tuple[tuple[Contender, ...], dict[str, str]]:
+    """The contenders that are tried on a checkpoint, and of those that `all` stood for who is not, and why.
+
+    Raises UsageError when nobody is left.
+    """
+    kept, out = [], {}
+    for entrant in entrants:
+        try:
+            entrant.card.check(before.table, before.codebooks, before.embeddings, entrant.config)
+        except RecEraseError as error:
+            if not entrant.called:
+                out[entrant.name] = error.message
+                continue
+        kept.append(entrant)
+    if not kept:
+        raise UsageError(
+            "No method can run on this checkpoint.", "; ".join(f"{name}: {why}" for name, why in out.items())
+        )
+    return tuple(kept), out
 
 
 def _by_method(overrides: Sequence[str], names: Sequence[str]) -> dict[str, dict[str, str]]:

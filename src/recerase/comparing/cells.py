@@ -8,22 +8,21 @@ would be the same again. An erased model lies in its own layout in a directory t
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from recerase.assembly import checkpoint_facts, concept_facts, data_digest, open_checkpoint_for, run_key
 from recerase.auditing import audit_model
 from recerase.catalog import Catalogue, Concept
 from recerase.comparing.asked import Contender, Setting, seeded, steps_of
+from recerase.comparing.reading import FEATURES, METRICS, PROBES, Part, Reading, measured, packed, unpacked
 from recerase.errors import ArtefactError, CheckpointError, RecEraseError, WriteError
+from recerase.preparing import prepared_for, told_settings
 from recerase.resume import RunState
 from recerase.runtime import RunConfig, choose_device, code_digest, environment, pinned
 from recerase.store import (
@@ -36,28 +35,17 @@ from recerase.store import (
     write_bytes,
     write_sealed,
 )
-from recerase.types import SILENT, FloatArray, Measurement, Observer, Role, Scope
+from recerase.types import SILENT, Observer, Role, Scope
 
 if TYPE_CHECKING:
     from recerase.audit.probes import AuditConfig, AuditModel, AuditWorld
     from recerase.audit.readings import Cache
+    from recerase.erase.method import Prepared
     from recerase.layouts.native import Checkpoint
 
-Part = Literal["test", "valid"]
 CELLS, READINGS = "cells", "readings"
 FAILURE = "failure.json"
 """What a cell holds where the method refused."""
-PROBES: Mapping[Part, tuple[str, ...]] = {"test": ("natural", "saturated", "utility"), "valid": ("natural", "utility")}
-"""The audit's probes that are read; a search needs no more than what it chooses by."""
-METRICS = (
-    "natural.exposure@10",
-    "natural_concept_users.exposure@10",
-    "saturated.exposure@10",
-    *(f"{stem}.mass.{side}" for stem in ("natural", "natural_concept_users", "saturated") for side in ("old", "new")),
-    *(f"{stem}.ndcg@10" for stem in ("utility", "utility_concept_users", "utility_neighbours")),
-    "utility.recall@10",
-)
-"""What is kept of them, a value a user or history."""
 _SHORT = 24
 _MAKING, _READING = ("erase", "model", "sid"), ("audit", "model", "sid")
 """Rooms whose code a cell depends on."""
@@ -74,14 +62,8 @@ class Made:
     failure: str = ""
     digest: str = ""
     """Of its files: two scopes that give the same model have the same."""
-
-
-@dataclass(frozen=True, eq=False)
-class Reading:
-    """What was read off one model: metric -> [n] values, or why it could not be read."""
-
-    values: Mapping[str, FloatArray]
-    failure: str = ""
+    cpu_seconds: float | None = None
+    """Processor time of this process; None in a cell that does not say."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +80,7 @@ class Bench:
     """Make every cell anew."""
     observer: Observer = SILENT
     _renewed: set[str] = field(default_factory=set)
+    _prepared: dict[tuple[str, str], Prepared | None] = field(default_factory=dict)
 
     @cached_property
     def _causes(self) -> dict[str, str]:
@@ -112,13 +95,18 @@ class Bench:
 
     def made_key(self, contender: Contender, setting: Setting, scope: Scope, seed: int) -> str:
         """Which cell holds the model that a method makes."""
-        method = [contender.card.name, contender.preset, asdict(seeded(setting.config, seed))]
+        config = seeded(setting.config, seed)
+        method = [contender.card.name, contender.preset, told_settings(config, self.prepared(contender, config))]
         own = {"method": method, "scope": scope, "seed": str(seed), "code": self._code[0]}
         return _key({**self._causes, **own})
 
     def reading_key(self, of: str, role: Role, part: Part) -> str:
         """Which cell holds what is read off a model; `of` is the key of an erased one, or the digest of a checkpoint."""
-        own = {"of": of, "role": role, "part": part, "probes": [*PROBES[part], *METRICS]}
+        own = {"of": of, "role": role, "part": part, "probes": [*PROBES[part], *METRICS, FEATURES]}
+        return self.kept_key(own)
+
+    def kept_key(self, own: Mapping[str, Any]) -> str:
+        """Which cell holds what is read in a way that `own` names in full."""
         return _key({**self._causes, **own, "audit": asdict(self.audit), "code": self._code[1]})
 
     def place(self, key: str) -> Path:
@@ -134,10 +122,37 @@ class Bench:
         return self._reading(key).is_file() and not (self.fresh and key not in self._renewed)
 
     def has(self, contender: Contender, setting: Setting, scope: Scope, seed: int, part: Part) -> bool:
-        """Whether a model is made and read, or is known not to be to be had."""
+        """Whether a model is made and read, or is known not to be to be had.
+
+        What a search read counts also where the model itself was taken away: nothing more will be asked of it.
+        """
         key = self.made_key(contender, setting, scope, seed)
         failed = (self.place(key) / FAILURE).is_file()
-        return self.has_made(key) and (failed or self.has_read(self.reading_key(key, "subject", part)))
+        read = self.has_read(self.reading_key(key, "subject", part))
+        return (read and part == "valid") or (self.has_made(key) and (failed or read))
+
+    def found(self, contender: Contender, setting: Setting, scope: Scope, seed: int, part: Part) -> Reading | None:
+        """What was read off a model, whether or not the model is still there; None when it was not read."""
+        key = self.reading_key(self.made_key(contender, setting, scope, seed), "subject", part)
+        return self._load(key) if self.has_read(key) else None
+
+    def prune(self, contender: Contender, setting: Setting, scope: Scope, seed: int) -> None:
+        """Take away the model of a cell; what was read off it stays. A refusal, and a model of a table, stay as they are."""
+        key = self.made_key(contender, setting, scope, seed)
+        path, gone = self.place(key), self.place(f".{key}.pruned")
+        shutil.rmtree(gone, ignore_errors=True)  # what a killed run left
+        if not path.is_dir() or (path / FAILURE).is_file() or self.has_read(self.reading_key(key, "subject", "test")):
+            return
+        path.replace(gone)
+        shutil.rmtree(gone)
+
+    def prepared(self, contender: Contender, config: Any) -> Prepared | None:
+        """What the settings say was prepared for this checkpoint. Raises ArtefactError or CheckpointError where it was not."""
+        place = (contender.card.name, str(getattr(config, "prepared", "")))
+        if place not in self._prepared:
+            before, data = self.before, data_digest(self.catalogue)
+            self._prepared[place] = prepared_for(contender.card, config, lambda: before.digest, before.table, data)
+        return self._prepared[place]
 
     def made(self, contender: Contender, setting: Setting, scope: Scope, seed: int) -> Made:
         """The model a method makes, from its cell when it is there. Raises what is no refusal of the method's: WriteError."""
@@ -152,7 +167,9 @@ class Bench:
         with _renewable():
             manifest = read_manifest(path)
         told, digest = manifest["provenance"], sha256_bytes(canonical_json(manifest["files"]))
-        return Made(key, path, float(told["seconds"]), steps_of(setting.config), str(told["failure"]), digest)
+        busy = told.get("cpu_seconds")
+        steps, failure = steps_of(setting.config), str(told["failure"])
+        return Made(key, path, float(told["seconds"]), steps, failure, digest, None if busy is None else float(busy))
 
     def _make(
         self, directory: Path, contender: Contender, setting: Setting, scope: Scope, seed: int, state: RunState
@@ -161,7 +178,7 @@ class Bench:
         from recerase.erase.method import EraseRequest
         from recerase.layouts.registry import named_layout
 
-        before = self.before
+        before, config = self.before, seeded(setting.config, seed)
         provenance = before.manifest["provenance"]
         request = EraseRequest(
             model=before.recommender,
@@ -175,32 +192,40 @@ class Bench:
             training=provenance,
             observer=self.observer,
             state=state,
+            prepared=self.prepared(contender, config),
         )
-        config, failure, summary = seeded(setting.config, seed), "", {}
-        began = time.monotonic()
+        failure, summary = "", {}
+        began, busy = time.monotonic(), time.process_time()
+        spent = (0.0, 0.0)
         try:
             contender.card.check(before.table, before.codebooks, before.embeddings, config)
             erased = contender.card.run(request, config)
-            seconds = time.monotonic() - began
+            spent = (time.monotonic() - began, time.process_time() - busy)
             summary = {name: value for name, value in erased.summary.items() if name != "seconds"}
             named_layout(before.layout).write_back(before, erased.model, erased.table, directory)
         except WriteError:
             raise
         except RecEraseError as error:
-            seconds, failure = time.monotonic() - began, str(error)
+            spent, failure = (time.monotonic() - began, time.process_time() - busy), str(error)
             for path in directory.iterdir():  # a layout may have refused halfway
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
             write_bytes(directory / FAILURE, pretty_json({"failure": failure}))
         return {
             "command": "compare",
-            "method": {"name": contender.name, "config": asdict(config), "scope": scope, "summary": summary},
+            "method": {
+                "name": contender.name,
+                "config": told_settings(config, request.prepared),
+                "scope": scope,
+                "summary": summary,
+            },
             "concept": concept_facts(self.concept, self.catalogue),
             "data": data_digest(self.catalogue),
             "original": before.digest,
             "environment": asdict(environment(seed, self.run.threads, choose_device(self.run.device))),
             **{key: value for key, value in provenance.items() if key in ("model", "training")},
             "failure": failure,
-            "seconds": round(seconds, 3),
+            "seconds": round(spent[0], 3),
+            "cpu_seconds": round(spent[1], 3),
         }
 
     def read_made(self, made: Made, part: Part) -> Reading:
@@ -208,12 +233,13 @@ class Bench:
         if made.failure:
             return Reading({}, made.failure)
 
-        def opened() -> AuditModel:
-            with _renewable():
-                read = open_checkpoint_for(made.path, self.catalogue, replace(self.run, layout=self.before.layout))
-            return audit_model("subject", read, self.before.table)
+        return self._read(self.reading_key(made.key, "subject", part), lambda: self.opened(made), part, {})
 
-        return self._read(self.reading_key(made.key, "subject", part), opened, part, {})
+    def opened(self, made: Made) -> AuditModel:
+        """An erased model as an audit has it."""
+        with _renewable():
+            read = open_checkpoint_for(made.path, self.catalogue, replace(self.run, layout=self.before.layout))
+        return audit_model("subject", read, self.before.table)
 
     def read_checkpoint(self, role: Role, checkpoint: Checkpoint, part: Part, cache: Cache) -> Reading:
         """What is read off the original, the filter made of it, or a reference; `cache` is shared by the first two.
@@ -229,27 +255,27 @@ class Bench:
         return found
 
     def _read(self, key: str, opened: Callable[[], AuditModel], part: Part, cache: Cache) -> Reading:
+        return self.kept(key, lambda state: self._measured(opened(), part, cache, state))
+
+    def kept(self, key: str, make: Callable[[RunState], Reading]) -> Reading:
+        """What was read under a key, from its cell when it is there."""
         path = self._reading(key)
         if not self.has_read(key):
             path.parent.mkdir(parents=True, exist_ok=True)
             with RunState(path) as state, pinned(self.run.threads, self.run.seed):
                 state.open({"cell": key}, False if self.fresh else None, self.observer)
-                write_sealed(path, _packed(self._measured(opened(), part, cache, state)))
+                write_sealed(path, packed(make(state)))
             self._renewed.add(key)
+        return self._load(key)
+
+    def _load(self, key: str) -> Reading:
         with _renewable():
-            return _unpacked(read_sealed(path))
+            return unpacked(read_sealed(self._reading(key)))
 
     def _measured(self, model: AuditModel, part: Part, cache: Cache, state: RunState) -> Reading:
-        from recerase.audit.probes import load_probe
         from recerase.audit.readings import Readings
 
-        readings = Readings(model, self.worlds[part], cache, self.observer, state)
-        try:
-            found = [x for name in PROBES[part] for x in load_probe(name)(readings)]
-        except CheckpointError as error:  # no finite probability
-            return Reading({}, str(error))
-        values = {x.metric: x.values for x in found if isinstance(x, Measurement) and x.values is not None}
-        return Reading({name: values[name] for name in METRICS if name in values})
+        return measured(Readings(model, self.worlds[part], cache, self.observer, state), part)
 
     @cached_property
     def worlds(self) -> Mapping[Part, AuditWorld]:
@@ -284,18 +310,3 @@ def _renewable() -> Iterator[None]:
         yield
     except ArtefactError as error:
         raise ArtefactError(error.message, "Pass --fresh to make the cells again.") from error
-
-
-def _packed(reading: Reading) -> bytes:
-    from safetensors.numpy import save
-
-    values = {name: np.ascontiguousarray(found, np.float64) for name, found in reading.values.items()}
-    return bytes(save(values, metadata={"failure": reading.failure}))
-
-
-def _unpacked(data: bytes) -> Reading:
-    from safetensors.numpy import load
-
-    size = int.from_bytes(data[:8], "little")
-    told = json.loads(data[8 : 8 + size])
-    return Reading(load(data), str(told["__metadata__"]["failure"]))

@@ -14,10 +14,10 @@ from typing import Any, Literal
 
 from recerase.assembly import RUN, ConceptSpec, concept_facts, data_digest, given_paths
 from recerase.comparing.asked import Contender, Setting
-from recerase.comparing.cells import Part
-from recerase.comparing.front import RULE
+from recerase.comparing.notes import notes_of
 from recerase.comparing.outputs import check_comparison_outputs, claim, finish
-from recerase.comparing.rows import FRONT, ranked
+from recerase.comparing.reading import Part
+from recerase.comparing.rows import front_text, ranked
 from recerase.comparing.session import (
     TASK,
     CompareConfig,
@@ -31,7 +31,7 @@ from recerase.comparing.session import (
 )
 from recerase.report.compared import Comparison, Row, Search
 from recerase.runtime import RunConfig, choose_device, code_digest, environment
-from recerase.store import canonical_json, sha256_bytes
+from recerase.store import canonical_json, read_run, sha256_bytes
 from recerase.types import SILENT, Observer, Scope
 
 __all__ = ["CompareConfig", "PlannedCell", "compare", "plan_compare"]
@@ -89,22 +89,46 @@ def compare(
             "started": started,
             "seconds": round(time.monotonic() - began, 3),
             "environment": asdict(environment(run.seed, session.bench.run.threads, choose_device(run.device))),
-            **_costs(costs, config.training_seconds),
+            **_costs(costs, _training(session)),
         }
         made = replace(_comparison(session, tuple(rows), search), run=volatile)
         finish(place, made, outputs)
     return made
 
 
-def _costs(costs: dict[str, Any], training: float | None) -> dict[str, Any]:
-    """Seconds of each row, and their share of what a training takes: as told, or as long as `retrain` took here."""
-    if training is None:
-        training = next((by["retrain"]["seconds"] for by in costs.values() if "retrain" in by), None)
+def _training(session: Session) -> tuple[float | None, float | None]:
+    """Seconds and processor seconds of the original's training: as told by the user, else as its checkpoint has them."""
+    if session.config.training_seconds is not None:
+        return session.config.training_seconds, None
+    before = session.bench.before
+    if before.layout != "native" or before.manifest.get("provenance", {}).get("command") != "train":
+        return None, None
+    told = read_run(before.path)
+    wall, busy = (told.get(name) for name in ("seconds", "cpu_seconds"))
+    return (float(wall) if wall else None), (float(busy) if busy else None)
+
+
+def _costs(costs: dict[str, Any], training: tuple[float | None, float | None]) -> dict[str, Any]:
+    """Seconds of each row, and their shares of what a training takes; where that is not known, of how long `retrain` took here.
+
+    `share` is of wall time, `cpu_share` of processor time, which other work beside does not lengthen.
+    """
+    if training == (None, None):
+        again: dict[str, float] = next((by["retrain"] for by in costs.values() if "retrain" in by), {})
+        training = (again.get("seconds"), again.get("cpu_seconds"))
+    wall, busy = training
     told = {
-        scope: {name: {**row, "share": row["seconds"] / training if training else None} for name, row in by.items()}
+        scope: {
+            name: {
+                **row,
+                "share": row["seconds"] / wall if wall else None,
+                "cpu_share": row["cpu_seconds"] / busy if busy and "cpu_seconds" in row else None,
+            }
+            for name, row in by.items()
+        }
         for scope, by in costs.items()
     }
-    return {"cost": told, "training_seconds": training}
+    return {"cost": told, "training_seconds": wall, "training_cpu_seconds": busy}
 
 
 def plan_compare(
@@ -164,41 +188,6 @@ def _comparison(session: Session, rows: tuple[Row, ...], search: Search | None) 
         rows=rows,
         confidence=bench.audit.confidence,
         search=search,
-        front=f"{FRONT} {RULE}",
-        notes=_notes(session),
+        front=front_text(rows),
+        notes=notes_of(session),
     )
-
-
-def _notes(session: Session) -> tuple[str, ...]:
-    """What the figures do not say, in sentences."""
-    config, n = session.config, len(session.references)
-    notes = ["Figures are read on test users, by the audit's own probes."]
-    if not config.search:
-        notes.append(
-            "Untuned: every method runs with its own settings, or those given; --search N gives all an equal budget."
-        )
-    if n == 0:
-        notes.append("There is no reference: likeness to a model that never saw the concept was not measured.")
-    elif n == 1:
-        notes.append("One reference: its spread from seed to seed is unknown.")
-    if n:
-        notes.append(
-            "Masses are compared under the old SIDs with the mean of the references, which are read on histories without concept "
-            "items. Far below it is over-forgetting, not a merit."
-        )
-    if len(config.seeds) == 1:
-        notes.append("One seed: the spread from seed to seed is unknown.")
-    same = [x.name for x in session.entrants if len({tuple(session.models[x.name, s]) for s in config.scopes}) == 1]
-    if len(config.scopes) > 1 and same:
-        notes.append(
-            f"The scope asked for made no difference to {', '.join(same)}: the same models stand in both tables."
-        )
-    alone = [x.name for x in session.entrants if "influence" not in getattr(x.config, "scopes", ("output",))]
-    if "influence" in config.scopes and alone:
-        notes.append(f"Scope influence: {', '.join(alone)} press for scope output alone, and stand there as they are.")
-    if "influence" in config.scopes:
-        notes.append("Scope influence: that concept items in a history move nothing else was not measured.")
-    notes.append(
-        "What could come back (relearning, probes, membership, precision) was not measured; audit the model you take."
-    )
-    return tuple(notes)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from recerase.comparing.cells import Reading
+from recerase.comparing.reading import Reading
 from recerase.comparing.rows import NDCG
 from recerase.report.compared import Trial
 from recerase.types import Scope

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,11 +17,14 @@ import numpy as np
 
 from recerase.assembly import ConceptSpec, choose_concept, open_checkpoint_for, with_codebooks
 from recerase.catalog import load_catalogue
-from recerase.comparing.asked import SCOPES, Contender, Setting, check_seeds, contenders, settings
-from recerase.comparing.cells import Bench, Made, Part, Reading
+from recerase.comparing.asked import SCOPES, Contender, Setting, check_seeds, contenders, runnable, settings
+from recerase.comparing.cells import Bench, Made
+from recerase.comparing.extras import Extras, Model
+from recerase.comparing.reading import Part, Reading
 from recerase.comparing.rows import Base, figures
 from recerase.comparing.search import choose, criterion, marked, trial
 from recerase.errors import UsageError
+from recerase.preparing import told_settings
 from recerase.report.compared import Row, Search, Trial
 from recerase.runtime import RunConfig, available_threads, only_as_stored
 from recerase.types import Observer, Role, Scope
@@ -31,6 +35,8 @@ if TYPE_CHECKING:
 
 ScopeChoice = Literal["output", "influence", "both"]
 TASK = "comparison"
+PLACES = 10
+"""Of a list that is read: every figure of a comparison is @10, and a longer list would need a wider beam."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,14 @@ class CompareConfig:
     max_drop: float = 0.02
     """Largest relative drop of NDCG@10 on validation users that a setting may cost."""
     max_users: int | None = None
+    beam: int | None = None
+    """Width of the beam that lists are read with; None: the decoder's own for ten places."""
+    relearn: bool = False
+    """Attack every model by relearning."""
+    ucan: int = 0
+    """Read U-CAN's figures on at most so many training pairs a kind; 0: not at all."""
+    keep_tried: bool = False
+    """Keep the models that a search tried and did not choose."""
     training_seconds: float | None = None
     """How long the original's training took, where the checkpoint does not say."""
 
@@ -56,6 +70,10 @@ class CompareConfig:
         check_seeds(self.seeds)
         if self.search < 0:
             raise UsageError("A search cannot try fewer than 0 settings.", "Leave --search out for the methods' own.")
+        if self.ucan < 0 or (self.beam is not None and self.beam < PLACES):
+            raise UsageError(
+                f"A beam is at least {PLACES} wide, and pairs are not fewer than 0.", "Leave --beam and --ucan out."
+            )
         if not 0 <= self.max_drop <= 1:
             raise UsageError(f"A drop of {self.max_drop} cannot be a limit.", "Give a share from 0 to 1.")
         if self.training_seconds is not None and not self.training_seconds > 0:
@@ -84,6 +102,13 @@ class Session:
     """Digests of the models of each row."""
     ahead: int = 0
     """Cells that were not there when it began."""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Methods that `all` stands for and that cannot run on this checkpoint, and why."""
+
+    @cached_property
+    def extras(self) -> Extras:
+        """Further readings, where they were asked for."""
+        return Extras(self.bench, self.references, self.config.relearn, self.config.ucan, self.config.beam)
 
     @property
     def pairs(self) -> list[tuple[Contender, Scope]]:
@@ -112,14 +137,16 @@ def opened_session(
     before = with_codebooks(opened, catalogue.items, observer, run.embeddings)
     gold = tuple(open_checkpoint_for(path, catalogue, run) for path in references)
     chosen = choose_concept(concept, catalogue, before.embeddings)
-    audit = AuditConfig(max_users=config.max_users, seed=run.seed)
+    width = {} if config.beam is None else {"beam": config.beam}
+    audit = AuditConfig(k=(PLACES,), max_users=config.max_users, seed=run.seed, **width)
+    entrants, left_out = runnable(entrants, before)
     bench = Bench(catalogue, chosen, before, audit, run, out, fresh, observer)
     tried = {
         (entrant.name, scope): settings(entrant, config.search, run.seed)
         for scope in config.scopes
         for entrant in entrants
     }
-    return Session(bench, config, entrants, gold, tried)
+    return Session(bench, config, entrants, gold, tried, left_out=left_out)
 
 
 def ahead_of(session: Session) -> int:
@@ -171,14 +198,21 @@ def cell_of(
     return made, reading
 
 
+def tried_reading(session: Session, entrant: Contender, setting: Setting, scope: Scope) -> Reading:
+    """What validation users say of one setting; its model need not be there any more."""
+    bench, seed = session.bench, session.config.seeds[0]
+    found = bench.found(entrant, setting, scope, seed, "valid")
+    if found is None:
+        return cell_of(session, entrant, setting, scope, seed, "valid")[1]
+    bench.observer.advance(TASK, 1, method=entrant.name, seed=str(seed))
+    return found
+
+
 def chosen_setting(session: Session, entrant: Contender, scope: Scope) -> tuple[tuple[Trial, ...], Setting]:
     """What a search of one method tried, and the setting that it takes: the method's own when all failed."""
-    tried, seed = session.tried[entrant.name, scope], session.config.seeds[0]
+    tried = session.tried[entrant.name, scope]
     original = controls_of(session, "valid")["original"]
-    trials = [
-        trial(entrant.name, scope, x.changed, cell_of(session, entrant, x, scope, seed, "valid")[1], original)
-        for x in tried
-    ]
+    trials = [trial(entrant.name, scope, x.changed, tried_reading(session, entrant, x, scope), original) for x in tried]
     best = choose(trials, session.config.max_drop)
     return marked(trials, best), tried[best or 0]
 
@@ -191,8 +225,12 @@ def searched(session: Session) -> tuple[Search | None, dict[tuple[str, Scope], S
     taken: dict[tuple[str, Scope], Setting] = {}
     trials: list[Trial] = []
     for entrant, scope in session.pairs:
-        found, taken[entrant.name, scope] = chosen_setting(session, entrant, scope)
+        found, chosen = chosen_setting(session, entrant, scope)
         trials += found
+        taken[entrant.name, scope] = chosen
+        for x in session.tried[entrant.name, scope] if not config.keep_tried else ():
+            if x is not chosen:
+                session.bench.prune(entrant, x, scope, config.seeds[0])
     users = len(session.bench.worlds["valid"].histories)
     told = Search(config.search, config.seeds[0], config.max_drop, criterion(config.max_drop), users, tuple(trials))
     return told, taken
@@ -202,39 +240,58 @@ def rows_of(
     session: Session, scope: Scope, taken: Mapping[tuple[str, Scope], Setting]
 ) -> tuple[list[Row], dict[str, Any]]:
     """The rows of one scope, controls first, and what the methods cost."""
-    bench, observer = session.bench, session.bench.observer
+    bench, extras = session.bench, session.extras
     control = controls_of(session, "test")
     gold = tuple(bench.read_checkpoint("reference", x, "test", {}) for x in session.references)
     if scope == session.config.scopes[0]:
-        observer.advance(TASK, 2 + len(gold))
+        bench.observer.advance(TASK, 2 + len(gold))
     base = Base(control["original"], gold)
+    own = {name: figures([control[name]], base, bench.audit, name, scope) for name in ("original", "filter")}
     rows = [
-        Row(name, "control", scope, figures([control[name]], base, bench.audit, own=name))
-        for name in ("original", "filter")
+        Row("original", "control", scope, own["original"] | extras.original()),
+        Row("filter", "control", scope, own["filter"]),
     ]
     if gold:
-        rows.append(Row("reference", "reference", scope, figures(gold, base, bench.audit, own="reference")))
+        read = figures(gold, base, bench.audit, "reference", scope)
+        rows.append(Row("reference", "reference", scope, read | extras.figures(extras.gold, whole=False)))
     costs: dict[str, Any] = {}
     for entrant in session.entrants:
-        setting = taken[entrant.name, scope]
-        made = {seed: cell_of(session, entrant, setting, scope, seed, "test") for seed in session.config.seeds}
+        made = {
+            seed: cell_of(session, entrant, taken[entrant.name, scope], scope, seed, "test")
+            for seed in session.config.seeds
+        }
         session.models[entrant.name, scope] = [cell[0].digest for cell in made.values()]
-        alive = {seed: cell for seed, cell in made.items() if not cell[1].failure}
-        first = next((cell[0] for cell in alive.values()), None)
-        searched = len(session.tried[entrant.name, scope]) > 1
-        row = Row(
-            entrant.name,
-            "method",
-            scope,
-            figures([reading for _, reading in alive.values()], base, bench.audit),
-            "searched" if searched else "given" if entrant.given else "untuned",
-            asdict(setting.config),
-            tuple(alive),
-            first.steps if first else None,
-            failures=tuple(f"seed {s}: {cell[1].failure}" for s, cell in made.items() if cell[1].failure),
-        )
-        rows.append(row)
+        rows.append(_method_row(session, entrant, taken[entrant.name, scope], scope, made, base))
+        alive = [cell[0] for cell in made.values() if not cell[1].failure]
         if alive:
-            seconds = [cell[0].seconds for cell in alive.values()]
+            seconds, busy = [x.seconds for x in alive], [x.cpu_seconds for x in alive if x.cpu_seconds is not None]
             costs[entrant.name] = {"seconds": float(np.mean(seconds)), "most": max(seconds)}
+            costs[entrant.name] |= {"cpu_seconds": float(np.mean(busy))} if busy else {}
     return rows, costs
+
+
+def _method_row(
+    session: Session,
+    entrant: Contender,
+    setting: Setting,
+    scope: Scope,
+    made: Mapping[int, tuple[Made, Reading]],
+    base: Base,
+) -> Row:
+    """One method's row, from its cells by seed."""
+    bench = session.bench
+    alive = {seed: cell for seed, cell in made.items() if not cell[1].failure}
+    models: list[Model] = [(x.key, "subject", partial(bench.opened, x)) for x, _ in alive.values()]
+    found = figures([reading for _, reading in alive.values()], base, bench.audit, scope=scope)
+    searched = len(session.tried[entrant.name, scope]) > 1
+    return Row(
+        entrant.name,
+        "method",
+        scope,
+        found | session.extras.figures(models),
+        "searched" if searched else "given" if entrant.given else "untuned",
+        told_settings(setting.config, bench.prepared(entrant, setting.config)),
+        tuple(alive),
+        next((x.steps for x, _ in alive.values()), None),
+        failures=tuple(f"seed {s}: {cell[1].failure}" for s, cell in made.items() if cell[1].failure),
+    )

@@ -68,6 +68,8 @@ class TrainLog:
     best_epoch: int
     validation: Mapping[str, float]
     history: tuple[Mapping[str, float], ...] = field(default_factory=tuple)
+    cpu_seconds: float = 0.0
+    """Processor time of this process, all its threads."""
 
 
 @dataclass
@@ -76,6 +78,7 @@ class Progress:
 
     epoch: int = 0
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
     best: float = -1.0
     best_epoch: int = 0
     stale: int = 0
@@ -113,7 +116,7 @@ def train(
     observer.start("train", total)
     observer.advance("train", progress.epoch * per_epoch)
     while progress.epoch < config.epochs and progress.stale < config.patience:
-        began = time.monotonic()
+        began, busy = time.monotonic(), time.process_time()
         loss = _epoch(model, table, sequences, config, progress, optimizer, total, per_epoch, observer)
         progress.epoch += 1
         row = {"epoch": float(progress.epoch), "loss": loss}
@@ -126,6 +129,7 @@ def train(
                 observer.note(f"epoch {progress.epoch}: loss {loss:.3f}, validation {figures}")
         progress.history.append(row)
         progress.seconds += time.monotonic() - began
+        progress.cpu_seconds += time.process_time() - busy
         _save_state(state, progress, model, optimizer)
     observer.finish("train")
     if progress.best_weights:
@@ -138,6 +142,7 @@ def train(
         best_epoch=progress.best_epoch,
         validation={k: v for k, v in best.items() if "@" in k},
         history=tuple(progress.history),
+        cpu_seconds=round(progress.cpu_seconds, 3),
     )
 
 

@@ -6,7 +6,7 @@ comparison which was interrupted and continued has the digest of a straight one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +30,10 @@ from recerase.types import Interval, Scope
 SCHEMA = "recerase.comparison/1"
 _REMEDY = "Make the comparison again; its finished cells are found."
 
-Standing = Literal["front", "tied", "dominated", ""]
+Standing = Literal["alone", "front", "tied", "dominated", "remembers", ""]
+"""`alone` is on the front, too; `remembers`: a method that leaves the concept in lists, and is no candidate."""
+LEAK, APART = "leak", "apart"
+"""What forgetting is measured by: mass that is left, or orders of magnitude from the references where there are any."""
 
 
 @dataclass(frozen=True)
@@ -114,11 +117,16 @@ class Comparison:
     confidence: float
     search: Search | None = None
     front: str = ""
-    """What its two figures are, and when a row counts as dominated."""
+    """What its two figures are, who is no candidate, when a row counts as beaten, and who stands on it: a line each."""
     notes: tuple[str, ...] = ()
     """What the figures do not say."""
     run: Mapping[str, Any] = field(default_factory=dict)
     """Volatile: started, seconds, environment, `cost`: scope -> row -> seconds and share of training."""
+
+
+def axis_of(rows: Iterable[Row]) -> str:
+    """What the front of these rows measures forgetting by."""
+    return APART if any(row.kind == "method" and APART in row.figures for row in rows) else LEAK
 
 
 def comparison_bytes(comparison: Comparison) -> bytes:

@@ -24,11 +24,11 @@ def _blocks(comparison: Comparison) -> Iterator[str]:
             yield f"### {escaped(table.title)}"
             rows = [[escaped(cell) for cell in row] for row in table.rows]
             yield table_lines(table.headers, rows, set(table.right))
-    yield f"{escaped(comparison.front, 1000)}"
+    yield "\n".join(f"- {escaped(line, 1000)}" for line in comparison.front.splitlines())
     if comparison.search is not None:
         yield f"Settings were chosen on validation users. {escaped(comparison.search.criterion, 1000)}"
     yield "## What the figures do not say"
-    yield "\n".join(f"- {escaped(note)}" for note in comparison.notes)
+    yield "\n".join(f"- {escaped(note, 1000)}" for note in comparison.notes)
     yield "## Provenance"
     digests = digest_rows({**comparison.inputs, "this comparison": comparison_digest(comparison)})
     yield table_lines(("input", "sha256"), digests, set())

@@ -20,5 +20,6 @@ def comparison_text(comparison: Comparison) -> RenderableType:
             rows = tuple(tuple(map(Text, row)) for row in table.rows)
             folds = frozenset({0, len(table.headers) - 1} - table.right)
             parts += [Columns(table.title, table.headers, rows, table.right, folds), Text()]
+    parts += [*map(Text, comparison.front.splitlines()), Text()]
     parts += [Text(f"- {note}") for note in comparison.notes]
     return Group(*parts)

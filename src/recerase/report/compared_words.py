@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from recerase.report.compared import Comparison, Figure, Row, Search
+from recerase.report.compared import APART, Comparison, Figure, Row, Search
 from recerase.report.wording import number, percent, title_text
 from recerase.types import Scope
 
@@ -28,6 +28,7 @@ class Table:
     """Columns of numbers."""
 
 
+_MEASURES = ("Recall", "MRR", "NDCG")
 _LEAKAGE: tuple[tuple[str, str, Shown], ...] = (
     ("natural.exposure@10", "exposure@10", number),
     ("saturated.exposure@10", "concept-only", number),
@@ -37,9 +38,39 @@ _LEAKAGE: tuple[tuple[str, str, Shown], ...] = (
     ("saturated.mass.new", "concept-only", number),
 )
 _LIKENESS: tuple[tuple[str, str, Shown], ...] = (
-    ("natural.mass.old ratio/reference", "mass / reference", number),
+    (APART, "orders apart", number),
+    ("natural.mass.old ratio/reference", "mass / reference, old SIDs", number),
     ("natural_concept_users.mass.old ratio/reference", "concept users", number),
     ("saturated.mass.old ratio/reference", "concept-only", number),
+    ("natural.mass.new ratio/reference", "new SIDs", number),
+    ("natural_concept_users.mass.new ratio/reference", "concept users", number),
+    ("saturated.mass.new ratio/reference", "concept-only", number),
+    ("equivalent", "masses equivalent", percent),
+)
+_TOLD: tuple[tuple[str, str, Shown], ...] = (
+    ("likeness.auc", "AUC, from references", number),
+    ("likeness.auc of/reference", "AUC, references", number),
+    ("likeness.auc difference/reference", "difference", number),
+    ("influence.history", "history influence", number),
+)
+_RELEARN: tuple[tuple[str, str, Shown], ...] = tuple(
+    column
+    for kind in ("forget", "benign")
+    for column in (
+        (f"relearn.{kind}.steps", f"steps, {kind}", number),
+        (f"relearn.{kind}.reached", "brought back", percent),
+        (f"relearn.{kind}.steps ratio/reference", "steps / reference", number),
+    )
+)
+_UCAN_FORGET: tuple[tuple[str, str, Shown], ...] = (
+    ("ucan.kl", "KL", number),
+    ("ucan.prediction_shift", "shift %", number),
+    ("ucan.perplexity", "perplexity", number),
+    *((f"ucan.forget.{measure.lower()}@{k}", f"{measure}@{k}", number) for measure in _MEASURES for k in (5, 10)),
+)
+_UCAN_RETAIN: tuple[tuple[str, str, Shown], ...] = (
+    *((f"ucan.retain.{measure.lower()}@{k}", f"{measure}@{k}", number) for measure in _MEASURES for k in (5, 10)),
+    ("ucan.trade_off@10", "trade-off@10", number),
 )
 _UTILITY: tuple[tuple[str, str, Shown], ...] = (
     ("utility.ndcg@10", "NDCG@10", number),
@@ -49,7 +80,23 @@ _UTILITY: tuple[tuple[str, str, Shown], ...] = (
     ("utility_neighbours.ndcg@10", "neighbours", number),
     ("utility_neighbours.ndcg@10 ratio/reference", "neighbours / reference", number),
 )
-_STANDINGS = {"front": "on the front", "tied": "tied", "dominated": "dominated", "": ""}
+_TABLES = (
+    ("Leakage", _LEAKAGE),
+    ("Likeness to the reference", _LIKENESS),
+    ("Told apart, and influence of histories", _TOLD),
+    ("Utility", _UTILITY),
+    ("Relearning", _RELEARN),
+    ("U-CAN's figures on the concept's pairs", _UCAN_FORGET),
+    ("U-CAN's figures on retained pairs", _UCAN_RETAIN),
+)
+_STANDINGS = {
+    "alone": "alone on the front",
+    "front": "on the front",
+    "tied": "tied",
+    "dominated": "dominated",
+    "remembers": "does not forget",
+    "": "",
+}
 
 
 def title_of(comparison: Comparison) -> str:
@@ -69,16 +116,16 @@ def about(comparison: Comparison) -> str:
 
 
 def tables(comparison: Comparison, scope: Scope) -> Iterator[Table]:
-    """The tables of one scope: what leaks, likeness and utility, cost and front, what failed, what was chosen."""
+    """The tables of one scope: leakage, likeness, utility and whatever else was read, cost and front, what failed or was chosen."""
     rows = [row for row in comparison.rows if row.scope == scope]
-    for title, columns in (("Leakage", _LEAKAGE), ("Likeness to the reference", _LIKENESS), ("Utility", _UTILITY)):
+    for title, columns in _TABLES:
         kept = [column for column in columns if any(column[0] in row.figures for row in rows)]
         if kept:
             yield _figures(title, kept, rows)
     methods = [row for row in rows if row.kind == "method"]
     cells = tuple((title_text(row.name), *_cost(comparison, row), _tuning(row), _standing(row)) for row in methods)
-    headers = ("method", "seconds", "of training", "steps", "seeds", "settings", "front")
-    yield Table("Cost and front", headers, cells, frozenset({1, 2, 3, 4}))
+    headers = ("method", "seconds", "processor", "of training", "steps", "seeds", "settings", "front")
+    yield Table("Cost and front", headers, cells, frozenset({1, 2, 3, 4, 5}))
     failed = tuple((title_text(row.name), title_text(why, 400)) for row in methods for why in row.failures)
     if failed:
         yield Table("Failed", ("method", "why"), failed, frozenset())
@@ -113,13 +160,13 @@ def interval(found: Figure, shown: Shown = number) -> str:
     return "" if found.interval is None else f"[{shown(found.interval.low)}, {shown(found.interval.high)}]"
 
 
-def _cost(comparison: Comparison, row: Row) -> tuple[str, str, str, str]:
-    """Seconds, share of training, steps and seeds of a row."""
+def _cost(comparison: Comparison, row: Row) -> tuple[str, str, str, str, str]:
+    """Seconds, processor seconds, share of training (of processor time where that is known), steps and seeds of a row."""
     cost = comparison.run.get("cost", {}).get(row.scope, {}).get(row.name, {})
-    share = cost.get("share")
-    seconds = f"{cost['seconds']:,.1f}" if "seconds" in cost else ""
+    share = cost.get("share") if cost.get("cpu_share") is None else cost["cpu_share"]
+    seconds, busy = (f"{cost[name]:,.1f}" if name in cost else "" for name in ("seconds", "cpu_seconds"))
     told = percent(share) if share is not None else "not known" if seconds else ""
-    return seconds, told, "" if row.steps is None else f"{row.steps:,}", f"{len(row.seeds)}"
+    return seconds, busy, told, "" if row.steps is None else f"{row.steps:,}", f"{len(row.seeds)}"
 
 
 def _tuning(row: Row) -> str:
