@@ -23,6 +23,7 @@ from recerase.assembly import checkpoint_facts, concept_facts, data_digest, open
 from recerase.auditing import audit_model
 from recerase.catalog import Catalogue, Concept
 from recerase.comparing.asked import Contender, Setting, seeded, steps_of
+from recerase.earlier import Gone, gone_from, home_of, remember
 from recerase.errors import ArtefactError, CheckpointError, RecEraseError, WriteError
 from recerase.resume import RunState
 from recerase.runtime import RunConfig, choose_device, code_digest, environment, pinned
@@ -100,9 +101,19 @@ class Bench:
     _renewed: set[str] = field(default_factory=set)
 
     @cached_property
+    def gone(self) -> Gone:
+        """What was erased before: kept by no method, and counted as retained nowhere."""
+        before = self.before
+        return gone_from([home_of(before)], (), self.catalogue, before.table, before.embeddings)
+
+    @cached_property
     def _causes(self) -> dict[str, str]:
         """What every cell depends on."""
-        facts = {**checkpoint_facts("model", self.before), "concept": self.concept.digest}
+        facts = {
+            **checkpoint_facts("model", self.before),
+            "concept": self.concept.digest,
+            "earlier concepts": self.gone.digest,
+        }
         return run_key(self.run, 0, data_digest(self.catalogue), **facts)
 
     @cached_property
@@ -175,6 +186,8 @@ class Bench:
             training=provenance,
             observer=self.observer,
             state=state,
+            gone=self.gone.besides(self.concept.members),
+            left=self.gone.left,
         )
         config, failure, summary = seeded(setting.config, seed), "", {}
         began = time.monotonic()
@@ -191,8 +204,10 @@ class Bench:
             for path in directory.iterdir():  # a layout may have refused halfway
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
             write_bytes(directory / FAILURE, pretty_json({"failure": failure}))
+        known = [] if failure else remember(directory, self.gone, self.concept, before.table, contender.name)
         return {
             "command": "compare",
+            "erased": known,
             "method": {"name": contender.name, "config": asdict(config), "scope": scope, "summary": summary},
             "concept": concept_facts(self.concept, self.catalogue),
             "data": data_digest(self.catalogue),
@@ -222,7 +237,7 @@ class Bench:
         """
         model = audit_model(role, checkpoint, checkpoint.table)
         if role == "filter":
-            model = replace(model, listed=model.listed & ~self.concept.members)
+            model = replace(model, listed=model.listed & self.worlds[part].retained)
         found = self._read(self.reading_key(checkpoint.digest, role, part), lambda: model, part, cache)
         if found.failure:
             raise CheckpointError(f"{checkpoint.path}: {found.failure}")
@@ -254,8 +269,9 @@ class Bench:
     @cached_property
     def worlds(self) -> Mapping[Part, AuditWorld]:
         """Test users, and the same users one interaction earlier; what settings are chosen on never sees a test target."""
-        from recerase.audit.probes import build_world
+        from recerase.audit.probes import Earlier, build_world
 
+        before = self.gone.besides(self.concept.members)
         parts: tuple[Part, ...] = ("test", "valid")
         return {
             part: build_world(
@@ -265,6 +281,7 @@ class Bench:
                 codebooks=self.before.codebooks,
                 config=self.audit,
                 part=part,
+                earlier=Earlier(before, self.gone.sids) if before.any() else None,
             )
             for part in parts
         }
