@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from recerase.assembly import (
     RUN,
@@ -167,11 +167,19 @@ def train(
             "training": asdict(train_config),
             "log": {name: value for name, value in asdict(log).items() if name != "seconds"},
             "data": data_digest(catalogue),
+            "embeddings": _recipe_of(Path(sids)),
             "without": concept_facts(forgotten, catalogue) if forgotten is not None else None,
             "environment": asdict(environment(train_config.seed, threads, device)),
         }
         parameters = sum(parameter.numel() for parameter in recommender.module.parameters())
     return Trained(out, log, parameters)
+
+
+def _recipe_of(sids: Path) -> Any:
+    """What the embeddings behind SIDs were made of, where their manifest says it: new items are embedded the same way."""
+    from recerase.store import MANIFEST, read_manifest
+
+    return read_manifest(sids)["provenance"].get("embeddings") if (sids / MANIFEST).is_file() else None
 
 
 def concept_preview(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from recerase.assembly import ConceptSpec, choose_concept
-from recerase.catalog import Catalogue, Concept
+from recerase.catalog import Catalogue, Concept, Items, parse_concept
 from recerase.catalog.files import read_verified
 from recerase.errors import ArtefactError
 from recerase.store import canonical_json, pretty_json, sha256_bytes, write_bytes
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from recerase.layouts.native import Checkpoint
     from recerase.sid.table import SidTable
 
+_LISTS = ("@", "item:")
+"""How words begin that list ids."""
 FILE = "erased.json"
 SCHEMA = "recerase.erased/1"
 
@@ -193,6 +195,39 @@ def remember(staging: Path, gone: Gone, concept: Concept, before: SidTable, meth
     """
     rows = np.flatnonzero(concept.members)
     sids = {str(before.item_ids[row]): tuple(int(c) for c in before.codes[row] if c >= 0) for row in rows}
-    concepts = [*gone.concepts, Earlier(concept.name, concept.spec, concept.digest, method, sids)]
+    return write_remembered(
+        staging, [*gone.concepts, Earlier(concept.name, concept.spec, concept.digest, method, sids)]
+    )
+
+
+def write_remembered(staging: Path, concepts: Sequence[Earlier]) -> list[dict[str, Any]]:
+    """Write erased.json; what the manifest is to say under `erased`."""
     write_bytes(staging / FILE, pretty_json({"schema": SCHEMA, "concepts": [c.to_json() for c in concepts]}))
     return [c.facts for c in concepts]
+
+
+def grown_by(
+    concepts: Sequence[Earlier], items: Items, new: IntArray, embeddings: FloatArray
+) -> tuple[list[Earlier], BoolArray]:
+    """The concepts with those of the `new` rows [M] of a grown catalogue that their words name, and which these are, [M].
+
+    Lists of ids name nothing new. `embeddings` [N, D] are for `like:`. Raises ConceptError for words that cannot be read any more.
+    """
+    found, gone = [], np.zeros(len(items), bool)
+    for concept in concepts:
+        if any(not words.removeprefix("!").strip().startswith(_LISTS) for words in concept.spec):
+            named = parse_concept(concept.spec, items, embeddings=embeddings, allow_large=True)
+            fresh = np.zeros(len(items), bool)
+            fresh[new] = named.members[new]
+            gone |= fresh
+            more = {str(item): () for item in items.item_ids[fresh]}
+            concept = replace(concept, sids={**concept.sids, **more})
+        found.append(concept)
+    return found, gone[new]
+
+
+def left_by(concepts: Sequence[Earlier], table: SidTable) -> IntArray:
+    """int32 [n, L] the SIDs that erased items had and that nobody has now, of a table on its own."""
+    had = {codes for concept in concepts for codes in concept.sids.values() if len(codes) == table.levels}
+    codes = np.array(sorted(codes for codes in had if _has_rows(codes, table)), np.int32).reshape(-1, table.levels)
+    return codes[~_contains(table.codes[table.present], codes)]

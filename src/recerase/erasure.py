@@ -139,7 +139,7 @@ def erase(
             "erased": remember(result.directory, gone, chosen, before.table, method),
             "original": before.digest,
             "environment": asdict(environment(run.seed, threads, choose_device(run.device))),
-            **{key: value for key, value in request.training.items() if key in ("model", "training")},
+            **{key: value for key, value in request.training.items() if key in ("model", "training", "embeddings")},
         }
         write_manifest(result.directory, result.provenance)
         judged = replace(given, subject=_read_back(result.directory, catalogue, replace(run, layout=before.layout)))

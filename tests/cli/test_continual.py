@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from tests.patches.fixtures import files
 
@@ -198,6 +199,46 @@ def test_an_erasure_that_brings_an_earlier_concept_back_is_not_published(shop: P
     assert "earlier-mass-new" in failed
     assert report.decision.verdict.value == "fail"
     assert not (tmp_path / "out").exists()
+
+
+def test_new_items_of_what_was_erased_get_no_sid_and_others_none_that_was_left(
+    shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Three new items of the first concept and three others, copies of old ones: as like them as can be."""
+    items, told = demo_catalogue(0, n_items=200, n_users=80)
+    ids = items["item_id"].to_pylist()
+    first = sorted(members(shop, FIRST) - members(shop, SECOND))[:3]
+    others = sorted(set(ids) - members(shop, FIRST) - members(shop, SECOND))[:3]
+    copies = items.take([ids.index(item) for item in (*first, *others)])
+    copies = copies.set_column(0, "item_id", pa.array([f"new{i}" for i in range(6)]))
+    with publish(tmp_path / "data") as made:
+        write_catalogue(made.directory, pa.concat_tables([items, copies.cast(items.schema)]), told)
+        made.provenance = {"command": "test"}
+    grown = tmp_path / "grown"
+    line = ["tokenize", str(tmp_path / "data"), "--extend", str(shop / "twice"), "--out", str(grown)]
+    assert code_of(line) == 0
+    assert "3 new items are of what was erased" in " ".join(capsys.readouterr().err.split())
+    before, after = load_checkpoint(shop / "twice"), load_checkpoint(grown)
+    assert (grown / "model.safetensors").read_bytes() == (shop / "twice" / "model.safetensors").read_bytes()
+    assert (after.table.codes[:200] == before.table.codes).all()
+    assert (after.table.listed[:200] == before.table.listed).all()
+    assert after.table.present[200:].tolist() == after.table.listed[200:].tolist() == [False] * 3 + [True] * 3
+    had = {tuple(codes) for name in ("model", "once") for codes in load_checkpoint(shop / name).table.codes.tolist()}
+    left = had - {tuple(codes) for codes in before.table.codes.tolist()}
+    assert not left & {tuple(codes) for codes in after.table.codes[203:].tolist()}
+    said = json.loads((grown / "erased.json").read_text())["concepts"]
+    assert {"new0", "new1", "new2"} <= set(said[0]["items"])
+    assert not any(item in concept["items"] for concept in said for item in ("new3", "new4", "new5"))
+    report = api.audit(
+        grown,
+        api.ConceptSpec((FIRST,)),
+        tmp_path / "data",
+        original=None,
+        max_users=20,
+        policy=shop / "loose.toml",
+        run=RUN,
+    )
+    assert report.concept["items"] == len(members(shop, FIRST)) + 3
 
 
 def test_the_last_erasure_is_taken_back_by_its_patch_and_one_below_it_is_not(shop: Path, tmp_path: Path) -> None:
