@@ -21,7 +21,7 @@ FLOORS = {
     **dict.fromkeys(["model", "layouts"], 2),
     **dict.fromkeys(["audit", "erase"], 3),
     **dict.fromkeys(["assembly", "auditing", "recommending", "reporting", "growing", "erasure", "tokenizing"], 4),
-    **dict.fromkeys(["streaming", "sid_export", "preparing", "planning", "api"], 4),
+    **dict.fromkeys(["earlier", "streaming", "sid_export", "preparing", "planning", "api"], 4),
     "prefixes": 2,
     **dict.fromkeys(["exporting", "patches", "comparing"], 4),
     "demo": 5,

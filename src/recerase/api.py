@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from recerase.assembly import (
     RUN,
@@ -29,6 +29,7 @@ from recerase.assembly import (
 from recerase.auditing import AuditInputs, audited
 from recerase.catalog import Catalogue, Concept, Preview, load_catalogue, preview
 from recerase.comparing.run import CompareConfig, PlannedCell, compare, plan_compare
+from recerase.earlier import gone_from, home_of
 from recerase.erasure import erase
 from recerase.errors import UsageError
 from recerase.exporting import export_blocklist, export_prefixes
@@ -170,12 +171,20 @@ def train(
             "training": asdict(train_config),
             "log": {name: value for name, value in asdict(log).items() if name not in _CLOCKS},
             "data": data_digest(catalogue),
+            "embeddings": _recipe_of(Path(sids)),
             "without": concept_facts(forgotten, catalogue) if forgotten is not None else None,
             "environment": asdict(environment(train_config.seed, threads, device)),
         }
         result.run = {name: getattr(log, name) for name in _CLOCKS}
         parameters = sum(parameter.numel() for parameter in recommender.module.parameters())
     return Trained(out, log, parameters)
+
+
+def _recipe_of(sids: Path) -> Any:
+    """What the embeddings behind SIDs were made of, where their manifest says it: new items are embedded the same way."""
+    from recerase.store import MANIFEST, read_manifest
+
+    return read_manifest(sids)["provenance"].get("embeddings") if (sids / MANIFEST).is_file() else None
 
 
 def concept_preview(
@@ -204,6 +213,7 @@ def audit(
     policy: str | Path | Policy | None = None,
     original: str | Path | None = None,
     reference: str | Path | None = None,
+    earlier: Sequence[ConceptSpec] = (),
     scope: Scope = "output",
     max_users: int | None = None,
     baseline: str | Path | None = None,
@@ -216,12 +226,16 @@ def audit(
     """Run the probes on a checkpoint, decide the policy, and write the report to every one of `outputs`.
 
     Settings that cannot work (policy, baseline, outputs) are refused before a model is loaded. `fail_on` says what makes
-    the exit code 1 (`Gate`): the policy's verdict, a regression against `baseline`, either, or nothing. What an
-    interrupted audit had read is kept beside the first of `outputs`; `resume` as in `RunState.open`.
+    the exit code 1 (`Gate`): the policy's verdict, a regression against `baseline`, either, or nothing. `earlier` are concepts that
+    were erased before, besides those the checkpoint remembers: their items count as retained nowhere, and are to stay out (see
+    `audit.earlier`). What an interrupted audit had read is kept beside the first of `outputs`; `resume` as in `RunState.open`.
     """
     check_outputs(
-        outputs, given_paths(checkpoint, data, original, reference, policy, baseline, concept, run.embeddings, run)
+        outputs,
+        given_paths(checkpoint, data, original, reference, policy, baseline, concept, *earlier, run.embeddings, run),
     )
+    from recerase.audit.earlier import with_earlier
+
     choose_dtype(run.dtype)
     rules = read_policy(policy)
     accepted = read_baseline(baseline, fail_on, concept)
@@ -236,13 +250,18 @@ def audit(
             subject = with_codebooks(subject, catalogue.items, observer, run.embeddings)
         chosen = choose_concept(concept, catalogue, (before or subject).embeddings)
         check_baseline(accepted, chosen.name, chosen.digest)
-        inputs = AuditInputs(subject, before, gold, catalogue, chosen, rules, scope)
+        homes = [home_of(opened) for opened in (subject, before) if opened is not None]
+        gone = gone_from(homes, earlier, catalogue, subject.table, (before or subject).embeddings)
+        if gone.besides(chosen.members).any():
+            rules = with_earlier(rules)
+        inputs = AuditInputs(subject, before, gold, catalogue, chosen, rules, scope, gone)
         entries = {
             **checkpoint_facts("model", subject),
             **checkpoint_facts("original", before),
             **checkpoint_facts("reference", gold),
             "policy": rules.digest,
             "concept": chosen.digest,
+            "earlier concepts": gone.digest,
             "settings": [scope, max_users],
         }
         state.open(run_key(run, run.seed, data_digest(catalogue), **entries), resume, observer)

@@ -15,11 +15,12 @@ import numpy as np
 
 from recerase.assembly import concept_facts, data_digest
 from recerase.catalog import Catalogue, Concept
+from recerase.earlier import Gone
 from recerase.growing import codebooks_for
 from recerase.resume import Pieces
 from recerase.runtime import RunConfig, choose_device, code_digest, environment
 from recerase.store import canonical_json, sha256_bytes
-from recerase.types import Move, Observer, Policy, Report, Scope
+from recerase.types import BoolArray, Move, Observer, Policy, Report, Scope
 
 if TYPE_CHECKING:
     from recerase.audit.probes import AuditConfig, AuditModel
@@ -39,7 +40,16 @@ class AuditInputs:
     catalogue: Catalogue
     concept: Concept
     policy: Policy
+    """With rules on earlier concepts, where there are any."""
     scope: Scope
+    gone: Gone | None = None
+    """What was erased before; None: nothing is known to be."""
+
+    @property
+    def before(self) -> BoolArray:
+        """[N] items of earlier concepts that are not in this one."""
+        members = self.concept.members
+        return np.zeros(len(members), bool) if self.gone is None else self.gone.besides(members)
 
 
 def audited(
@@ -51,7 +61,7 @@ def audited(
     state: Pieces | None = None,
 ) -> Report:
     """Run the probes, decide the policy, and put everything a report needs around the result."""
-    from recerase.audit.probes import AuditConfig, build_world
+    from recerase.audit.probes import AuditConfig, Earlier, build_world
     from recerase.audit.run import run_audit
 
     started, began = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), time.monotonic()
@@ -64,6 +74,7 @@ def audited(
         codebooks=codebooks_for(source, inputs.subject),
         scope=inputs.scope,
         config=config,
+        earlier=Earlier(inputs.before, inputs.gone.sids) if inputs.gone is not None and inputs.before.any() else None,
     )
     original, reference = inputs.original, inputs.reference
     result = run_audit(
@@ -133,6 +144,7 @@ def _report(result: AuditResult, inputs: AuditInputs, config: AuditConfig, volat
         run=volatile,
         limits=(
             *result.limits,
+            *_before(inputs),
             *_fitted(inputs.original or inputs.subject),
             *inputs.subject.extra.get("limits", ()),
             *_unwritten(inputs.subject),
@@ -150,6 +162,16 @@ def _fitted(source: Checkpoint) -> tuple[str, ...]:
     return (
         f"Layout {source.layout} keeps no codebooks: they were fitted from {made_from}, and give {shares} of its codes, "
         "level by level. Probes in embedding space rest on them.",
+    )
+
+
+def _before(inputs: AuditInputs) -> tuple[str, ...]:
+    """What a report says of concepts that were erased before this one."""
+    if inputs.gone is None or not inputs.before.any():
+        return ()
+    return (
+        f"Erased before: {inputs.gone.told}. {int(inputs.before.sum())} items of theirs are not in this concept, and count as "
+        "retained nowhere: neither in utility nor among neighbours.",
     )
 
 

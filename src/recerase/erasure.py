@@ -34,6 +34,7 @@ from recerase.assembly import (
 )
 from recerase.auditing import AuditInputs, audited
 from recerase.catalog import Catalogue, load_catalogue
+from recerase.earlier import gone_from, home_of, remember
 from recerase.errors import UsageError, WriteError
 from recerase.growing import Offer, check_grow, offer, offered_codes
 from recerase.parallel import workers
@@ -63,6 +64,7 @@ def erase(
     grow: str | None = None,
     policy: str | Path | Policy | None = None,
     reference: str | Path | None = None,
+    earlier: Sequence[ConceptSpec] = (),
     max_users: int | None = None,
     outputs: Sequence[str | Path] = (),
     force: bool = False,
@@ -73,11 +75,14 @@ def erase(
     """Erase a concept, read the result back, audit it against what went in, and publish it at `out`.
 
     `method` is a name or `name/preset`, `overrides` are its `key=value` settings. `grow` lets it give items codes that have no
-    vocabulary row yet: `auto`, or the most rows that may be added; None keeps to the rows there are. With Verdict.FAIL nothing is
+    vocabulary row yet: `auto`, or the most rows that may be added; None keeps to the rows there are. Concepts that the checkpoint
+    remembers, and those of `earlier`, were erased before: nothing of them is kept or moved, and the audit holds them to staying out.
+    With Verdict.FAIL nothing is
     published; the report goes to `outputs` whatever the verdict, and to report.json in what is published, there
     without clock times: equal runs publish equal bytes. What an interrupted run had finished is kept beside `out`;
     `resume` as in `RunState.open`.
     """
+    from recerase.audit.earlier import with_earlier
     from recerase.erase.methods import get_method, make_config
     from recerase.layouts.naming import not_rewritten
 
@@ -85,7 +90,7 @@ def erase(
     eraser, preset = get_method(method)
     settings = make_config(eraser, preset, key_values(overrides))
     prepared = getattr(settings, "prepared", "") or None
-    inputs = given_paths(checkpoint, data, reference, policy, concept, prepared, run)
+    inputs = given_paths(checkpoint, data, reference, policy, concept, *earlier, prepared, run)
     check_outputs(outputs, inputs)
     _check_apart(outputs, Path(out))
     out, rules = Path(out), read_policy(policy)
@@ -106,8 +111,12 @@ def erase(
             observer.note(told)
         gold = open_checkpoint_for(reference, catalogue, run) if reference is not None else None
         chosen = choose_concept(concept, catalogue, before.embeddings)
-        given = AuditInputs(before, before, gold, catalogue, chosen, rules, scope)
-        offered = offer(before, chosen.members, eraser, settings, grow, run.seed)
+        gone = gone_from([home_of(before)], earlier, catalogue, before.table, before.embeddings)
+        if gone.besides(chosen.members).any():
+            observer.note(f"erased before: {gone.told}")
+            rules = with_earlier(rules)
+        given = AuditInputs(before, before, gold, catalogue, chosen, rules, scope, gone)
+        offered = offer(before, chosen.members, eraser, settings, grow, run.seed, gone)
         if offered is not None:
             observer.note(offered.told)
         ready = prepared_for(eraser, settings, lambda: before.digest, before.table, data_digest(catalogue), observer)
@@ -116,6 +125,7 @@ def erase(
             "method": method,
             "settings": [told_settings(settings, ready), scope, max_users],
             "recipe": request.training,
+            "earlier concepts": gone.digest,
             **({} if grow is None else {"grow_vocabulary": grow}),
         }
         state.open(_key(given, run, {**entries, "processes": workers().size}), resume, observer)
@@ -126,9 +136,10 @@ def erase(
             "method": facts,
             "concept": concept_facts(chosen, catalogue),
             "data": data_digest(catalogue),
+            "erased": remember(result.directory, gone, chosen, before.table, method),
             "original": before.digest,
             "environment": asdict(environment(run.seed, threads, choose_device(run.device))),
-            **{key: value for key, value in request.training.items() if key in ("model", "training")},
+            **{key: value for key, value in request.training.items() if key in ("model", "training", "embeddings")},
         }
         write_manifest(result.directory, result.provenance)
         judged = replace(given, subject=_read_back(result.directory, catalogue, replace(run, layout=before.layout)))
@@ -165,6 +176,8 @@ def _request(
         observer=observer,
         state=state,
         needed=before.extra.get("needed"),
+        gone=given.before,
+        left=None if given.gone is None else given.gone.left,
     )
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from recerase.earlier import Gone
 from recerase.errors import EraseError, UsageError
 from recerase.layouts.growth import Room, asked_rows, further, lacking, new_codes, room_of
 from recerase.types import BoolArray, IntArray
@@ -74,14 +75,22 @@ def check_grow(eraser: Method, grow: str | None) -> None:
 
 
 def offer(
-    before: Checkpoint, members: BoolArray, eraser: Method, settings: Any, asked: str | None, seed: int
+    before: Checkpoint,
+    members: BoolArray,
+    eraser: Method,
+    settings: Any,
+    asked: str | None,
+    seed: int,
+    gone: Gone | None = None,
 ) -> Offer | None:
     """The checkpoint with new rows for the items `members` [N] to choose from; `asked` is `auto`, the most rows, or None for none.
+
+    SIDs that items of earlier concepts (`gone`) have or had are not free.
 
     Raises EraseError when the layout's vocabulary cannot grow, or has no room left and too few SIDs are free; and what the method
     refuses.
     """
-    from recerase.erase.reassign import free_sids, usable
+    from recerase.erase.vacant import free_sids, usable
     from recerase.layouts.grown import grown
     from recerase.layouts.registry import named_layout
 
@@ -93,11 +102,12 @@ def offer(
     table, codebooks, most = before.table, before.codebooks, asked_rows(asked)
     room = room_of(named_layout(before.layout), before)
     concept = members & table.present
-    free, prefixes = free_sids(table, concept, usable(table, codebooks))
+    taken = (None, None) if gone is None else (gone.besides(members), gone.left)
+    free, prefixes = free_sids(table, concept, usable(table, codebooks), *taken)
     holes = lacking(table.schema, room)
     if most is None:
         holed = _usable_with(before, holes)
-        there, prefixes = free_sids(table, concept, holed)
+        there, prefixes = free_sids(table, concept, holed, *taken)
         missing = _AMPLE * int(concept.sum()) - there
         codes = holes + further(table.schema, room, -(-missing // max(1, prefixes)) if missing > 0 else 0)
     else:
@@ -109,7 +119,7 @@ def offer(
         )
     made = grown(before, room, codes, seed)
     assert made.codebooks is not None
-    then, _ = free_sids(made.table, concept, usable(made.table, made.codebooks, offered_codes(before, made)))
+    then, _ = free_sids(made.table, concept, usable(made.table, made.codebooks, offered_codes(before, made)), *taken)
     facts = {
         "new rows offered": len(codes),
         "new codes a level": [sum(level == at for level, _ in codes) for at in range(table.levels)],
@@ -123,7 +133,7 @@ def offer(
 
 def _usable_with(before: Checkpoint, holes: list[tuple[int, int]]) -> list[BoolArray]:
     """Codes that may be given once `holes` have rows."""
-    from recerase.erase.reassign import usable
+    from recerase.erase.vacant import usable
 
     assert before.codebooks is not None
     known = usable(before.table, before.codebooks)

@@ -21,6 +21,7 @@ from recerase.assembly import (
     with_codebooks,
 )
 from recerase.catalog import Preview, load_catalogue, preview
+from recerase.earlier import gone_from
 from recerase.errors import EraseError, UsageError
 from recerase.growing import check_grow, offer
 from recerase.preparing import prepared_for
@@ -54,6 +55,8 @@ class Plan:
     scope: Scope
     vocabulary: Mapping[str, Any]
     """What --grow-vocabulary would offer; empty without it."""
+    earlier: tuple[Mapping[str, Any], ...] = ()
+    """Concepts that were erased before: name, digest, number of items."""
 
 
 def plan_erase(
@@ -65,6 +68,7 @@ def plan_erase(
     overrides: Sequence[str] = (),
     scope: Scope = "output",
     grow: str | None = None,
+    earlier: Sequence[ConceptSpec] = (),
     run: RunConfig = RUN,
 ) -> Plan:
     """Check everything `erase` needs and say what it would do, without writing anything.
@@ -73,6 +77,7 @@ def plan_erase(
     """
     from recerase.erase.methods import get_method, make_config
     from recerase.layouts.native import checkpoint_digest, is_native, load_sids
+    from recerase.store import read_manifest
 
     eraser, preset = get_method(method)
     settings = make_config(eraser, preset, key_values(overrides))
@@ -81,19 +86,23 @@ def plan_erase(
     opened = None
     if is_native(Path(checkpoint)) and grow is None and run.embeddings is None:
         table, codebooks, embeddings = load_sids(checkpoint, item_ids=catalogue.items.item_ids)
+        home = (Path(checkpoint), read_manifest(checkpoint)["provenance"])
     else:
         read = open_checkpoint_for(checkpoint, catalogue, run)
         check_alone(read)
         opened = with_codebooks(read, catalogue.items, SILENT, run.embeddings)
         table, codebooks, embeddings = opened.table, opened.codebooks, opened.embeddings
+        home = (opened.path, opened.manifest.get("provenance", {}))
     eraser.check(table, codebooks, embeddings, settings)
     digest = (lambda: checkpoint_digest(Path(checkpoint))) if opened is None else (lambda: opened.digest)
     prepared_for(eraser, settings, digest, table, data_digest(catalogue))
     chosen = choose_concept(concept, catalogue, embeddings)
     seen = preview(chosen, catalogue, table, embeddings)
-    offered = None if opened is None else offer(opened, chosen.members, eraser, settings, grow, run.seed)
+    gone = gone_from([home], earlier, catalogue, table, embeddings)
+    offered = None if opened is None else offer(opened, chosen.members, eraser, settings, grow, run.seed, gone)
     vocabulary = {} if offered is None else offered.facts
-    return Plan(eraser, asdict(settings), concept_facts(chosen, catalogue), seen, scope, vocabulary)
+    told = tuple(concept.facts for concept in gone.concepts)
+    return Plan(eraser, asdict(settings), concept_facts(chosen, catalogue), seen, scope, vocabulary, told)
 
 
 def key_values(pairs: Sequence[str]) -> dict[str, str]:

@@ -21,6 +21,7 @@ import numpy as np
 from recerase.assembly import RUN, data_digest, given_paths, open_checkpoint_for
 from recerase.catalog import load_catalogue
 from recerase.catalog.files import read_verified, reading_verified
+from recerase.earlier import gone_from, home_of
 from recerase.errors import ArtefactError, CheckpointError, UsageError
 from recerase.runtime import RunConfig, choose_device, environment, only_as_stored, pinned
 from recerase.store import (
@@ -86,8 +87,15 @@ def prepare(
         opened = open_checkpoint_for(checkpoint, catalogue, run)
         eraser.check(opened.table, opened.codebooks, opened.embeddings, settings)
         nobody = np.zeros(len(opened.table), bool)
+        gone = gone_from([home_of(opened)], (), catalogue, opened.table)
         request = EraseRequest(
-            opened.recommender, opened.table, catalogue.interactions, nobody, seed=run.seed, observer=observer
+            opened.recommender,
+            opened.table,
+            catalogue.interactions,
+            nobody,
+            seed=run.seed,
+            observer=observer,
+            gone=gone.members,
         )
         made = eraser.prepare(request, settings)
         said = {

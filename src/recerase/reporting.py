@@ -166,6 +166,7 @@ def verify_report(
 
 def _unlike(report: Report, role: str, place: Path, name: str | None, options: Mapping[str, str]) -> Iterator[str]:
     """A sentence when what is at `place` is not what the report names as `role`, or cannot be read."""
+    from recerase.audit.earlier import with_earlier
     from recerase.audit.policy import load_policy
     from recerase.layouts.registry import detect_layout
 
@@ -176,7 +177,10 @@ def _unlike(report: Report, role: str, place: Path, name: str | None, options: M
         if role == "data":
             found = data_digest(load_catalogue(place))
         elif role == "policy":
-            found = load_policy(place).digest
+            asked = load_policy(place)
+            found = (
+                with_earlier(asked) if any(m.metric.startswith("earlier.") for m in report.measurements) else asked
+            ).digest
         else:
             layout = detect_layout(place, name)
             if layout.name == "native" or (place / MANIFEST).is_file():

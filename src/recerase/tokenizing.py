@@ -19,6 +19,7 @@ import numpy as np
 from recerase.assembly import given_paths
 from recerase.catalog import Items, load_embeddings, load_items
 from recerase.catalog.files import read_verified
+from recerase.earlier import grown_by, left_by, remembered, write_remembered
 from recerase.errors import ArtefactError, UsageError
 from recerase.parallel import workers
 from recerase.runtime import environment
@@ -36,6 +37,10 @@ ENCODER = "encoder.safetensors"
 """Beside SIDs made by RQ-VAE: what brings embeddings into the space of their codebooks."""
 DIMS = 128
 """Width of embeddings made from the items' words."""
+
+
+_WEIGHTS = ("config.json", "model.safetensors")
+"""What of an erased checkpoint stays as it is when its catalogue grows."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,8 @@ def tokenize(
     `items` is items.parquet or a data directory. Embeddings come from a file, from a local sentence-transformers
     model, or (by default) from the items' own words, `dims` wide (128). RQ-KMeans quantises them as they are; with `vae`
     RQ-VAE learns an encoder first, and the embeddings published are its latents. `extend` names SIDs made before: their items keep
-    SIDs, flags, embeddings and codebooks as they are, and only the catalogue's other items get new ones.
+    SIDs, flags, embeddings and codebooks as they are, and only the catalogue's other items get new ones. Of an erased checkpoint the
+    result is a checkpoint with the same weights, in which new items of what was erased have no SID (see `earlier.grown_by`).
 
     With `stream`, or when `items` or `embeddings` is a directory of parquet files, nothing is held whole: see
     `streaming.tokenize_stream`. Embeddings are then stored only with `keep_embeddings`. Of several processes that share the
@@ -257,10 +263,11 @@ def _extended(staging: Path, source: _Source, directory: Path, observer: Observe
     codebooks = check_extendable(table, codebooks, stored)
     assert stored is not None
     old, new = new_rows(table, source.items.item_ids)
-    if before.get("command") == "erase":
+    if before.get("command") == "erase" and not before.get("erased"):
         raise UsageError(
-            f"{directory} is an erased checkpoint: a new item could get a SID that the concept had, and with it its audience.",
-            "Extend the SIDs that its original was trained with.",
+            f"{directory} is an erased checkpoint that does not say what was erased: a new item could get a SID that the concept had, "
+            "and with it its audience.",
+            "Extend the SIDs that its original was trained with, or erase again.",
         )
     observer.start("embed", None)
     if source.kind == "text":
@@ -276,13 +283,24 @@ def _extended(staging: Path, source: _Source, directory: Path, observer: Observe
     check_same(stored, points[old], table.item_ids)
     observer.start("quantize", None)
     ids = source.items.item_ids[new]
-    grown, quality = extend(table, codebooks, stored, ids, points[new])
+    known = remembered(directory, before)
+    concepts, gone = grown_by(known, source.items, new, points)
+    taken = left_by(known, table)
+    grown, quality = extend(table, codebooks, stored, ids, points[new], without=gone, taken=taken)
     observer.finish("quantize")
+    kept: dict[str, Any] = {}
+    if known:
+        kept = {"erased": write_remembered(staging, concepts), "without a SID": int(gone.sum())}
+        observer.note(f"{int(gone.sum())} new items are of what was erased, and get no SID")
+        kept |= {name: before[name] for name in ("model", "training") if name in before}
+        for name in _WEIGHTS:
+            write_bytes(staging / name, read_verified(directory, [name])[name])
     save_sids(staging, grown, codebooks, np.concatenate([stored, points[new]]))
     provenance = {
         "config": before.get("config"),
         "method": before.get("method"),
         "embeddings": before.get("embeddings"),
+        **kept,
         "extends": {"table": table.digest, "items": len(table), "new": len(new)},
         "quality": quality.to_json(),
         "environment": asdict(environment()),

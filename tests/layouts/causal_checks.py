@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 EASY = 'schema = "recerase.policy/1"\n[audit]\nmin_users = 1\n[[rule]]\nid = "list"\nmetric = "natural.exposure@10"\nmax = 1.0\n'
 FAST = ["min_agreement=0", "reassign_steps=2", "settle_steps=2", "pool=1", "batch=8", "sequences=8"]
-OURS = {"recerase.json", "report.json", "codebooks.safetensors"}
+OURS = {"recerase.json", "report.json", "erased.json", "codebooks.safetensors"}
 
 
 def files_of(path: Path) -> dict[str, bytes]:

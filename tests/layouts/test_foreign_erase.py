@@ -67,7 +67,7 @@ def test_erase_publishes_the_same_layout_and_audit_reads_it(
     assert "codebooks fitted" in said
     assert files(source) == before  # the input is never written to
     after = files(out)
-    ours = {"recerase.json", "report.json", "codebooks.safetensors"}
+    ours = {"recerase.json", "report.json", "erased.json", "codebooks.safetensors"}
     assert after.keys() == before.keys() - {"optimizer.pt"} | ours
     index = "Toy.index.json" if name == "letter-tiger" else "index_rqkmeans.json"
     weights = "model.safetensors" if name == "letter-tiger" else "tiger_toy_final_state.pth"

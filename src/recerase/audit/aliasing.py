@@ -23,7 +23,7 @@ def aliasing(readings: Readings) -> list[Measurement | Skipped]:
     """Share of concept items whose SID, or whose codes but the last, a retained item has too (current table)."""
     world, table = readings.world, readings.model.table
     held = table.present
-    concept, retained = table.codes[held & world.members], table.codes[held & ~world.members]
+    concept, retained = table.codes[held & world.members], table.codes[held & world.retained]
     n = len(concept)
     if n == 0:
         return [Skipped("aliasing.*", readings.model.role, "no concept item has a SID in the current table")]

@@ -28,7 +28,7 @@ def free(readings: Readings) -> list[Measurement | Skipped]:
     rows = np.asarray(readings.free(case).rows)  # [B, W, L]
     valid = contains(rows, model.table.rows()[model.listed & model.table.present])
     old = model.old_table.rows()
-    retained = old[model.old_table.present & ~world.members]
+    retained = old[model.old_table.present & world.retained]
     concept = old[model.old_table.present & world.members]
     leaked = contains(rows, concept[~contains(concept, retained)])
     return [

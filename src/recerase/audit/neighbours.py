@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from recerase.audit.readings import Readings
 
 
-def outside_neighbours(embeddings: FloatArray, members: BoolArray, k: int) -> IntArray:
-    """[M, min(k, N - M)] the nearest outside items of each concept item, nearest first, by cosine."""
+def outside_neighbours(embeddings: FloatArray, members: BoolArray, k: int, among: BoolArray | None = None) -> IntArray:
+    """[M, min(k, n)] the nearest of the n items `among` [N] (default: all outside) of each concept item, nearest first, by cosine."""
     import faiss
 
     unit = np.array(embeddings, dtype=np.float32, order="C")
     unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
-    outside = np.flatnonzero(~members)
+    outside = np.flatnonzero(~members if among is None else among)
     index = faiss.IndexFlatIP(unit.shape[1])
     index.add(unit[outside])
     _, near = index.search(unit[members], min(k, len(outside)))
@@ -43,7 +43,7 @@ def neighbours_case(world: AuditWorld) -> Case:
     """
     config, rng = world.config, world.random("neighbours")
     embeddings = cast(FloatArray, world.embeddings)
-    near = outside_neighbours(embeddings, world.members, config.neighbours)  # [M, pool]
+    near = outside_neighbours(embeddings, world.members, config.neighbours, world.retained)  # [M, pool]
     counts = np.bincount(world.catalogue.interactions.items, minlength=len(world.members))[world.members] + 1
     rows, pool = config.saturated_histories, near.shape[1]
     anchors = rng.choice(len(near), size=rows, p=counts / counts.sum())
@@ -59,7 +59,7 @@ def neighbours(readings: Readings) -> list[Measurement | Skipped]:
     world, role = readings.world, readings.model.role
     if world.embeddings is None:
         return [Skipped("neighbours.*", role, "the checkpoint and the command line bring no item embeddings")]
-    if world.members.all():
+    if not world.retained.any():
         return [Skipped("neighbours.*", role, "no item is outside the concept")]
     case = neighbours_case(world)
     lists = readings.lists(case)

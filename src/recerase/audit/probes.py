@@ -78,6 +78,16 @@ class AuditConfig:
 
 
 @dataclass(frozen=True, eq=False)
+class Earlier:
+    """Items that were erased with concepts before the audited one: neither in it nor retained."""
+
+    members: BoolArray
+    """[N] none of them a concept item."""
+    sids: IntArray
+    """[N, L] the SIDs they had before, where they have others now; else -1."""
+
+
+@dataclass(frozen=True, eq=False)
 class AuditWorld:
     """What every model of one audit is read on. Probes never draw users: they read `histories`, in this order."""
 
@@ -90,11 +100,23 @@ class AuditWorld:
     """Test histories (all but the last item) and targets, the same users in the same order for every role."""
     scope: Scope = "output"
     config: AuditConfig = field(default_factory=AuditConfig)
+    earlier: Earlier | None = None
+    """Items that were erased with concepts before this one; None: there are none."""
 
     @property
     def members(self) -> BoolArray:
         """[N] true for concept items."""
         return self.concept.members
+
+    @property
+    def out(self) -> BoolArray:
+        """[N] true for items of this concept and of earlier ones: what a reference never saw."""
+        return self.members if self.earlier is None else self.members | self.earlier.members
+
+    @property
+    def retained(self) -> BoolArray:
+        """[N] true for items of no concept."""
+        return ~self.out
 
     def random(self, purpose: str) -> np.random.Generator:
         """A generator that depends on the seed and on what it is for, and on nothing that ran before."""
@@ -110,6 +132,7 @@ def build_world(
     scope: Scope = "output",
     config: AuditConfig | None = None,
     part: Literal["test", "valid"] = "test",
+    earlier: Earlier | None = None,
 ) -> AuditWorld:
     """Take the test users of a catalogue, at most `config.max_users` of them drawn with its seed, in their own order.
 
@@ -134,7 +157,7 @@ def build_world(
     if config.max_users is not None and config.max_users < len(histories):
         rng = np.random.default_rng([config.seed, *b"users"])
         histories = histories.take(np.sort(rng.permutation(len(histories))[: config.max_users]))
-    return AuditWorld(catalogue, concept, embeddings, codebooks, histories, scope, config)
+    return AuditWorld(catalogue, concept, embeddings, codebooks, histories, scope, config, earlier)
 
 
 def _check_config(config: AuditConfig) -> None:
@@ -255,24 +278,16 @@ _CARDS = (
         ),
         "utility:utility",
     ),
+    ProbeCard(
+        "earlier",
+        "Do concepts that were erased before this one stay out?",
+        "recerase: exposure and exact mass of their items, under the SIDs they have and those they had",
+        (_exposure("earlier"), *_masses("earlier")),
+        "earlier:earlier",
+    ),
 )
 
 PROBES: Mapping[str, ProbeCard] = MappingProxyType({card.name: card for card in _CARDS})
-
-NOT_MEASURED: Mapping[str, str] = MappingProxyType(
-    {
-        "co_consumed.*": "histories of items most often consumed with the concept are not built yet",
-        "worst_case.*": "the search for the worst history is not part of the quick profile",
-        "depth.*": "lists beyond the largest k are not decoded in the quick profile",
-        "forced_prefix.*": "forced prefixes are not tried in the quick profile",
-        "spill.*": "spill onto near-miss and held-out concept items is not measured in the quick profile",
-        "influence.*": "how far concept items in a history move the rest of the list is not measured yet",
-        "weights.*": "the weights layer (probes, membership, forensics) is not measured in the quick profile",
-        "relearn.*": "no relearning attack is run in the quick profile",
-        "precision.*": "only the precision the checkpoint was loaded in was read",
-    }
-)
-"""Probes of the plan that do not run here, and why; each becomes a `Skipped` of the subject."""
 
 
 def metrics(k: Sequence[int] = AuditConfig.k) -> Mapping[str, MetricSpec]:

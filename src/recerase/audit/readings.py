@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -58,8 +58,8 @@ class Readings:
     """Where finished blocks are kept, under a key of everything that is not in a reading's own."""
 
     def histories(self, case: Case) -> Histories:
-        """The case's histories as this model is to see them: a reference sees them without concept items."""
-        return case.histories if self.model.reads_concept else case.histories.without(self.world.members)
+        """The case's histories as this model is to see them: a reference sees them without items of any concept."""
+        return case.histories if self.model.reads_concept else case.histories.without(self.world.out)
 
     def lists(self, case: Case, side: Side = "new") -> IntArray:
         """[B, max k] item rows, best first, -1 where the list is short.
@@ -126,8 +126,23 @@ class Readings:
         encode = self.model.table if read == "new" else self.model.old_table
         key = self._key("mass", case, _spelling(encode), _spelling(output))
         if key not in self.cache:
-            self.cache[key] = self._mass(key, case, encode, output)
+            self.cache[key] = self._mass(key, case, encode, output, self.world.members)
         found: Arrays = self.cache[key]
+        return found
+
+    def earlier_mass(self, case: Case, side: Side) -> FloatArray:
+        """[B] exact probability of generating a SID of an item of an earlier concept: the one it has, or (`old`) had first.
+
+        Needs the world's `earlier`. Raises as `mass`.
+        """
+        assert self.world.earlier is not None
+        members, before, table = self.world.earlier.members, self.world.earlier.sids, self.model.table
+        known = members & (before[:, 0] >= 0)
+        output = table if side == "new" else replace(table, codes=np.where(known[:, None], before, table.codes))
+        key = self._key("mass", case, _spelling(table), _spelling(output), _digest(members))
+        if key not in self.cache:
+            self.cache[key] = self._mass(key, case, table, output, members)
+        found: FloatArray = self.cache[key]["mass"]
         return found
 
     def free(self, case: Case) -> Free:
@@ -187,10 +202,12 @@ class Readings:
             raise _unreadable(self.model.role, int(empty.sum()))
         return lists
 
-    def _mass(self, key: tuple[Hashable, ...], case: Case, encode: SidTable, output: SidTable) -> Arrays:
+    def _mass(
+        self, key: tuple[Hashable, ...], case: Case, encode: SidTable, output: SidTable, members: BoolArray
+    ) -> Arrays:
         from recerase.model.mass import concept_mass
 
-        members, batch = self.world.members & output.present, self.world.config.mass_batch
+        members, batch = members & output.present, self.world.config.mass_batch
         if not members.any() or len(case) == 0:
             return {"mass": np.zeros(len(case)), "best": np.full(len(case), -np.inf)}
 

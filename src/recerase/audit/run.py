@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
+from types import MappingProxyType
 from typing import Any, Literal
 
 from recerase.audit.controls import judge_controls
 from recerase.audit.evidence import curves, worst_examples
 from recerase.audit.policy import decide, default_policy, required
-from recerase.audit.probes import NOT_MEASURED, PROBES, AuditModel, AuditWorld, load_probe
+from recerase.audit.probes import PROBES, AuditModel, AuditWorld, load_probe
 from recerase.audit.readings import Cache, Readings
 from recerase.resume import Pieces
 from recerase.stats import paired_drop, paired_ratio
@@ -35,6 +36,21 @@ from recerase.types import (
 Kind = Literal["drop", "ratio"]
 Comparison = tuple[str, Role, Kind]
 """metric, versus, kind: what every other role is compared in."""
+
+NOT_MEASURED: Mapping[str, str] = MappingProxyType(
+    {
+        "co_consumed.*": "histories of items most often consumed with the concept are not built yet",
+        "worst_case.*": "the search for the worst history is not part of the quick profile",
+        "depth.*": "lists beyond the largest k are not decoded in the quick profile",
+        "forced_prefix.*": "forced prefixes are not tried in the quick profile",
+        "spill.*": "spill onto near-miss and held-out concept items is not measured in the quick profile",
+        "influence.*": "how far concept items in a history move the rest of the list is not measured yet",
+        "weights.*": "the weights layer (probes, membership, forensics) is not measured in the quick profile",
+        "relearn.*": "no relearning attack is run in the quick profile",
+        "precision.*": "only the precision the checkpoint was loaded in was read",
+    }
+)
+"""Probes of the plan that do not run here, and why; each becomes a `Skipped` of the subject."""
 
 TOLD: tuple[Comparison, ...] = (
     ("utility.ndcg@10", "original", "drop"),
@@ -107,7 +123,7 @@ def _held_against(original: AuditModel | None, reference: AuditModel | None, wor
     models = []
     if original is not None:
         original = replace(original, role="original")
-        models += [original, replace(original, role="filter", listed=original.listed & ~world.members)]
+        models += [original, replace(original, role="filter", listed=original.listed & world.retained)]
     if reference is not None:
         models.append(replace(reference, role="reference", reads_concept=False))
     return models

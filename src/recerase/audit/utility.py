@@ -39,10 +39,10 @@ def ndcg(rank: IntArray, k: int) -> FloatArray:
 
 def near_targets(world: AuditWorld) -> BoolArray | None:
     """[N] the `target_neighbours` nearest outside items of every concept item; None without embeddings."""
-    if world.embeddings is None or world.members.all():
+    if world.embeddings is None or not world.retained.any():
         return None
     near = np.zeros(len(world.members), dtype=bool)
-    near[outside_neighbours(world.embeddings, world.members, world.config.target_neighbours)] = True
+    near[outside_neighbours(world.embeddings, world.members, world.config.target_neighbours, world.retained)] = True
     return near
 
 
@@ -59,9 +59,9 @@ def utility(readings: Readings) -> list[Measurement | Skipped]:
     world, role = readings.world, readings.model.role
     lists, targets = readings.lists(natural_case(world)), world.histories.targets
     rank = ranks(lists, targets)
-    retained = (targets >= 0) & ~world.members[targets]
+    retained = (targets >= 0) & world.retained[targets]
     touched, near = concept_users(world), near_targets(world)
-    offered = readings.model.listed & readings.model.table.present & ~world.members
+    offered = readings.model.listed & readings.model.table.present & world.retained
     found: list[Measurement | Skipped] = []
     if near is None:
         found.append(Skipped("utility_neighbours.*", role, "no item embeddings, or no item outside the concept"))

@@ -12,6 +12,7 @@ from recerase.cli.options import (
     ConceptOption,
     DataOption,
     DeviceOption,
+    EarlierOption,
     EmbeddingsOption,
     ForceOption,
     LayoutOption,
@@ -32,6 +33,7 @@ from recerase.cli.options import (
     YesOption,
     choose,
     concept_spec,
+    earlier_specs,
     layout_options,
     read_settings,
 )
@@ -72,6 +74,7 @@ def erase(
         ),
     ] = None,
     reference: ReferenceOption = None,
+    already: EarlierOption = None,
     policy: PolicyOption = None,
     output: OutputOption = None,
     scope: ScopeOption = ScopeName.output,
@@ -121,6 +124,7 @@ def erase(
                 overrides=overrides or (),
                 scope=scope.value,
                 grow=grow,
+                earlier=earlier_specs(already),
                 run=RunConfig(
                     trust_pickle=trust_pickle,
                     layout=layout,
@@ -144,6 +148,7 @@ def erase(
             grow=grow,
             policy=policy or known.policy,
             reference=reference or known.reference,
+            earlier=earlier_specs(already),
             max_users=max_users,
             outputs=output or (),
             resume=resume,
@@ -175,9 +180,12 @@ def _tell_plan(plan: Plan, as_json: bool) -> int:
     if as_json:
         method = {"name": card.name, **card.facts, "scope": plan.scope}
         facts = {"concept": plan.concept, "method": method, "settings": plan.settings, "vocabulary": plan.vocabulary}
-        emit(canonical_json({name: dict(value) for name, value in facts.items()}).decode())
+        earlier = [dict(concept) for concept in plan.earlier]
+        emit(canonical_json({**{name: dict(value) for name, value in facts.items()}, "erased": earlier}).decode())
         return 0
     emit(facts_table("concept", plan.concept))
+    if plan.earlier:
+        emit(facts_table("erased before", {str(c["name"]): f"{c['items']} items" for c in plan.earlier}))
     emit(facts_table(f"method {card.name}", {**card.facts, "scope": plan.scope}))
     emit(facts_table("settings", plan.settings))
     if plan.vocabulary:

@@ -126,6 +126,15 @@ OriginalOption = Annotated[
 ReferenceOption = Annotated[
     Path | None, typer.Option("--reference", metavar="CKPT", help="A checkpoint trained without the concept.")
 ]
+EarlierOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--already-erased",
+        metavar="SPEC",
+        help="A concept that was erased from this checkpoint before, where the checkpoint does not remember it. Its items are kept "
+        "by no method, count as retained nowhere, and must stay out. Repeat for several concepts.",
+    ),
+]
 ScopeOption = Annotated[
     ScopeName,
     typer.Option("--scope", help="output: never recommended. influence: nor may it steer what is recommended."),
@@ -187,6 +196,11 @@ def layout_options(pairs: Sequence[str] | None) -> tuple[tuple[str, str], ...]:
     from recerase.planning import key_values
 
     return tuple(key_values(pairs or ()).items())
+
+
+def earlier_specs(specs: Sequence[str] | None) -> tuple[ConceptSpec, ...]:
+    """The --already-erased options of a command, a concept each; how large one may be was asked when it was erased."""
+    return tuple(concept_spec([spec], allow_large=True) for spec in specs or ())
 
 
 def concept_spec(specs: Sequence[str], name: str | None = None, allow_large: bool = False) -> ConceptSpec:

@@ -21,6 +21,7 @@ from recerase.auditing import audit_model
 from recerase.catalog import Catalogue, Concept
 from recerase.comparing.asked import Contender, Setting, seeded, steps_of
 from recerase.comparing.reading import FEATURES, METRICS, PROBES, Part, Reading, measured, packed, unpacked
+from recerase.earlier import Gone, gone_from, home_of, remember
 from recerase.errors import ArtefactError, CheckpointError, RecEraseError, WriteError
 from recerase.preparing import prepared_for, told_settings
 from recerase.resume import RunState
@@ -83,9 +84,19 @@ class Bench:
     _prepared: dict[tuple[str, str], Prepared | None] = field(default_factory=dict)
 
     @cached_property
+    def gone(self) -> Gone:
+        """What was erased before: kept by no method, and counted as retained nowhere."""
+        before = self.before
+        return gone_from([home_of(before)], (), self.catalogue, before.table, before.embeddings)
+
+    @cached_property
     def _causes(self) -> dict[str, str]:
         """What every cell depends on."""
-        facts = {**checkpoint_facts("model", self.before), "concept": self.concept.digest}
+        facts = {
+            **checkpoint_facts("model", self.before),
+            "concept": self.concept.digest,
+            "earlier concepts": self.gone.digest,
+        }
         return run_key(self.run, 0, data_digest(self.catalogue), **facts)
 
     @cached_property
@@ -193,6 +204,8 @@ class Bench:
             observer=self.observer,
             state=state,
             prepared=self.prepared(contender, config),
+            gone=self.gone.besides(self.concept.members),
+            left=self.gone.left,
         )
         failure, summary = "", {}
         began, busy = time.monotonic(), time.process_time()
@@ -210,8 +223,10 @@ class Bench:
             for path in directory.iterdir():  # a layout may have refused halfway
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
             write_bytes(directory / FAILURE, pretty_json({"failure": failure}))
+        known = [] if failure else remember(directory, self.gone, self.concept, before.table, contender.name)
         return {
             "command": "compare",
+            "erased": known,
             "method": {
                 "name": contender.name,
                 "config": told_settings(config, request.prepared),
@@ -248,7 +263,7 @@ class Bench:
         """
         model = audit_model(role, checkpoint, checkpoint.table)
         if role == "filter":
-            model = replace(model, listed=model.listed & ~self.concept.members)
+            model = replace(model, listed=model.listed & self.worlds[part].retained)
         found = self._read(self.reading_key(checkpoint.digest, role, part), lambda: model, part, cache)
         if found.failure:
             raise CheckpointError(f"{checkpoint.path}: {found.failure}")
@@ -280,8 +295,9 @@ class Bench:
     @cached_property
     def worlds(self) -> Mapping[Part, AuditWorld]:
         """Test users, and the same users one interaction earlier; what settings are chosen on never sees a test target."""
-        from recerase.audit.probes import build_world
+        from recerase.audit.probes import Earlier, build_world
 
+        before = self.gone.besides(self.concept.members)
         parts: tuple[Part, ...] = ("test", "valid")
         return {
             part: build_world(
@@ -291,6 +307,7 @@ class Bench:
                 codebooks=self.before.codebooks,
                 config=self.audit,
                 part=part,
+                earlier=Earlier(before, self.gone.sids) if before.any() else None,
             )
             for part in parts
         }

@@ -33,9 +33,9 @@ def filter_only(request: EraseRequest, config: FilterConfig) -> Erased:
 
 
 def retrain(request: EraseRequest, config: RetrainConfig) -> Erased:
-    """The reference: the original's recipe from fresh weights, without the concept's interactions.
+    """The reference: the original's recipe from fresh weights, without the interactions of the concept and of earlier ones.
 
-    The concept's items keep their SIDs, unlisted.
+    Their items keep their SIDs, unlisted.
 
     Raises:
         UsageError: the checkpoint does not say how it was trained, or is of another tool.
@@ -59,7 +59,7 @@ def retrain(request: EraseRequest, config: RetrainConfig) -> Erased:
     recipe = TrainConfig(**{**vars(recipe), "seed": seed})
     model = new_recommender(shape, request.model.schema, seed)
     model.module.to(request.model.device)
-    split = request.interactions.split().without(request.concept)
+    split = request.interactions.split().without(request.out)
     log = train(model, request.table, split, recipe, request.observer, request.state)
     summary = {
         "moved_items": 0.0,
@@ -67,7 +67,7 @@ def retrain(request: EraseRequest, config: RetrainConfig) -> Erased:
         "validation": dict(log.validation),
         "seconds": round(time.monotonic() - began, 3),
     }
-    return Erased(model, request.table.unlisted(request.concept), summary)
+    return Erased(model, request.table.unlisted(request.out), summary)
 
 
 def _known(kind: type, values: dict[str, Any]) -> dict[str, Any]:

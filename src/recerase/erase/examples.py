@@ -28,10 +28,16 @@ class Examples:
     """D_R: the target is retained, all of them."""
     sequences: Histories
     """Pieces of at most `window` + 1 items of training sequences that hold no concept item; no targets."""
+    earlier: Histories
+    """The target is an item of a concept that was erased before: neither D_F nor D_R."""
 
 
-def examples(interactions: Interactions, table: SidTable, members: BoolArray, window: int) -> Examples:
+def examples(
+    interactions: Interactions, table: SidTable, members: BoolArray, window: int, gone: BoolArray | None = None
+) -> Examples:
     """The training pairs of items that have a SID, histories cut to `window` items.
+
+    Items `gone` [N] with earlier concepts may stand in histories of pairs, and are no retained target.
 
     Raises:
         ConceptError: nothing is left to keep, so nothing can be kept well.
@@ -46,16 +52,19 @@ def examples(interactions: Interactions, table: SidTable, members: BoolArray, wi
             "No user has two training interactions with items that have a SID, so there is nothing to learn from.",
             "Give the --data that the checkpoint was trained on.",
         )
-    mine = members[found.targets]
-    if mine.all():
+    before = np.zeros(len(members), bool) if gone is None else gone & ~members
+    mine, old = members[found.targets], before[found.targets]
+    kept = ~mine & ~old
+    if not kept.any():
         raise ConceptError(
             "Every training pair leads to a concept item, so there is nothing to retain.", "Narrow the concept."
         )
     return Examples(
         forget=found.take(np.flatnonzero(mine)),
-        touched=found.take(np.flatnonzero(~mine & found.touches(members))),
-        retain=found.take(np.flatnonzero(~mine)),
-        sequences=pieces.take(np.flatnonzero(~pieces.touches(members))),
+        touched=found.take(np.flatnonzero(kept & found.touches(members))),
+        retain=found.take(np.flatnonzero(kept)),
+        sequences=pieces.take(np.flatnonzero(~pieces.touches(members | before))),
+        earlier=found.take(np.flatnonzero(old)),
     )
 
 

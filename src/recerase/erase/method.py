@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from recerase.catalog.interactions import Interactions
 from recerase.erase.precision import as_stored, in_single
 from recerase.errors import ConceptError, EraseError, UsageError
@@ -61,6 +63,20 @@ class EraseRequest:
     """A level: codes that nobody uses and that have a row and a codeword made for this run; () when there are none."""
     needed: int | None = None
     """A code that some item must have on some level, whoever moves, for the other tool takes its model's shape from it."""
+    gone: BoolArray | None = None
+    """[N] items of concepts that were erased before: never a retained target, and no move of theirs; None: nothing was."""
+    left: IntArray | None = None
+    """[n, L] SIDs that items of those concepts had, and that no item may get; None: none."""
+
+    @property
+    def earlier(self) -> BoolArray:
+        """[N] `gone`, without what is to be erased now."""
+        return np.zeros(len(self.concept), bool) if self.gone is None else self.gone & ~self.concept
+
+    @property
+    def out(self) -> BoolArray:
+        """[N] items that the result is not to know: the concept and those of earlier ones."""
+        return self.concept | self.earlier
 
 
 @dataclass(frozen=True)

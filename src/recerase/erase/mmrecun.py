@@ -60,13 +60,13 @@ def objective(request: EraseRequest, config: MmRecUnConfig) -> Loss:
     """The loss of a step. Raises: as `check`, and UsageError where too few items are retained to take negatives from."""
     check(request.table, request.codebooks, request.embeddings, config)
     assert request.embeddings is not None
-    table, kept_items = request.table, request.table.present & ~request.concept
+    table, kept_items = request.table, request.table.present & ~request.out
     if int(kept_items.sum()) <= config.negatives:
         raise UsageError(
             f"{int(kept_items.sum())} retained items have a SID, too few for {config.negatives} negatives each.",
             "Set fewer negatives.",
         )
-    inside = neighbours(request.embeddings, request.concept, config.negatives, table.present)
+    inside = neighbours(request.embeddings, request.concept, config.negatives, kept_items)
     near = np.where(request.concept[:, None], inside, nearest_others(request.embeddings, kept_items, config.negatives))
 
     def scored(model: Recommender, histories: Histories) -> tuple[Tensor, Tensor]:

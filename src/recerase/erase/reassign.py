@@ -8,7 +8,6 @@ has, and solves one assignment over all items at once.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,6 +17,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from torch import Tensor
 
+from recerase.erase.vacant import exclusive_prefixes, free_sids, keys_of, rows_left, usable
 from recerase.errors import EraseError, TableError
 from recerase.sid.codebooks import Codebooks, squared_distances
 from recerase.sid.table import SidTable
@@ -46,44 +46,6 @@ class Quantiser:
     """Share of the concept's unresolved items whose stored code is nearest, a level."""
 
 
-def usable(table: SidTable, codebooks: Codebooks, offered: Sequence[IntArray] = ()) -> list[BoolArray]:
-    """A level: bool [K_l] which codes may be given to an item.
-
-    They have a vocabulary row and, where there are codebooks, a codeword that says something: fitted codebooks know nothing of a
-    code that no item uses, unless it is among the new ones that are `offered` (a level, or nothing at all).
-    """
-    out = []
-    for level, rows in enumerate(table.schema.rows):
-        known = rows >= 0
-        if level < codebooks.levels:
-            known[len(codebooks.vectors[level]) :] = False
-            if codebooks.fitted:
-                said = table.usage(level) > 0
-                said[offered[level] if len(offered) else []] = True
-                known &= said
-        out.append(known)
-    return out
-
-
-def free_sids(table: SidTable, members: BoolArray, known: Sequence[BoolArray]) -> tuple[int, int]:
-    """SIDs of `known` codes that the commit may give: nobody has them, and no prefix of theirs is the concept's alone.
-
-    Returns their number, and that of the prefixes of L - 1 codes below which they may be: so many more a new last code makes.
-    """
-    sizes, counts = table.schema.codes, [int(level.sum()) for level in known]
-    free, prefixes = math.prod(counts), math.prod(counts[:-1])
-    sids = np.unique(table.codes[table.present], axis=0).astype(np.int64)
-    sids = sids[np.stack([level[sids[:, at]] for at, level in enumerate(known)]).all(0)]
-    for depth in range(1, table.levels):
-        keys = _keys(sids[:, :depth], sizes)
-        closed = np.isin(keys, _exclusive_prefixes(table, members, depth))
-        gone = len(np.unique(keys[closed]))
-        free -= gone * math.prod(counts[depth:])
-        prefixes -= gone * math.prod(counts[depth:-1])
-        sids = sids[~closed]
-    return free - len(sids), prefixes
-
-
 def quantiser(
     table: SidTable,
     members: BoolArray,
@@ -91,8 +53,11 @@ def quantiser(
     embeddings: FloatArray,
     margin: float = 0.02,
     offered: Sequence[IntArray] = (),
+    gone: BoolArray | None = None,
 ) -> Quantiser:
     """Distances under the stored codes, with the stored code pinned where it is not the nearest.
+
+    Items `gone` [N] with earlier concepts are not counted among the retained ones.
 
     Pinning is for items that collision resolution moved, for codebooks that were fitted to a table made elsewhere, and for ties.
     Codebooks that claim to have made the table and do not reproduce it are refused (METHODS 1a).
@@ -125,7 +90,7 @@ def quantiser(
         pin[rows, stored[:, level]] = np.where(gap < 0, 0.0, gap + margin)
         distances.append(torch.from_numpy(d))
         pins.append(torch.from_numpy(pin))
-    kept = table.present & ~members
+    kept = table.present & ~members if gone is None else table.present & ~members & ~gone
     share = tuple(
         torch.from_numpy(np.bincount(table.codes[kept, x], minlength=k) / max(1, kept.sum()))
         for x, k in enumerate(table.schema.codes)
@@ -202,28 +167,31 @@ def commit(
     phi: list[Tensor],
     config: CommitConfig,
     needed: int | None = None,
+    gone: BoolArray | None = None,
+    left: IntArray | None = None,
 ) -> SidTable:
     """A table in which every concept item has a SID that nobody had before, and no two share one.
 
     A candidate may pass through prefixes of retained items or through unused ones, never through one that only the concept used:
-    what the model knew of the concept below it would come along. A code that is `needed` stays some item's on some level.
+    what the model knew of the concept below it would come along. The same holds for the items `gone` [N] with earlier concepts and
+    for the SIDs they have `left` [n, L]. A code that is `needed` stays some item's on some level.
     Raises:
         EraseError: phi is not finite, or some item has no candidate left; the message says how to widen the search.
     """
     if not all(bool(p.isfinite().all()) for p in phi):
         raise EraseError("The reassignment diverged: phi is no longer finite.", "Lower lr or phi_lr.")
     items = np.flatnonzero(members & table.present)
-    free, _ = free_sids(table, members, [d[0].numpy() < NEVER for d in quantiser.distances])
+    free, _ = free_sids(table, members, [d[0].numpy() < NEVER for d in quantiser.distances], gone, left)
     if free < len(items):
         raise EraseError(
             f"The concept's {len(items)} items need SIDs that nobody had, and the codes that can be used leave {free}.",
             "Add vocabulary rows with --grow-vocabulary auto, or tokenize with more codes a level.",
         )
-    forbidden = [_exclusive_prefixes(table, members, depth + 1) for depth in range(table.levels)]
-    used = _keys(table.codes[table.present], table.schema.codes)
-    retained = table.codes[table.present & ~members]
+    forbidden = [exclusive_prefixes(table, members, depth + 1, gone, left) for depth in range(table.levels)]
+    used = keys_of(np.concatenate([table.codes[table.present], rows_left(left, table)]), table.schema.codes)
+    retained = table.codes[table.present & ~(members if gone is None else members | gone)]
     rare = needed is not None and not (table.codes[~members] == needed).any()
-    crowd_keys, crowd = np.unique(_keys(retained[:, :-1], table.schema.codes), return_counts=True)
+    crowd_keys, crowd = np.unique(keys_of(retained[:, :-1], table.schema.codes), return_counts=True)
     prefix = np.zeros((len(items), 1, 0), np.int64)
     cost = np.zeros((len(items), 1))
     residual = codebooks.enter(embeddings[items])[:, None]  # [M, W, D]
@@ -232,12 +200,12 @@ def commit(
         step = _level_cost(table, codebooks, residual, prefix, quantiser, phi, level, config.tau)  # [M, W, K]
         total = cost[..., None] + step
         if last:
-            keys = _keys(prefix.reshape(-1, level), table.schema.codes).reshape(prefix.shape[:2])
+            keys = keys_of(prefix.reshape(-1, level), table.schema.codes).reshape(prefix.shape[:2])
             at = np.minimum(np.searchsorted(crowd_keys, keys), len(crowd_keys) - 1)
             below = np.where(crowd_keys[at] == keys, crowd[at], 0) if len(crowd_keys) else np.zeros(keys.shape)
             total = total + config.sharing * np.log1p(below)[..., None]
         longer = _extended(prefix, table.schema.codes[level])  # [M, W, K, level + 1]
-        banned = np.isin(_keys(longer.reshape(-1, level + 1), table.schema.codes), used if last else forbidden[level])
+        banned = np.isin(keys_of(longer.reshape(-1, level + 1), table.schema.codes), used if last else forbidden[level])
         total = np.where(banned.reshape(total.shape), np.inf, total).reshape(len(items), -1)
         width = min(config.candidates if last else config.beam, total.shape[1])
         best = np.argpartition(total, width - 1, axis=1)[:, :width]
@@ -253,7 +221,7 @@ def commit(
             above = np.take_along_axis(residual, parent[..., None], 1)
             known = np.minimum(code.reshape(-1), len(codebooks.vectors[level]) - 1)  # a code beyond costs infinity
             residual = codebooks.leave(above.reshape(-1, above.shape[2]), known, level).reshape(above.shape)
-    keys = _keys(prefix.reshape(-1, table.levels), table.schema.codes).reshape(cost.shape)
+    keys = keys_of(prefix.reshape(-1, table.levels), table.schema.codes).reshape(cost.shape)
     chosen = _assign(cost, keys)
     having = (prefix == needed).any(2) & np.isfinite(cost)  # [M, W]
     if rare and not having[np.arange(len(items)), chosen].any():
@@ -300,22 +268,6 @@ def _extended(prefix: IntArray, codes: int) -> IntArray:
     out[..., :level] = prefix[:, :, None]
     out[..., level] = np.arange(codes)
     return out
-
-
-def _keys(codes: IntArray, sizes: tuple[int, ...]) -> IntArray:
-    """int64 [n] one number a prefix [n, d], different for different prefixes of the same depth."""
-    key = np.zeros(len(codes), np.int64)
-    for level in range(codes.shape[1]):
-        key = key * sizes[level] + codes[:, level]
-    return key
-
-
-def _exclusive_prefixes(table: SidTable, members: BoolArray, depth: int) -> IntArray:
-    """Keys of the prefixes of `depth` codes that concept items have and no retained item has."""
-    sizes = table.schema.codes
-    mine = _keys(table.codes[table.present & members][:, :depth], sizes)
-    theirs = _keys(table.codes[table.present & ~members][:, :depth], sizes)
-    return np.setdiff1d(mine, theirs)
 
 
 def _assign(cost: FloatArray, keys: IntArray) -> IntArray:

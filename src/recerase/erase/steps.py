@@ -78,7 +78,7 @@ def grounds(request: EraseRequest) -> Examples:
         UsageError: SIDs differ in length.
     """
     check(request.table, None, None, None)
-    found = examples(request.interactions, request.table, request.concept, request.model.window)
+    found = examples(request.interactions, request.table, request.concept, request.model.window, request.gone)
     if len(found.forget) == 0:
         raise ConceptError(
             "No training interaction leads to the concept, so there is nothing to push on.",

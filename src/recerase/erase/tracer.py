@@ -49,7 +49,7 @@ def erase(request: EraseRequest, config: TracerConfig) -> Erased:
     began = time.monotonic()
     check(request.table, request.codebooks, request.embeddings, config)
     run = _Run(request, config)
-    if not run.teacher.frontier.closed and (config.settle_steps or config.forget_loss == "renormalise"):
+    if not run.reachable and (config.settle_steps or config.forget_loss == "renormalise"):
         raise EraseError(
             "Every SID of the concept is also that of a retained item, so no weight can tell them apart.",
             "Give its items SIDs of their own first with `recerase tokenize`, or hide them with --method filter.",
@@ -71,7 +71,7 @@ def erase(request: EraseRequest, config: TracerConfig) -> Erased:
     codes = (table.codes != request.table.codes)[request.concept].mean(0)
     summary |= {
         "moved_items": moved,
-        "unreachable_items": len(run.teacher.frontier.unreachable),
+        "unreachable_items": int(run.members.sum()) - run.reachable,
         "moved_codes": [round(float(x), 4) for x in codes],
         "seconds": round(time.monotonic() - began, 3),
     }
@@ -86,12 +86,19 @@ class _Run:
         self.model: Recommender = student(request.model)
         self.model.module.eval()  # no dropout: the student must match the teacher exactly where nothing is to change
         self.rng = np.random.default_rng([request.seed, 11])
-        self.examples: Examples = examples(request.interactions, request.table, request.concept, request.model.window)
+        self.examples: Examples = examples(
+            request.interactions, request.table, request.concept, request.model.window, request.gone
+        )
+        self.natural = joined(
+            self.examples.retain, self.examples.earlier
+        )  # as users are, but for what leads to the concept
         counts = np.bincount(request.interactions.split().train.items, minlength=len(request.table))
         self.popularity = counts.astype(np.float64)  # of what is trained on: held-out interactions are never touched
         self.members = request.concept & request.table.present
         self.pool: list[Target] = []
-        self.teacher = Teacher(request.model, request.table, self.members, request.scope, request.seed)
+        self.deleted = request.out & request.table.present
+        self.teacher = Teacher(request.model, request.table, self.deleted, request.scope, request.seed)
+        self.reachable = int(np.setdiff1d(np.flatnonzero(self.members), self.teacher.frontier.unreachable).size)
 
     def _precision(self) -> torch.autocast:
         return torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.config.bf16)
@@ -103,10 +110,12 @@ class _Run:
         request, config = self.request, self.config
         assert request.codebooks is not None
         assert request.embeddings is not None
-        quant = quantiser(request.table, self.members, request.codebooks, request.embeddings, offered=request.offered)
+        given = (request.table, self.members, request.codebooks, request.embeddings)
+        quant = quantiser(*given, offered=request.offered, gone=request.earlier)
         require_needed(request.table, self.members, quant, request.needed)
         phi = [torch.zeros_like(d, requires_grad=True) for d in quant.distances]
-        self.near = neighbours(request.embeddings, request.concept, config.neighbours, request.table.present)
+        retained = request.table.present & ~request.out
+        self.near = neighbours(request.embeddings, request.concept, config.neighbours, retained)
         kind = torch.optim.SGD if config.optimizer == "sgd" else torch.optim.AdamW
         weights = kind(self.model.module.parameters(), lr=config.lr, weight_decay=0.0)
         codes = kind(phi, lr=config.phi_lr, weight_decay=0.0)
@@ -211,9 +220,8 @@ class _Run:
         assert request.embeddings is not None
         if config.commit == "assignment":
             weights = CommitConfig(candidates=config.commit_candidates, sharing=config.commit_sharing)
-            return commit(
-                request.table, self.members, request.codebooks, request.embeddings, quant, phi, weights, request.needed
-            )
+            given = (request.table, self.members, request.codebooks, request.embeddings, quant, phi, weights)
+            return commit(*given, request.needed, request.earlier, request.left)
         q = q_phi(quant, [p.detach() for p in phi], config.tau_end)
         codes = torch.stack([x.argmax(1) for x in q], 1).numpy().astype(np.int32)
         table = request.table.replace(np.flatnonzero(self.members), codes)
@@ -300,9 +308,9 @@ class _Run:
         alone = concept_histories(
             self.popularity, self.members, special - 2 * (special * 2 // 5), self.model.window, rng
         )
-        natural = draw(found.retain, self.config.batch - len(forget) - len(touched) - len(alone), rng)
+        natural = draw(self.natural, self.config.batch - len(forget) - len(touched) - len(alone), rng)
         batch = joined(natural, touched, forget, alone)
-        paths = np.where((batch.targets < 0) | self.members[np.maximum(batch.targets, 0)], -1, batch.targets)
+        paths = np.where((batch.targets < 0) | self.deleted[np.maximum(batch.targets, 0)], -1, batch.targets)
         with self._precision():
             return self.teacher.target(batch, paths)
 

@@ -190,7 +190,7 @@ def prepare(request: EraseRequest, config: UnlearnRecConfig) -> Prepared:
     """
     check(request.table, None, None, None)
     nothing = np.zeros(len(request.table), bool)
-    found = examples(request.interactions, request.table, nothing, request.model.window)
+    found = examples(request.interactions, request.table, nothing, request.model.window, request.gone)
     rewriting = Rewriting(request, config)
     simulated = Simulated(rewriting, found.retain)
 

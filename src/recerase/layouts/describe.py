@@ -125,7 +125,12 @@ def _manifest(path: Path, facts: dict[str, Any], problems: list[str], made_by_us
             problems.append(f"It has no {MANIFEST}: nothing vouches for its files.")
         return False
     try:
-        facts["made by"] = f"recerase {read_manifest(path)['provenance'].get('command', '?')}"
+        provenance = read_manifest(path)["provenance"]
+        facts["made by"] = f"recerase {provenance.get('command', '?')}"
+        if provenance.get("erased"):
+            facts["erased"] = ", ".join(
+                f"{concept['name']} ({concept['items']} items)" for concept in provenance["erased"]
+            )
     except ArtefactError as error:
         problems.append(error.message)
         return True

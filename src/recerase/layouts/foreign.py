@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 Part = str | tuple[str, int, int]
 """What a stored tensor is in the module: a tensor by name, or of that name the rows from here to there."""
-OURS = (MANIFEST, "report.json", CODEBOOKS)
+OURS = (MANIFEST, "report.json", "erased.json", CODEBOOKS)
 """What recerase adds to a directory of another tool."""
 _COPIED = (".json", ".txt", ".model", ".md", ".jinja", ".yaml", ".yml", ".gin", ".tsv", ".csv")
 """Endings of files that are copied as they are; anything else may hold weights."""

@@ -20,7 +20,7 @@ from recerase.sid.codebooks import Codebooks
 from recerase.sid.quality import QualityReport, quality
 from recerase.sid.resolve import resolve_collisions
 from recerase.sid.table import SidTable
-from recerase.types import FloatArray, IntArray
+from recerase.types import BoolArray, FloatArray, IntArray
 
 _SAME = 1e-5
 """Largest difference of two embeddings of one item, as a share of the largest number: rounding, not another model."""
@@ -89,23 +89,31 @@ def extend(
     embeddings: FloatArray,
     item_ids: Sequence[str] | NDArray[Any],
     points: FloatArray,
+    *,
+    without: BoolArray | None = None,
+    taken: IntArray | None = None,
 ) -> tuple[SidTable, QualityReport]:
     """The table with SIDs for new `item_ids` [M] at `points` [M, D] in rows below its own, and its quality.
 
     The first N rows are those of `table`, with `embeddings` [N, D]. New items are kept apart from all others unless the
-    schema allows that SIDs are shared. Raises UsageError when there are more items than SIDs, or SIDs differ in length.
+    schema allows that SIDs are shared. Items of `without` [M] get none and are not listed, and nobody gets one of `taken` [n, L].
+    Raises UsageError when there are more items than SIDs, or SIDs differ in length.
     """
     table.require_one_length("Extending a table")
     fresh = codebooks.encode(points) if len(points) else np.zeros((0, table.levels), np.int32)
+    if without is not None:
+        fresh[without] = -1
+    taken = table.codes[:0] if taken is None else taken
     before = np.concatenate([table.codes, fresh])
     codes, resolved = before.copy(), np.concatenate([table.resolved, np.zeros(len(fresh), bool)])
     there = before[:, 0] >= 0  # an old item without a SID takes none
     if table.schema.collisions == "unique" and len(fresh):
-        held = (np.arange(len(before)) < len(table))[there]
-        everyone = np.concatenate([embeddings, points])[there]
-        codes[there], moved = resolve_collisions(before[there], codebooks, everyone, held)
-        resolved[there] |= moved
-    listed = np.concatenate([table.listed, np.ones(len(fresh), bool)])
+        held = np.concatenate([(np.arange(len(before)) < len(table))[there], np.ones(len(taken), bool)])
+        everyone = np.concatenate([np.concatenate([embeddings, points])[there], codebooks.point(taken)])
+        found, moved = resolve_collisions(np.concatenate([before[there], taken]), codebooks, everyone, held)
+        codes[there] = found[: int(there.sum())]
+        resolved[there] |= moved[: int(there.sum())]
+    listed = np.concatenate([table.listed, fresh[:, 0] >= 0])
     ids = np.concatenate([table.item_ids, np.asarray(item_ids, dtype=object)])
     grown = SidTable.build(ids, codes, table.schema, listed, resolved)
     if table.dropped is not None:
@@ -120,8 +128,11 @@ def _drift(table: SidTable, codebooks: Codebooks, embeddings: FloatArray, points
     old = table.present[:n_old]
     if not len(points) or not old.any():
         return ()
+    new = table.present[n_old:]
+    if not new.any():
+        return ()
     mine = _error(codebooks, embeddings[old], table.codes[:n_old][old])
-    theirs = _error(codebooks, points, table.codes[n_old:])
+    theirs = _error(codebooks, points[new], table.codes[n_old:][new])
     if theirs <= _FAR * mine:
         return ()
     return (
