@@ -130,16 +130,19 @@ class Walk:
     step: tuple[Tensor, ...]
     """A depth: [B, n] log p(code | parent, history)."""
     virgin: tuple[Tensor, ...]
-    """A depth: [B, n_closed] mean log-probability of the virgin prefixes beside each closed node, or where every code is in
-    use that of the least likely code; empty unless asked for."""
+    """A depth: [B, n_closed] log of the mean probability of the virgin prefixes beside each closed node, or where every code
+    is in use that of the least likely code; empty unless asked for."""
 
     def closed(self, found: Frontier) -> Tensor:
         """[B, E] log p(closed prefix | history), depth by depth."""
         return torch.cat([j[:, r.closed] for j, r in zip(self.joint, found.ranks, strict=True)], 1)
 
 
-def walk(model: Recommender, state: State, found: Frontier, virgin: bool = False) -> Walk:
-    """Every node's probability by one tree step a depth over the open nodes."""
+def walk(model: Recommender, state: State, found: Frontier, virgin: float | None = None) -> Walk:
+    """Every node's probability by one tree step a depth over the open nodes.
+
+    `virgin`: the power of the mean over virgin twins, 0 for the geometric mean and 1 for the arithmetic; None: they are not read.
+    """
     joint, step, beside = [], [], []
     current, reach = state, None
     for depth, rank in enumerate(found.ranks):
@@ -148,15 +151,12 @@ def walk(model: Recommender, state: State, found: Frontier, virgin: bool = False
         total = here if reach is None else here + reach[:, rank.parent]
         joint.append(total)
         step.append(here)
-        if virgin and len(rank.closed):
+        if virgin is not None and len(rank.closed):
             around = log_probs[:, rank.parent[rank.closed]]  # [B, n_closed, V]
             least = around[:, :, rank.codes].min(2).values
-            even = (around.masked_fill(rank.virgin == 0, 0.0) * rank.virgin).sum(
-                2
-            )  # -inf may stand where the weight is 0
-            mean = torch.where(rank.virgin.sum(1) > 0, even, least)
+            mean = torch.where(rank.virgin.sum(1) > 0, _power_mean(around, rank.virgin, virgin), least)
             beside.append(mean if reach is None else mean + reach[:, rank.parent[rank.closed]])
-        elif virgin:
+        elif virgin is not None:
             beside.append(total[:, :0])
         if not len(rank.open):
             break
@@ -166,9 +166,16 @@ def walk(model: Recommender, state: State, found: Frontier, virgin: bool = False
     while len(joint) < len(found.ranks):
         joint.append(state.hidden.new_zeros(len(state.lengths), 0))
         step.append(joint[-1])
-        if virgin:
+        if virgin is not None:
             beside.append(joint[-1])
     return Walk(tuple(joint), tuple(step), tuple(beside))
+
+
+def _power_mean(log_probs: Tensor, weights: Tensor, power: float) -> Tensor:
+    """[B, n] log of the power mean over V of exp(log_probs) [B, n, V], each with its weight [n, V]; weights of a row sum to 1."""
+    if power == 0:  # -inf may stand where the weight is 0
+        return (log_probs.masked_fill(weights == 0, 0.0) * weights).sum(2)
+    return (power * log_probs + weights.log()).masked_fill(weights == 0, float("-inf")).logsumexp(2) / power
 
 
 def continuation(model: Recommender, state: State, found: Frontier) -> Tensor:

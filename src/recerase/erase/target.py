@@ -8,9 +8,11 @@ p*(s|h) = p_0(s|h) / (1 - mass). A prefix that only concept items have is delete
 
 *The concept's SIDs.* Exactly zero would be a signal of its own (over-forgetting), and cannot be reached. A model that never saw
 an item still gives its SID something: what it gives to a SID nobody ever had. So a closed prefix (erase/frontier.py) is to get
-p* of its **virgin twins**, the same prefixes with a last code that no item uses there, and what follows it what follows them: their
-geometric mean (the arithmetic one follows the few codes that happen to be plausible), after the history *without* its concept
-items, whatever the scope: a model that never saw an item cannot take one as evidence for another.
+what its **virgin twins** have, the same prefixes with a last code that no item uses there. To a model that never saw the concept
+its code is one of those, and which of them nobody knows, so what it expects is their mean; what goes before them has p*, without
+what the concept lent it (else the concept's own popularity would come back as its twins'). What follows a closed prefix is what
+follows its twins, by the geometric mean. All of it after the history *without* its concept items, whatever the scope: a model
+that never saw an item cannot take one as evidence for another.
 """
 
 from __future__ import annotations
@@ -57,8 +59,10 @@ class Target:
 class Teacher:
     """The original model, asked what it would say without the concept."""
 
-    def __init__(self, model: Recommender, table: SidTable, members: BoolArray, scope: Scope, seed: int) -> None:
-        self.model, self.table, self.members, self.scope = model, table, members, scope
+    def __init__(
+        self, model: Recommender, table: SidTable, members: BoolArray, scope: Scope, seed: int, twins: float = 1.0
+    ) -> None:
+        self.model, self.table, self.members, self.scope, self.twins = model, table, members, scope, twins
         self.frontier: Frontier = frontier(table, members, model.device)
         self._rng = np.random.default_rng([seed, 101])
         self._continued: Tensor | None = None
@@ -124,17 +128,26 @@ class Teacher:
         return out
 
     def _unknown(self, histories: Histories) -> Tensor:
-        """[B, E] log p* of the closed prefixes' virgin twins."""
+        """[B, E] log p* of the closed prefixes' virgin twins: what precedes them has p*, so without what the concept lent it."""
         clean = histories.without(self.members)
-        seen = walk(self.model, start(self.model, self.table, clean), self.frontier, virgin=True)
+        seen = walk(self.model, start(self.model, self.table, clean), self.frontier, self.twins)
         mass = seen.closed(self.frontier).exp().sum(1).clamp(max=1 - 1e-4)
         assert self._continued is not None
-        return torch.cat(seen.virgin, 1) + self._continued - torch.log1p(-mass)[:, None]
+        return torch.cat(seen.virgin, 1) + self._lent(seen) + self._continued - torch.log1p(-mass)[:, None]
+
+    def _lent(self, seen: Walk) -> Tensor:
+        """[B, E] log(1 - R) of the open prefix before each closed one."""
+        shares, found = self._shares(seen), []
+        for depth, rank in enumerate(self.frontier.ranks):
+            above = shares[depth][:, self.frontier.ranks[depth - 1].open] if depth else shares[0]
+            found.append(torch.log1p(-above[:, rank.parent[rank.closed]].clamp(max=1 - 1e-4)))
+        return torch.cat(found, 1)
 
     def with_moved(self, target: Target, table: SidTable, items: IntArray) -> Target:
-        """The target with what the items' SIDs in `table` are to get: what they had, and no more than an unseen item has.
+        """The target with what the items' SIDs in `table` are to get: what an unseen item has, its part of its closed prefix's target.
 
-        The second bound is the item's part of its closed prefix's target.
+        So all of them together are as likely under the new table as under the old one. An item without a closed prefix keeps what
+        its new SID had.
         """
         with torch.no_grad():
             state = start(self.model, self.table, target.histories.without(self.members))
@@ -142,8 +155,8 @@ class Teacher:
             owner, part = self._owners
             known = owner[items] >= 0
             unseen = target.closed[:, owner[items].clip(min=0)] - torch.from_numpy(part[items]).to(log_p)
-            unseen = torch.where(torch.from_numpy(known).to(log_p.device), unseen, float("inf"))
-            return replace(target, items=items, moved=torch.minimum(log_p, unseen))
+            moved = torch.where(torch.from_numpy(known).to(log_p.device), unseen, log_p)
+            return replace(target, items=items, moved=moved)
 
     @cached_property
     def _owners(self) -> tuple[IntArray, FloatArray]:

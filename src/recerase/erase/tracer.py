@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recerase.catalog.interactions import Histories
 from recerase.erase import objectives
-from recerase.erase.examples import Examples, concept_histories, draw, examples, joined, neighbours
+from recerase.erase.examples import Examples, alike, concept_histories, draw, examples, joined, neighbours
 from recerase.erase.frontier import continuation, walk
 from recerase.erase.method import Erased, EraseRequest
 from recerase.erase.paths import SoftTokens, item_rows, node_log_probs, sid_log_probs, soft_tokens, start
@@ -78,6 +79,10 @@ def erase(request: EraseRequest, config: TracerConfig) -> Erased:
     return Erased(run.model, table, summary)
 
 
+_AHEAD = 8
+"""Batches of retained sequences drawn together, so that each may be of about one length."""
+
+
 class _Run:
     """One erasure under way: the student, the teacher, and the examples both read."""
 
@@ -90,8 +95,10 @@ class _Run:
         counts = np.bincount(request.interactions.split().train.items, minlength=len(request.table))
         self.popularity = counts.astype(np.float64)  # of what is trained on: held-out interactions are never touched
         self.members = request.concept & request.table.present
+        self.batches: list[Histories] = []
         self.pool: list[Target] = []
-        self.teacher = Teacher(request.model, request.table, self.members, request.scope, request.seed)
+        self.pieces: list[Histories] = []
+        self.teacher = Teacher(request.model, request.table, self.members, request.scope, request.seed, config.twins)
 
     def _precision(self) -> torch.autocast:
         return torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.config.bf16)
@@ -270,7 +277,10 @@ class _Run:
             )
             state = start(model, self.request.table, natural)
             return objectives.distil(node_log_probs(model, state, target.path), target.log_probs)
-        inputs, wanted = self.teacher.sequences(draw(self.examples.sequences, config.sequences, self.rng))
+        if not self.pieces:
+            some = draw(self.examples.sequences, _AHEAD * config.sequences, self.rng)
+            self.pieces = alike(some, _AHEAD, self.rng)
+        inputs, wanted = self.teacher.sequences(self.pieces.pop())
         log_probs = model.module(input_ids=inputs["input_ids"], use_cache=False).logits.float().log_softmax(-1)
         known = inputs["labels"] != IGNORED  # [B, T]
         divergence = (wanted.exp() * (wanted - log_probs)).sum(2)[known]
@@ -282,8 +292,10 @@ class _Run:
 
     def _chunk(self, index: int, table: SidTable | None) -> Target:
         """Batch `index`, the same in both phases; with `table`, some items' new SIDs have a target too."""
+        if not self.batches:
+            self.batches = alike(joined(*(self._drawn() for _ in range(self.config.pool))), self.config.pool, self.rng)
         while len(self.pool) <= index:
-            self.pool.append(self._target())
+            self.pool.append(self._target(self.batches[len(self.pool)]))
         target = self.pool[index]
         if table is None or not table.moved(self.request.table).any():
             return target
@@ -291,7 +303,7 @@ class _Run:
             target, table, self.rng.permutation(np.flatnonzero(self.members))[: self.config.items]
         )
 
-    def _target(self) -> Target:
+    def _drawn(self) -> Histories:
         """One batch: `natural` of it as users are; of the rest two fifths before and after a concept item each, one of it alone."""
         rng, found = self.rng, self.examples
         special = round(self.config.batch * (1 - self.config.natural))
@@ -301,7 +313,9 @@ class _Run:
             self.popularity, self.members, special - 2 * (special * 2 // 5), self.model.window, rng
         )
         natural = draw(found.retain, self.config.batch - len(forget) - len(touched) - len(alone), rng)
-        batch = joined(natural, touched, forget, alone)
+        return joined(natural, touched, forget, alone)
+
+    def _target(self, batch: Histories) -> Target:
         paths = np.where((batch.targets < 0) | self.members[np.maximum(batch.targets, 0)], -1, batch.targets)
         with self._precision():
             return self.teacher.target(batch, paths)

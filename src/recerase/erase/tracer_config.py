@@ -56,6 +56,8 @@ class TracerConfig:
     """Equation 11."""
     stale: float = 0.33
     """Share of settling steps in which histories spell concept items by their old SIDs."""
+    twins: float = 1.0
+    """Power of the mean over the virgin twins of a concept's prefix: 0 the geometric mean, 1 the arithmetic."""
     beta: float = 0.1
     """npo's b."""
     commit: Literal["assignment", "argmax"] = "assignment"
