@@ -38,6 +38,7 @@ from recerase.errors import ConceptError, EraseError
 from recerase.model.batches import IGNORED
 from recerase.model.recommender import Recommender, State
 from recerase.sid.table import SidTable
+from recerase.types import FloatArray, IntArray
 
 
 def erase(request: EraseRequest, config: TracerConfig) -> Erased:
@@ -98,6 +99,7 @@ class _Run:
         self.batches: list[Histories] = []
         self.pool: list[Target] = []
         self.pieces: list[Histories] = []
+        self.above = np.zeros(len(request.table))  # log of how much likelier a new SID was than its target
         self.teacher = Teacher(request.model, request.table, self.members, request.scope, request.seed, config.twins)
 
     def _precision(self) -> torch.autocast:
@@ -240,6 +242,7 @@ class _Run:
         batches = self._chunks(config.pool, table)
         observer = request.observer
         observer.start("settle", config.settle_steps)
+        self._look(table)
         figures: dict[str, float] = {}
         assert batches is not None
         for step in range(config.settle_steps):
@@ -252,8 +255,9 @@ class _Run:
                 kept = objectives.distil(node_log_probs(model, state, target.path), target.log_probs)
                 lost = self._reached(state, target)
                 if target.items is not None and target.moved is not None:
-                    rows = item_rows(model, table, target.items)
-                    lost = lost + _matched(sid_log_probs(model, state, rows).sum(2), target.moved)
+                    found = sid_log_probs(model, state, item_rows(model, table, target.items)).sum(2)
+                    lost = lost + _matched(found, target.moved)
+                    self.above[target.items] = _above(found, target.moved)
                 if config.sequences:
                     kept = kept + self._retained()
             optimizer.zero_grad()
@@ -264,6 +268,18 @@ class _Run:
             observer.advance("settle", 1, **figures)
         observer.finish("settle")
         return {"settle_losses": {k: round(v, 5) for k, v in figures.items()}}
+
+    def _look(self, table: SidTable) -> None:
+        """See how likely every new SID is after a few histories, so that the first steps begin with the likeliest."""
+        inside, few = np.flatnonzero(self.members & table.moved(self.request.table)), self._chunk(0, None)
+        if not len(inside):
+            return
+        with torch.no_grad():
+            target = self.teacher.with_moved(few, table, inside)
+            state = start(self.model, table, few.histories)
+            found = sid_log_probs(self.model, state, item_rows(self.model, table, inside)).sum(2)
+            assert target.moved is not None
+            self.above[inside] = _above(found, target.moved)
 
     def _retained(self) -> Tensor:
         """KL from p* on fresh retained data: whole sequences of a causal model on bare SIDs, pairs of any other.
@@ -299,9 +315,14 @@ class _Run:
         target = self.pool[index]
         if table is None or not table.moved(self.request.table).any():
             return target
-        return self.teacher.with_moved(
-            target, table, self.rng.permutation(np.flatnonzero(self.members))[: self.config.items]
-        )
+        return self.teacher.with_moved(target, table, self._some())
+
+    def _some(self) -> IntArray:
+        """Concept items whose new SIDs are looked at in this step: half of them those furthest above their target when last seen."""
+        inside = self.rng.permutation(np.flatnonzero(self.members))
+        first = np.argsort(-self.above[inside], kind="stable")[: self.config.items // 2]
+        rest = np.setdiff1d(np.arange(len(inside)), first)[: self.config.items - len(first)]
+        return inside[np.concatenate([first, rest])]
 
     def _drawn(self) -> Histories:
         """One batch: `natural` of it as users are; of the rest two fifths before and after a concept item each, one of it alone."""
@@ -327,6 +348,12 @@ def _matched(found: Tensor, target: Tensor) -> Tensor:
     The total is what leaks; alone it would let one prefix hide behind another.
     """
     return objectives.match(found, target) + objectives.match(found.logsumexp(1), target.logsumexp(1))
+
+
+def _above(found: Tensor, target: Tensor) -> FloatArray:
+    """[P] log of the mean probability over histories, found beside wanted; both [B, P] log-probabilities."""
+    gap: FloatArray = (found.detach().logsumexp(0) - target.logsumexp(0)).double().cpu().numpy()
+    return gap
 
 
 def _cycle(make: Any, count: int) -> Iterator[Target]:
