@@ -32,7 +32,7 @@ from recerase.erase.reassign import (
     quantiser,
     require_needed,
 )
-from recerase.erase.target import Target, Teacher
+from recerase.erase.target import FEW, Target, Teacher
 from recerase.erase.tracer_config import TracerConfig, check
 from recerase.errors import ConceptError, EraseError
 from recerase.model.batches import IGNORED
@@ -100,7 +100,7 @@ class _Run:
         self.pool: list[Target] = []
         self.pieces: list[Histories] = []
         self.above = np.zeros(len(request.table))  # log of how much likelier a new SID was than its target
-        self.teacher = Teacher(request.model, request.table, self.members, request.scope, request.seed, config.twins)
+        self.teacher = Teacher(request.model, request.table, self.members, request.scope, request.seed)
 
     def _precision(self) -> torch.autocast:
         return torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.config.bf16)
@@ -309,6 +309,7 @@ class _Run:
     def _chunk(self, index: int, table: SidTable | None) -> Target:
         """Batch `index`, the same in both phases; with `table`, some items' new SIDs have a target too."""
         if not self.batches:
+            self.teacher.meet(draw(self.examples.retain, FEW, self.rng))
             self.batches = alike(joined(*(self._drawn() for _ in range(self.config.pool))), self.config.pool, self.rng)
         while len(self.pool) <= index:
             self.pool.append(self._target(self.batches[len(self.pool)]))
