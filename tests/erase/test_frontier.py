@@ -101,13 +101,14 @@ def test_the_world_has_closed_prefixes_of_every_length(world: World) -> None:
     assert all(len(rank.open) for rank in found.ranks[:2])
 
 
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
 def test_a_walk_has_the_probabilities_that_transformers_gives(
-    world: World, loud: Callable[..., Recommender], kind: str, batch: Histories
+    world: World, loud: Callable[..., Recommender], kind: str, batch: Histories, power: float
 ) -> None:
     model, table = loud(kind), world.table
     found = frontier(table, world.members)
     with torch.no_grad():
-        seen = walk(model, start(model, table, batch), found, virgin=True)
+        seen = walk(model, start(model, table, batch), found, power)
         names = prefixes(found, table)
         for b in range(len(batch)):
             closed = []
@@ -120,7 +121,11 @@ def test_a_walk_has_the_probabilities_that_transformers_gives(
                 torch.testing.assert_close(seen.step[depth][b].double(), steps[:, depth], rtol=1e-4, atol=1e-4)
                 free = rank.virgin.sum(1) > 0
                 beside = truth[:, depth][rank.closed]  # all codes after the closed node's parent
-                twin = (beside * rank.virgin).sum(1) + steps[rank.closed, :depth].sum(1)
+                if power:
+                    mean = ((power * beside).exp() * rank.virgin).sum(1).log() / power
+                else:
+                    mean = (beside * rank.virgin).sum(1)
+                twin = mean + steps[rank.closed, :depth].sum(1)
                 torch.testing.assert_close(seen.virgin[depth][b][free].double(), twin[free], rtol=1e-4, atol=1e-4)
                 closed.append(joint[rank.closed])
             torch.testing.assert_close(seen.closed(found)[b].double(), torch.cat(closed), rtol=1e-4, atol=1e-4)
@@ -160,6 +165,6 @@ def test_a_concept_without_a_prefix_of_its_own_has_an_empty_frontier(
     assert found.closed == 0
     assert found.unreachable.tolist() == ([0] if who == "all shared" else [])
     model = loud("causal")
-    seen = walk(model, start(model, table, batch), found, virgin=True)
+    seen = walk(model, start(model, table, batch), found, 1.0)
     assert seen.closed(found).shape == (len(batch), 0)
     assert continuation(model, start(model, table, batch), found).shape == (len(batch), 0)

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from recerase.catalog.interactions import Histories
 from recerase.erase.frontier import Frontier
-from recerase.erase.paths import item_rows
 from recerase.erase.target import Teacher
 from recerase.model.recommender import Recommender
 from recerase.sid.table import SidTable
@@ -168,7 +167,7 @@ def test_the_concepts_own_target_never_reads_the_concept(world: World, loud: Lou
 def test_a_closed_sid_is_to_get_what_its_unused_twins_get(
     world: World, loud: Loud, kind: str, batch: Histories
 ) -> None:
-    """At the last level: the geometric mean of p_0 over codes that no item has there, over 1 - mass, on a clean history."""
+    """At the last level: p*(u) times the mean of p_0(code | u) over codes that no item has after u, on a clean history."""
     model, table = loud(kind), world.table
     teacher = Teacher(model, table, world.members, "output", 0)
     target = teacher.target(batch, np.full(len(batch), 12))
@@ -179,13 +178,16 @@ def test_a_closed_sid_is_to_get_what_its_unused_twins_get(
     assert sum(map(bool, free.values())) > 1
     for b in range(len(batch)):
         joint = everything(model, table, items_of(batch.without(world.members), b))
-        _, mass = deleted(joint, table, world.members)
+        clean, mass = deleted(joint, table, world.members)
         for e, sids in beside.items():
-            found = float(target.closed[b, e]) + np.log1p(-mass)
+            found = float(target.closed[b, e])
+            before, after = (float(p[sids[0][:2]].sum()) for p in (joint, clean))
             if free[e]:
-                assert found == pytest.approx(float(torch.stack([joint[s].log() for s in free[e]]).mean()), abs=5e-3)
+                assert found == pytest.approx(
+                    np.log(np.mean([float(joint[s]) for s in free[e]]) * after / before), abs=5e-3
+                )
             else:  # no code is unused there: what stands in is among what the model gives there
-                known = [float(joint[s].log()) for s in sids]
+                known = [np.log(float(joint[s]) * after / before) for s in sids]
                 assert min(known) - 5e-3 <= found <= max(known) + 5e-3
 
 
@@ -211,7 +213,7 @@ def test_whole_sequences_have_the_same_target(world: World, loud: Loud) -> None:
                 torch.testing.assert_close(found[b, t].double().exp(), expected, rtol=1e-3, atol=1e-6)
 
 
-def test_new_sids_get_what_they_had_and_no_more_than_the_unseen(
+def test_new_sids_get_what_the_unseen_get_and_together_as_much_as_the_old_ones(
     world: World, loud: Loud, kind: str, batch: Histories
 ) -> None:
     model, table = loud(kind), world.table
@@ -222,20 +224,18 @@ def test_new_sids_get_what_they_had_and_no_more_than_the_unseen(
     moved = table.replace(items, codes)
     teacher = Teacher(model, table, world.members, "output", 0)
     before = teacher.target(batch, np.full(len(batch), 12))
-    some = items[[0, 3, 5]]
-    after = teacher.with_moved(before, moved, some)
+    after = teacher.with_moved(before, moved, items)
     assert after.items is not None
     assert after.moved is not None
-    assert after.items.tolist() == some.tolist()
-    rows = item_rows(model, moved, some)
-    for b in range(len(batch)):
-        joint = everything(model, table, items_of(batch.without(world.members), b))
-        had = torch.stack([joint[tuple(r)].log() for r in rows.tolist()])
-        assert (after.moved[b].double() <= had + 5e-3).all()
-        unseen = before.closed[b].max()
-        assert (after.moved[b] <= unseen + 1e-4).all()
-        below = after.moved[b].double() < had - 5e-3  # bounded by what the unseen gets, else exactly what it had
-        torch.testing.assert_close(after.moved[b].double()[~below], had[~below], rtol=0, atol=5e-3)
+    assert after.items.tolist() == items.tolist()
+    names = closed_rows(teacher.frontier)
+    owner = [[e for e, n in enumerate(names) if tuple(row[: len(n)]) == n] for row in table.rows()[items].tolist()]
+    assert all(len(found) == 1 for found in owner)
+    size = {e: sum(found == [e] for found in owner) for e in range(len(names))}
+    assert max(size.values()) > 1
+    for p, (e,) in enumerate(owner):
+        torch.testing.assert_close(after.moved[:, p], before.closed[:, e] - np.log(size[e]))
+    torch.testing.assert_close(after.moved.logsumexp(1), before.closed.logsumexp(1))
 
 
 def test_the_original_is_read_only_and_leaves_no_graph(world: World, loud: Loud, batch: Histories) -> None:

@@ -93,6 +93,12 @@ def joined(*parts: Histories) -> Histories:
     )
 
 
+def alike(histories: Histories, n: int, rng: np.random.Generator) -> list[Histories]:
+    """The histories in at most `n` batches, each of about one length so that little of it is padding; the batches in any order."""
+    parts = np.array_split(np.argsort(histories.lengths, kind="stable"), min(n, len(histories)))
+    return [histories.take(parts[i]) for i in rng.permutation(len(parts))]
+
+
 def draw(histories: Histories, n: int, rng: np.random.Generator) -> Histories:
     """n of the histories, without replacement while there are enough; none of none."""
     if len(histories) == 0:

@@ -7,6 +7,7 @@ every concept item in every step.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -130,16 +131,19 @@ class Walk:
     step: tuple[Tensor, ...]
     """A depth: [B, n] log p(code | parent, history)."""
     virgin: tuple[Tensor, ...]
-    """A depth: [B, n_closed] mean log-probability of the virgin prefixes beside each closed node, or where every code is in
-    use that of the least likely code; empty unless asked for."""
+    """A depth: [B, n_closed] log p(twin | history) of each closed node, the same prefix with another last code; empty unless asked for."""
 
     def closed(self, found: Frontier) -> Tensor:
         """[B, E] log p(closed prefix | history), depth by depth."""
         return torch.cat([j[:, r.closed] for j, r in zip(self.joint, found.ranks, strict=True)], 1)
 
 
-def walk(model: Recommender, state: State, found: Frontier, virgin: bool = False) -> Walk:
-    """Every node's probability by one tree step a depth over the open nodes."""
+def walk(model: Recommender, state: State, found: Frontier, twins: Sequence[Tensor] | None = None) -> Walk:
+    """Every node's probability by one tree step a depth over the open nodes.
+
+    `twins`: a depth, int64 [n_closed] the vocabulary row that stands for the last code of each closed node, -1 for the least
+    likely code of its level; None: they are not read.
+    """
     joint, step, beside = [], [], []
     current, reach = state, None
     for depth, rank in enumerate(found.ranks):
@@ -148,15 +152,12 @@ def walk(model: Recommender, state: State, found: Frontier, virgin: bool = False
         total = here if reach is None else here + reach[:, rank.parent]
         joint.append(total)
         step.append(here)
-        if virgin and len(rank.closed):
-            around = log_probs[:, rank.parent[rank.closed]]  # [B, n_closed, V]
-            least = around[:, :, rank.codes].min(2).values
-            even = (around.masked_fill(rank.virgin == 0, 0.0) * rank.virgin).sum(
-                2
-            )  # -inf may stand where the weight is 0
-            mean = torch.where(rank.virgin.sum(1) > 0, even, least)
-            beside.append(mean if reach is None else mean + reach[:, rank.parent[rank.closed]])
-        elif virgin:
+        if twins is not None and len(rank.closed):
+            parent, twin = rank.parent[rank.closed], twins[depth]
+            least = log_probs[:, :, rank.codes].min(2).values[:, parent]
+            own = torch.where(twin >= 0, log_probs[:, parent, twin.clamp(min=0)], least)
+            beside.append(own if reach is None else own + reach[:, parent])
+        elif twins is not None:
             beside.append(total[:, :0])
         if not len(rank.open):
             break
@@ -166,9 +167,27 @@ def walk(model: Recommender, state: State, found: Frontier, virgin: bool = False
     while len(joint) < len(found.ranks):
         joint.append(state.hidden.new_zeros(len(state.lengths), 0))
         step.append(joint[-1])
-        if virgin:
+        if twins is not None:
             beside.append(joint[-1])
     return Walk(tuple(joint), tuple(step), tuple(beside))
+
+
+def besides(model: Recommender, state: State, found: Frontier) -> tuple[Tensor, ...]:
+    """A depth: [n_closed, V] mean over histories of the probability of each closed node's prefix with every other last code."""
+    out: list[Tensor] = []
+    current, reach = state, None
+    for depth, rank in enumerate(found.ranks):
+        log_probs = current.log_probs if depth else current.log_probs[:, None]  # [B, n_open, V]
+        joint = log_probs if reach is None else log_probs + reach[:, :, None]
+        out.append(joint.exp().mean(0)[rank.parent[rank.closed]])
+        if not len(rank.open):
+            break
+        reach = joint[:, rank.parent, rank.rows][:, rank.open]
+        if depth + 1 < len(found.ranks):
+            current = model.advance(current, rank.rows[rank.open], None if depth == 0 else rank.parent[rank.open])
+    while len(out) < len(found.ranks):
+        out.append(state.hidden.new_zeros(0, found.ranks[0].virgin.shape[1]))
+    return tuple(out)
 
 
 def continuation(model: Recommender, state: State, found: Frontier) -> Tensor:

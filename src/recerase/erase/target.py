@@ -8,9 +8,11 @@ p*(s|h) = p_0(s|h) / (1 - mass). A prefix that only concept items have is delete
 
 *The concept's SIDs.* Exactly zero would be a signal of its own (over-forgetting), and cannot be reached. A model that never saw
 an item still gives its SID something: what it gives to a SID nobody ever had. So a closed prefix (erase/frontier.py) is to get
-p* of its **virgin twins**, the same prefixes with a last code that no item uses there, and what follows it what follows them: their
-geometric mean (the arithmetic one follows the few codes that happen to be plausible), after the history *without* its concept
-items, whatever the scope: a model that never saw an item cannot take one as evidence for another.
+what its **virgin twins** have, the same prefixes with a last code that no item uses there. To a model that never saw the concept
+its code is one of those, and which of them nobody knows, so what it expects is their mean; what goes before them has p*, without
+what the concept lent it (else the concept's own popularity would come back as its twins'). What follows a closed prefix is what
+follows its twins, by the geometric mean. All of it after the history *without* its concept items, whatever the scope: a model
+that never saw an item cannot take one as evidence for another.
 """
 
 from __future__ import annotations
@@ -25,12 +27,15 @@ from torch import Tensor
 from recerase.catalog.interactions import Histories
 from recerase.erase.frontier import Frontier, Walk, frontier, walk
 from recerase.erase.paths import item_rows, node_log_probs, sid_log_probs, start
+from recerase.erase.twins import Unseen, drawn_twins
 from recerase.model.batches import causal_inputs
 from recerase.model.recommender import Recommender, State
 from recerase.parallel import workers
 from recerase.sid.table import SidTable
-from recerase.types import BoolArray, FloatArray, IntArray, Scope
+from recerase.types import BoolArray, IntArray, Scope
 
+FEW = 32
+"""Histories after which twins are drawn and what follows them is read."""
 NOTHING = 1e-30
 """Stands for probability 0 where a logarithm is taken."""
 
@@ -61,7 +66,7 @@ class Teacher:
         self.model, self.table, self.members, self.scope = model, table, members, scope
         self.frontier: Frontier = frontier(table, members, model.device)
         self._rng = np.random.default_rng([seed, 101])
-        self._continued: Tensor | None = None
+        self._unseen: Unseen | None = None
 
     def read(self, histories: Histories) -> State:
         """The original after the histories; with scope `influence`, as if they had no concept items."""
@@ -82,8 +87,7 @@ class Teacher:
             shares = self._shares(seen)
             path = self._path(state, shares, paths[mine], len(histories)) if drawn else self._given(paths[mine])
             log_probs = self._renormalised(node_log_probs(self.model, state, path), path, shares)
-            if self._continued is None:
-                self._continued = self._continuations(histories.without(self.members))
+            self._twins(histories)
             closed = self._unknown(own)
         path, log_probs, closed, mass = (_everyones(t, len(histories)) for t in (path, log_probs, closed, mass))
         return Target(histories, path, log_probs, closed, mass)
@@ -124,37 +128,56 @@ class Teacher:
         return out
 
     def _unknown(self, histories: Histories) -> Tensor:
-        """[B, E] log p* of the closed prefixes' virgin twins."""
+        """[B, E] log p* of the closed prefixes' virgin twins: what precedes them has p*, so without what the concept lent it."""
+        unseen = self._twins(histories)
         clean = histories.without(self.members)
-        seen = walk(self.model, start(self.model, self.table, clean), self.frontier, virgin=True)
+        seen = walk(self.model, start(self.model, self.table, clean), self.frontier, unseen.twins)
         mass = seen.closed(self.frontier).exp().sum(1).clamp(max=1 - 1e-4)
-        assert self._continued is not None
-        return torch.cat(seen.virgin, 1) + self._continued - torch.log1p(-mass)[:, None]
+        return torch.cat(seen.virgin, 1) + self._lent(seen) + unseen.continued - torch.log1p(-mass)[:, None]
+
+    def meet(self, histories: Histories) -> None:
+        """Draw the twins of every closed prefix after these histories, once; else it is done after the first that are asked for."""
+        self._twins(histories)
+
+    def _twins(self, histories: Histories) -> Unseen:
+        if self._unseen is None:
+            few = histories.without(self.members).take(np.arange(min(FEW, len(histories))))
+            with torch.no_grad():
+                self._unseen = drawn_twins(self.model, self.table, self.frontier, few, self._lent, self._rng)
+        return self._unseen
+
+    def _lent(self, seen: Walk) -> Tensor:
+        """[B, E] log(1 - R) of the open prefix before each closed one."""
+        shares, found = self._shares(seen), []
+        for depth, rank in enumerate(self.frontier.ranks):
+            above = shares[depth][:, self.frontier.ranks[depth - 1].open] if depth else shares[0]
+            found.append(torch.log1p(-above[:, rank.parent[rank.closed]].clamp(max=1 - 1e-4)))
+        return torch.cat(found, 1)
 
     def with_moved(self, target: Target, table: SidTable, items: IntArray) -> Target:
-        """The target with what the items' SIDs in `table` are to get: what they had, and no more than an unseen item has.
+        """The target with what the items' SIDs in `table` are to get: what an unseen item has, its part of its closed prefix's target.
 
-        The second bound is the item's part of its closed prefix's target.
+        So all of them together are as likely under the new table as under the old one. An item without a closed prefix keeps what
+        its new SID had.
         """
         with torch.no_grad():
             state = start(self.model, self.table, target.histories.without(self.members))
             log_p = sid_log_probs(self.model, state, item_rows(self.model, table, items)).sum(2)
-            owner, part = self._owners
+            owner, part = self._owners, self._twins(target.histories).part
             known = owner[items] >= 0
-            unseen = target.closed[:, owner[items].clip(min=0)] - torch.from_numpy(part[items]).to(log_p)
-            unseen = torch.where(torch.from_numpy(known).to(log_p.device), unseen, float("inf"))
-            return replace(target, items=items, moved=torch.minimum(log_p, unseen))
+            unseen = target.closed[:, owner[items].clip(min=0)] + part[torch.from_numpy(items).to(part.device)]
+            moved = torch.where(torch.from_numpy(known).to(log_p.device), unseen, log_p)
+            return replace(target, items=items, moved=moved)
 
     @cached_property
-    def _owners(self) -> tuple[IntArray, FloatArray]:
-        """For each item [N] its closed prefix (-1: none) and the log of how many concept items are below that."""
-        owner, part = np.full(len(self.table), -1, np.int64), np.zeros(len(self.table))
+    def _owners(self) -> IntArray:
+        """For each item [N] its closed prefix, -1: none."""
+        owner = np.full(len(self.table), -1, np.int64)
         closed = [items for rank in self.frontier.ranks for items in rank.below]
-        sizes = [len(items) for items in closed]
-        below = np.concatenate([*closed, np.empty(0, np.int64)])
-        owner[below] = np.repeat(np.arange(len(closed)), sizes)
-        part[below] = np.log(np.repeat(sizes, sizes))
-        return owner, part
+        owner[np.concatenate([*closed, np.empty(0, np.int64)]).astype(np.int64)] = np.repeat(
+            np.arange(len(closed)), [len(items) for items in closed]
+        )
+        return owner
 
     def _shares(self, seen: Walk) -> list[Tensor]:
         """R of every frontier node, a depth [B, n_d] (depth 0: [B, 1]), bottom-up: 1 if closed, else what flows below."""
@@ -222,36 +245,6 @@ class Teacher:
         children = children.index_add(1, rank.rows, torch.where(mine, number, 0))
         kept = log_probs.exp() * (1 - share)
         return (kept / kept.sum(1, keepdim=True).clamp(min=NOTHING)).clamp(min=NOTHING).log(), children - 1
-
-    def _continuations(self, histories: Histories, most: int = 16) -> Tensor:
-        """[E] log of the sum over the items below a closed prefix of p_0(rest of the SID | virgin twin).
-
-        A geometric mean over a few histories and a twin for each: after a code nobody had there, what follows hardly depends
-        on the history. Where the level has no unused code there is no twin, and what follows is taken to be even: 1 / K a level.
-        """
-        parts = []
-        few = histories.take(np.arange(min(most, len(histories))))
-        state = start(self.model, self.table, few)
-        device = self.model.device
-        generator = torch.Generator().manual_seed(int(self._rng.integers(2**62)))
-        for depth, rank in enumerate(self.frontier.ranks):
-            items = np.concatenate([*rank.below, np.empty(0, np.int64)]).astype(np.int64)
-            owner = torch.from_numpy(np.repeat(np.arange(len(rank.below)), [len(b) for b in rank.below]))
-            rest = torch.zeros(len(items), device=device)
-            if depth + 1 < self.table.levels and len(items):
-                weights = rank.virgin.cpu()[owner]  # [P, V]
-                twins = weights.sum(1) > 0
-                rows = item_rows(self.model, self.table, items)[None].repeat(len(few), 1, 1)  # [b, P, L]
-                weights = torch.where(twins[:, None], weights, 1.0)
-                drawn = torch.multinomial(weights, len(few), replacement=True, generator=generator).T.to(device)
-                rows[:, :, depth] = torch.where(twins.to(device), drawn, rows[:, :, depth])
-                rest = sid_log_probs(self.model, state, rows)[:, :, depth + 1 :].sum(2).mean(0)
-                spelled = [int((level >= 0).sum()) for level in self.table.schema.rows[depth + 1 :]]
-                even = -float(np.log(spelled).sum())
-                rest = torch.where(twins.to(device), rest, even)
-            total = torch.zeros(len(rank.below), device=device).index_add(0, owner.to(device), rest.exp())
-            parts.append(total.clamp(min=NOTHING).log())
-        return torch.cat(parts)
 
 
 def _mine(n: int) -> IntArray:

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recerase.catalog.interactions import Histories
 from recerase.erase import objectives
-from recerase.erase.examples import Examples, concept_histories, draw, examples, joined, neighbours
+from recerase.erase.examples import Examples, alike, concept_histories, draw, examples, joined, neighbours
 from recerase.erase.frontier import continuation, walk
 from recerase.erase.method import Erased, EraseRequest
 from recerase.erase.paths import SoftTokens, item_rows, node_log_probs, sid_log_probs, soft_tokens, start
@@ -31,12 +32,13 @@ from recerase.erase.reassign import (
     quantiser,
     require_needed,
 )
-from recerase.erase.target import Target, Teacher
+from recerase.erase.target import FEW, Target, Teacher
 from recerase.erase.tracer_config import TracerConfig, check
 from recerase.errors import ConceptError, EraseError
 from recerase.model.batches import IGNORED
 from recerase.model.recommender import Recommender, State
 from recerase.sid.table import SidTable
+from recerase.types import FloatArray, IntArray
 
 
 def erase(request: EraseRequest, config: TracerConfig) -> Erased:
@@ -78,6 +80,10 @@ def erase(request: EraseRequest, config: TracerConfig) -> Erased:
     return Erased(run.model, table, summary)
 
 
+_AHEAD = 8
+"""Batches of retained sequences drawn together, so that each may be of about one length."""
+
+
 class _Run:
     """One erasure under way: the student, the teacher, and the examples both read."""
 
@@ -95,7 +101,10 @@ class _Run:
         counts = np.bincount(request.interactions.split().train.items, minlength=len(request.table))
         self.popularity = counts.astype(np.float64)  # of what is trained on: held-out interactions are never touched
         self.members = request.concept & request.table.present
+        self.batches: list[Histories] = []
         self.pool: list[Target] = []
+        self.pieces: list[Histories] = []
+        self.above = np.zeros(len(request.table))  # log of how much likelier a new SID was than its target
         self.deleted = request.out & request.table.present
         self.teacher = Teacher(request.model, request.table, self.deleted, request.scope, request.seed)
         self.reachable = int(np.setdiff1d(np.flatnonzero(self.members), self.teacher.frontier.unreachable).size)
@@ -241,6 +250,7 @@ class _Run:
         batches = self._chunks(config.pool, table)
         observer = request.observer
         observer.start("settle", config.settle_steps)
+        self._look(table)
         figures: dict[str, float] = {}
         assert batches is not None
         for step in range(config.settle_steps):
@@ -253,8 +263,9 @@ class _Run:
                 kept = objectives.distil(node_log_probs(model, state, target.path), target.log_probs)
                 lost = self._reached(state, target)
                 if target.items is not None and target.moved is not None:
-                    rows = item_rows(model, table, target.items)
-                    lost = lost + _matched(sid_log_probs(model, state, rows).sum(2), target.moved)
+                    found = sid_log_probs(model, state, item_rows(model, table, target.items)).sum(2)
+                    lost = lost + _matched(found, target.moved)
+                    self.above[target.items] = _above(found, target.moved)
                 if config.sequences:
                     kept = kept + self._retained()
             optimizer.zero_grad()
@@ -265,6 +276,18 @@ class _Run:
             observer.advance("settle", 1, **figures)
         observer.finish("settle")
         return {"settle_losses": {k: round(v, 5) for k, v in figures.items()}}
+
+    def _look(self, table: SidTable) -> None:
+        """See how likely every new SID is after a few histories, so that the first steps begin with the likeliest."""
+        inside, few = np.flatnonzero(self.members & table.moved(self.request.table)), self._chunk(0, None)
+        if not len(inside):
+            return
+        with torch.no_grad():
+            target = self.teacher.with_moved(few, table, inside)
+            state = start(self.model, table, few.histories)
+            found = sid_log_probs(self.model, state, item_rows(self.model, table, inside)).sum(2)
+            assert target.moved is not None
+            self.above[inside] = _above(found, target.moved)
 
     def _retained(self) -> Tensor:
         """KL from p* on fresh retained data: whole sequences of a causal model on bare SIDs, pairs of any other.
@@ -278,7 +301,10 @@ class _Run:
             )
             state = start(model, self.request.table, natural)
             return objectives.distil(node_log_probs(model, state, target.path), target.log_probs)
-        inputs, wanted = self.teacher.sequences(draw(self.examples.sequences, config.sequences, self.rng))
+        if not self.pieces:
+            some = draw(self.examples.sequences, _AHEAD * config.sequences, self.rng)
+            self.pieces = alike(some, _AHEAD, self.rng)
+        inputs, wanted = self.teacher.sequences(self.pieces.pop())
         log_probs = model.module(input_ids=inputs["input_ids"], use_cache=False).logits.float().log_softmax(-1)
         known = inputs["labels"] != IGNORED  # [B, T]
         divergence = (wanted.exp() * (wanted - log_probs)).sum(2)[known]
@@ -290,16 +316,24 @@ class _Run:
 
     def _chunk(self, index: int, table: SidTable | None) -> Target:
         """Batch `index`, the same in both phases; with `table`, some items' new SIDs have a target too."""
+        if not self.batches:
+            self.teacher.meet(draw(self.examples.retain, FEW, self.rng))
+            self.batches = alike(joined(*(self._drawn() for _ in range(self.config.pool))), self.config.pool, self.rng)
         while len(self.pool) <= index:
-            self.pool.append(self._target())
+            self.pool.append(self._target(self.batches[len(self.pool)]))
         target = self.pool[index]
         if table is None or not table.moved(self.request.table).any():
             return target
-        return self.teacher.with_moved(
-            target, table, self.rng.permutation(np.flatnonzero(self.members))[: self.config.items]
-        )
+        return self.teacher.with_moved(target, table, self._some())
 
-    def _target(self) -> Target:
+    def _some(self) -> IntArray:
+        """Concept items whose new SIDs are looked at in this step: half of them those furthest above their target when last seen."""
+        inside = self.rng.permutation(np.flatnonzero(self.members))
+        first = np.argsort(-self.above[inside], kind="stable")[: self.config.items // 2]
+        rest = np.setdiff1d(np.arange(len(inside)), first)[: self.config.items - len(first)]
+        return inside[np.concatenate([first, rest])]
+
+    def _drawn(self) -> Histories:
         """One batch: `natural` of it as users are; of the rest two fifths before and after a concept item each, one of it alone."""
         rng, found = self.rng, self.examples
         special = round(self.config.batch * (1 - self.config.natural))
@@ -309,7 +343,9 @@ class _Run:
             self.popularity, self.members, special - 2 * (special * 2 // 5), self.model.window, rng
         )
         natural = draw(self.natural, self.config.batch - len(forget) - len(touched) - len(alone), rng)
-        batch = joined(natural, touched, forget, alone)
+        return joined(natural, touched, forget, alone)
+
+    def _target(self, batch: Histories) -> Target:
         paths = np.where((batch.targets < 0) | self.deleted[np.maximum(batch.targets, 0)], -1, batch.targets)
         with self._precision():
             return self.teacher.target(batch, paths)
@@ -321,6 +357,12 @@ def _matched(found: Tensor, target: Tensor) -> Tensor:
     The total is what leaks; alone it would let one prefix hide behind another.
     """
     return objectives.match(found, target) + objectives.match(found.logsumexp(1), target.logsumexp(1))
+
+
+def _above(found: Tensor, target: Tensor) -> FloatArray:
+    """[P] log of the mean probability over histories, found beside wanted; both [B, P] log-probabilities."""
+    gap: FloatArray = (found.detach().logsumexp(0) - target.logsumexp(0)).double().cpu().numpy()
+    return gap
 
 
 def _cycle(make: Any, count: int) -> Iterator[Target]:

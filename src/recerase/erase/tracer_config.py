@@ -20,7 +20,7 @@ ForgetLoss = Literal["ascent", "npo", "renormalise"]
 class TracerConfig:
     """Settings of `tracer`; every one may be given as --set key=value."""
 
-    reassign_steps: int = 15
+    reassign_steps: int = 8
     """Steps in which phi is learned (0: no item moves)."""
     settle_steps: int = 60
     """Steps after the commit, on both tables."""
@@ -30,17 +30,17 @@ class TracerConfig:
     phi_lr: float = 5e-2
     tau_start: float = 0.1
     tau_end: float = 0.02
-    batch: int = 24
+    batch: int = 12
     """Histories a step (paper: pairs of D_F and of D_R each)."""
-    sequences: int = 32
+    sequences: int = 16
     """Retained sequences (seq2seq: pairs) distilled in each settling step besides the batch; 0: none."""
     forced: int = 4
     """Histories of a step after which what follows the concept's own prefixes is read, and pressed on."""
     natural: float = 0.15
     """Share of the histories of a step drawn as users are; the rest have to do with the concept."""
-    items: int = 16
+    items: int = 8
     """Concept items whose new SIDs are matched in one step of settling."""
-    pool: int = 16
+    pool: int = 24
     """Batches whose targets are computed once and used in turn."""
     neighbours: int = 5
     """K of equation 9."""
