@@ -129,8 +129,10 @@ def test_targets_and_losses_are_finite_and_nothing_is_lost_to_other_levels(
         assert torch.allclose(target.log_probs[:, level, inside].exp().sum(1), torch.ones(len(read)), atol=1e-5)
         assert (target.log_probs[:, level, ~inside].exp() < 1e-20).all()
     assert target.closed.isfinite().all()
-    ahead = walk(model, start(model, table, read), frontier(table, members), virgin=1.0)
-    assert all(found.isfinite().all() for found in ahead.virgin)
+    found = frontier(table, members)
+    least = [torch.full((len(rank.closed),), -1) for rank in found.ranks]
+    ahead = walk(model, start(model, table, read), found, least)
+    assert all(beside.isfinite().all() for beside in ahead.virgin)
     loss = objectives.distil(node_log_probs(model, start(model, table, read), target.path), target.log_probs)
     assert loss.isfinite()
     assert loss > 0  # p* differs from p

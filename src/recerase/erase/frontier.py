@@ -131,7 +131,8 @@ class Walk:
     step: tuple[Tensor, ...]
     """A depth: [B, n] log p(code | parent, history)."""
     virgin: tuple[Tensor, ...]
-    """A depth: [B, n_closed] log p(twin | history) of each closed node, the same prefix with another last code; empty unless asked for."""
+    """A depth: [B, n_closed] log p(twin | history) of each closed node, the same prefix with another last code; empty unless
+    asked for."""
 
     def closed(self, found: Frontier) -> Tensor:
         """[B, E] log p(closed prefix | history), depth by depth."""

@@ -9,16 +9,14 @@ a second phase that settles the old and the new SIDs of the concept beside what 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from recerase.catalog.interactions import Histories
 from recerase.erase import objectives
-from recerase.erase.examples import Examples, alike, concept_histories, draw, examples, joined, neighbours
+from recerase.erase.examples import draw, neighbours
 from recerase.erase.frontier import continuation, walk
 from recerase.erase.method import Erased, EraseRequest
 from recerase.erase.paths import SoftTokens, item_rows, node_log_probs, sid_log_probs, soft_tokens, start
@@ -32,7 +30,8 @@ from recerase.erase.reassign import (
     quantiser,
     require_needed,
 )
-from recerase.erase.target import FEW, Target, Teacher
+from recerase.erase.supply import Supply
+from recerase.erase.target import Target
 from recerase.erase.tracer_config import TracerConfig, check
 from recerase.errors import ConceptError, EraseError
 from recerase.model.batches import IGNORED
@@ -80,10 +79,6 @@ def erase(request: EraseRequest, config: TracerConfig) -> Erased:
     return Erased(run.model, table, summary)
 
 
-_AHEAD = 8
-"""Batches of retained sequences drawn together, so that each may be of about one length."""
-
-
 class _Run:
     """One erasure under way: the student, the teacher, and the examples both read."""
 
@@ -91,26 +86,11 @@ class _Run:
         self.request, self.config = request, config
         self.model: Recommender = student(request.model)
         self.model.module.eval()  # no dropout: the student must match the teacher exactly where nothing is to change
-        self.rng = np.random.default_rng([request.seed, 11])
-        self.examples: Examples = examples(
-            request.interactions, request.table, request.concept, request.model.window, request.gone
-        )
-        self.natural = joined(
-            self.examples.retain, self.examples.earlier
-        )  # as users are, but for what leads to the concept
-        counts = np.bincount(request.interactions.split().train.items, minlength=len(request.table))
-        self.popularity = counts.astype(np.float64)  # of what is trained on: held-out interactions are never touched
+        self.supply = Supply(request, config)
+        self.teacher, self.rng = self.supply.teacher, self.supply.rng
         self.members = request.concept & request.table.present
-        self.batches: list[Histories] = []
-        self.pool: list[Target] = []
-        self.pieces: list[Histories] = []
         self.above = np.zeros(len(request.table))  # log of how much likelier a new SID was than its target
-        self.deleted = request.out & request.table.present
-        self.teacher = Teacher(request.model, request.table, self.deleted, request.scope, request.seed)
         self.reachable = int(np.setdiff1d(np.flatnonzero(self.members), self.teacher.frontier.unreachable).size)
-
-    def _precision(self) -> torch.autocast:
-        return torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.config.bf16)
 
     # -- phase A: learn where the items go -------------------------------------------------------------------------
 
@@ -128,7 +108,7 @@ class _Run:
         kind = torch.optim.SGD if config.optimizer == "sgd" else torch.optim.AdamW
         weights = kind(self.model.module.parameters(), lr=config.lr, weight_decay=0.0)
         codes = kind(phi, lr=config.phi_lr, weight_decay=0.0)
-        batches = self._chunks(config.pool if config.forget_loss == "renormalise" else 0, None)
+        batches = self.supply.batches() if config.forget_loss == "renormalise" else None
         observer = request.observer
         observer.start("reassign", config.reassign_steps)
         figures: dict[str, float] = {}
@@ -136,7 +116,7 @@ class _Run:
             tau = _between(config.tau_start, config.tau_end, step / max(1, config.reassign_steps - 1))
             q = q_phi(quant, phi, tau)
             soft = soft_tokens(self.model, self.members, q)
-            with self._precision():
+            with self.supply.precision():
                 kept, forget, coherence = self._losses(next(batches) if batches else None, soft)
             size = torch.stack([p.abs().sum() for p in phi]).sum()
             loss = (
@@ -190,8 +170,8 @@ class _Run:
         """Equations 7, 8 (or NPO in its place) and 9 on a batch of D_R and one of D_F."""
         config, request, model = self.config, self.request, self.model
         forget, retain = (
-            draw(self.examples.forget, config.batch, self.rng),
-            draw(self.examples.retain, config.batch, self.rng),
+            draw(self.supply.examples.forget, config.batch, self.rng),
+            draw(self.supply.examples.retain, config.batch, self.rng),
         )
         if len(forget) == 0:
             raise ConceptError(
@@ -247,18 +227,20 @@ class _Run:
         """Distil the target under the new table and, for stale histories, the old one."""
         config, request, model = self.config, self.request, self.model
         optimizer = torch.optim.AdamW(model.module.parameters(), lr=config.settle_lr, weight_decay=0.0)
-        batches = self._chunks(config.pool, table)
+        batches = self.supply.batches()
         observer = request.observer
         observer.start("settle", config.settle_steps)
         self._look(table)
         figures: dict[str, float] = {}
-        assert batches is not None
+        moves = bool(table.moved(request.table).any())
         for step in range(config.settle_steps):
             for group in optimizer.param_groups:
                 group["lr"] = config.settle_lr * _between(1.0, 0.05, step / max(1, config.settle_steps - 1))
             target = next(batches)
+            if moves:
+                target = self.teacher.with_moved(target, table, self._some())
             stale = self.rng.random() < config.stale
-            with self._precision():
+            with self.supply.precision():
                 state = start(model, request.table if stale else table, target.histories)
                 kept = objectives.distil(node_log_probs(model, state, target.path), target.log_probs)
                 lost = self._reached(state, target)
@@ -279,7 +261,7 @@ class _Run:
 
     def _look(self, table: SidTable) -> None:
         """See how likely every new SID is after a few histories, so that the first steps begin with the likeliest."""
-        inside, few = np.flatnonzero(self.members & table.moved(self.request.table)), self._chunk(0, None)
+        inside, few = np.flatnonzero(self.members & table.moved(self.request.table)), self.supply.batch(0)
         if not len(inside):
             return
         with torch.no_grad():
@@ -294,37 +276,16 @@ class _Run:
 
         Inside a prompt nobody asks for an item in the middle of a history, so what the model says there is left alone.
         """
-        model, config = self.model, self.config
-        if model.kind != "causal" or model.prompt is not None or len(self.examples.sequences) == 0:
-            target = self.teacher.target(
-                natural := draw(self.examples.retain, config.sequences, self.rng), natural.targets
-            )
-            state = start(model, self.request.table, natural)
+        model = self.model
+        if model.kind != "causal" or model.prompt is not None or len(self.supply.examples.sequences) == 0:
+            target = self.supply.pairs()
+            state = start(model, self.request.table, target.histories)
             return objectives.distil(node_log_probs(model, state, target.path), target.log_probs)
-        if not self.pieces:
-            some = draw(self.examples.sequences, _AHEAD * config.sequences, self.rng)
-            self.pieces = alike(some, _AHEAD, self.rng)
-        inputs, wanted = self.teacher.sequences(self.pieces.pop())
+        inputs, wanted = self.supply.sequences()
         log_probs = model.module(input_ids=inputs["input_ids"], use_cache=False).logits.float().log_softmax(-1)
         known = inputs["labels"] != IGNORED  # [B, T]
         divergence = (wanted.exp() * (wanted - log_probs)).sum(2)[known]
         return divergence.mean() * self.request.table.levels
-
-    def _chunks(self, count: int, table: SidTable | None) -> Iterator[Target] | None:
-        """`count` batches with their targets, computed when first needed and then used in turn, for ever."""
-        return _cycle(lambda i: self._chunk(i, table), count) if count else None
-
-    def _chunk(self, index: int, table: SidTable | None) -> Target:
-        """Batch `index`, the same in both phases; with `table`, some items' new SIDs have a target too."""
-        if not self.batches:
-            self.teacher.meet(draw(self.examples.retain, FEW, self.rng))
-            self.batches = alike(joined(*(self._drawn() for _ in range(self.config.pool))), self.config.pool, self.rng)
-        while len(self.pool) <= index:
-            self.pool.append(self._target(self.batches[len(self.pool)]))
-        target = self.pool[index]
-        if table is None or not table.moved(self.request.table).any():
-            return target
-        return self.teacher.with_moved(target, table, self._some())
 
     def _some(self) -> IntArray:
         """Concept items whose new SIDs are looked at in this step: half of them those furthest above their target when last seen."""
@@ -332,23 +293,6 @@ class _Run:
         first = np.argsort(-self.above[inside], kind="stable")[: self.config.items // 2]
         rest = np.setdiff1d(np.arange(len(inside)), first)[: self.config.items - len(first)]
         return inside[np.concatenate([first, rest])]
-
-    def _drawn(self) -> Histories:
-        """One batch: `natural` of it as users are; of the rest two fifths before and after a concept item each, one of it alone."""
-        rng, found = self.rng, self.examples
-        special = round(self.config.batch * (1 - self.config.natural))
-        forget = draw(found.forget, special * 2 // 5, rng)
-        touched = draw(found.touched, special * 2 // 5, rng)
-        alone = concept_histories(
-            self.popularity, self.members, special - 2 * (special * 2 // 5), self.model.window, rng
-        )
-        natural = draw(self.natural, self.config.batch - len(forget) - len(touched) - len(alone), rng)
-        return joined(natural, touched, forget, alone)
-
-    def _target(self, batch: Histories) -> Target:
-        paths = np.where((batch.targets < 0) | self.deleted[np.maximum(batch.targets, 0)], -1, batch.targets)
-        with self._precision():
-            return self.teacher.target(batch, paths)
 
 
 def _matched(found: Tensor, target: Tensor) -> Tensor:
@@ -363,15 +307,6 @@ def _above(found: Tensor, target: Tensor) -> FloatArray:
     """[P] log of the mean probability over histories, found beside wanted; both [B, P] log-probabilities."""
     gap: FloatArray = (found.detach().logsumexp(0) - target.logsumexp(0)).double().cpu().numpy()
     return gap
-
-
-def _cycle(make: Any, count: int) -> Iterator[Target]:
-    made: list[Target] = []
-    while True:
-        for i in range(count):
-            if len(made) <= i:
-                made.append(make(i))
-            yield made[i]
 
 
 def _between(first: float, last: float, t: float) -> float:
