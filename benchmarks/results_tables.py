@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from recerase.report.compared import Comparison, Figure, Row, parse_comparison
-from recerase.report.compared_markdown import blocks
+from recerase.report.compared_markdown import table_blocks
 from recerase.store import canonical_json
 
 _READING = """\
@@ -27,7 +27,7 @@ def results_markdown(results: Mapping[str, Any]) -> str:
     groups = {name: (group, _comparison(group)) for name, group in sorted(results["groups"].items())}
     parts = ["# Results of erasing", _made(results), _READING, *_summary(groups)]
     for name, (group, comparison) in groups.items():
-        parts += [f"## {name}", _about(group, comparison), *blocks(comparison, 3)]
+        parts += [f"## {name}", _about(group, comparison), *table_blocks(comparison, 3)]
     return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"
 
 
@@ -49,7 +49,7 @@ def _made(results: Mapping[str, Any]) -> str:
     return (
         f"Made {results['date']} with `{results['command']}`; {where['threads']} torch thread a process, {where['device']}, torch "
         f"{where['torch']}, {where['platform']}. The models are {model['kind']}, {model['layers']} layers of width {model['width']}, "
-        f"dropout {training['dropout']}. The original and every method's model are of one training; references have seeds of their own."
+        f"dropout {training['dropout']}. Original and every method's model are of one training; references have their own seeds."
     )
 
 

@@ -119,6 +119,21 @@ def compare(
         bool, typer.Option("--force", help="Replace the reports of another comparison in --out.", show_default=False)
     ] = False,
     max_users: MaxUsersOption = None,
+    search_users: Annotated[
+        int | None,
+        typer.Option(
+            "--search-users",
+            metavar="N",
+            min=1,
+            help="Validation users a search reads. Default: as many as are tested.",
+        ),
+    ] = None,
+    mass_users: Annotated[
+        int | None,
+        typer.Option(
+            "--mass-users", metavar="N", min=1, help="Users whose exact concept mass is read. Default: 1,000."
+        ),
+    ] = None,
     name: NameOption = None,
     yes: YesOption = False,
     seed: SeedOption = 0,
@@ -160,6 +175,8 @@ def compare(
         search=search,
         max_drop=max_drop,
         max_users=max_users,
+        search_users=search_users,
+        mass_users=mass_users,
         beam=beam,
         relearn=relearn,
         ucan=ucan,

@@ -77,6 +77,8 @@ class Bench:
     audit: AuditConfig
     run: RunConfig
     root: Path
+    search_users: int | None = None
+    """Validation users that settings are chosen on; None: as many as `audit` reads."""
     fresh: bool = False
     """Make every cell anew."""
     observer: Observer = SILENT
@@ -113,12 +115,12 @@ class Bench:
 
     def reading_key(self, of: str, role: Role, part: Part) -> str:
         """Which cell holds what is read off a model; `of` is the key of an erased one, or the digest of a checkpoint."""
-        own = {"of": of, "role": role, "part": part, "probes": [*PROBES[part], *METRICS, FEATURES]}
-        return self.kept_key(own)
+        probes, audit = [*PROBES[part], *METRICS, FEATURES], asdict(self.audit_of(part))
+        return self.kept_key({"of": of, "role": role, "part": part, "probes": probes, "audit": audit})
 
     def kept_key(self, own: Mapping[str, Any]) -> str:
         """Which cell holds what is read in a way that `own` names in full."""
-        return _key({**self._causes, **own, "audit": asdict(self.audit), "code": self._code[1]})
+        return _key({**self._causes, "audit": asdict(self.audit), "code": self._code[1], **own})
 
     def place(self, key: str) -> Path:
         """The directory of an erased model."""
@@ -292,6 +294,14 @@ class Bench:
 
         return measured(Readings(model, self.worlds[part], cache, self.observer, state), part)
 
+    def audit_of(self, part: Part) -> AuditConfig:
+        """How much is read: of validation users no more than a search needs."""
+        return (
+            self.audit
+            if part == "test" or self.search_users is None
+            else replace(self.audit, max_users=self.search_users)
+        )
+
     @cached_property
     def worlds(self) -> Mapping[Part, AuditWorld]:
         """Test users, and the same users one interaction earlier; what settings are chosen on never sees a test target."""
@@ -305,7 +315,7 @@ class Bench:
                 self.concept,
                 embeddings=self.before.embeddings,
                 codebooks=self.before.codebooks,
-                config=self.audit,
+                config=self.audit_of(part),
                 part=part,
                 earlier=Earlier(before, self.gone.sids) if before.any() else None,
             )

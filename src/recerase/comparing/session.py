@@ -54,6 +54,10 @@ class CompareConfig:
     max_drop: float = 0.02
     """Largest relative drop of NDCG@10 on validation users that a setting may cost."""
     max_users: int | None = None
+    search_users: int | None = None
+    """Validation users that a search reads; None: as many as are tested on."""
+    mass_users: int | None = None
+    """Users, concept users and concept-only histories (each) at most, whose exact mass is read; None: as many as an audit does."""
     beam: int | None = None
     """Width of the beam that lists are read with; None: the decoder's own for ten places."""
     relearn: bool = False
@@ -74,6 +78,8 @@ class CompareConfig:
             raise UsageError(
                 f"A beam is at least {PLACES} wide, and pairs are not fewer than 0.", "Leave --beam and --ucan out."
             )
+        if any(n is not None and n < 1 for n in (self.mass_users, self.search_users)):
+            raise UsageError("Nothing can be read of fewer than 1 user.", "Leave --mass-users and --search-users out.")
         if not 0 <= self.max_drop <= 1:
             raise UsageError(f"A drop of {self.max_drop} cannot be a limit.", "Give a share from 0 to 1.")
         if self.training_seconds is not None and not self.training_seconds > 0:
@@ -137,10 +143,11 @@ def opened_session(
     before = with_codebooks(opened, catalogue.items, observer, run.embeddings)
     gold = tuple(open_checkpoint_for(path, catalogue, run) for path in references)
     chosen = choose_concept(concept, catalogue, before.embeddings)
-    width = {} if config.beam is None else {"beam": config.beam}
-    audit = AuditConfig(k=(PLACES,), max_users=config.max_users, seed=run.seed, **width)
+    sizes = {"beam": config.beam, "mass_users": config.mass_users, "saturated_histories": config.mass_users}
+    given = {name: value for name, value in sizes.items() if value is not None}
+    audit = AuditConfig(k=(PLACES,), max_users=config.max_users, seed=run.seed, **given)
     entrants, left_out = runnable(entrants, before)
-    bench = Bench(catalogue, chosen, before, audit, run, out, fresh, observer)
+    bench = Bench(catalogue, chosen, before, audit, run, out, config.search_users, fresh, observer)
     tried = {
         (entrant.name, scope): settings(entrant, config.search, run.seed)
         for scope in config.scopes

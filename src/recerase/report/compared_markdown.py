@@ -11,25 +11,23 @@ from recerase.report.markdown import digest_rows, escaped, table_lines
 
 def comparison_markdown(comparison: Comparison) -> str:
     """The comparison in GitHub's Markdown. Equal comparisons give equal text."""
-    return "\n\n".join(_blocks(comparison)) + "\n"
+    parts = [f"# {escaped(title_of(comparison))}", f"{escaped(about(comparison))}.", *table_blocks(comparison, 2)]
+    parts += ["## What the figures do not say", "\n".join(f"- {escaped(note, 1000)}" for note in comparison.notes)]
+    digests = digest_rows({**comparison.inputs, "this comparison": comparison_digest(comparison)})
+    parts += ["## Provenance", table_lines(("input", "sha256"), digests, set())]
+    parts.append(f"Mean ± standard deviation over seeds. Schema `{SCHEMA}`.")
+    return "\n\n".join(parts) + "\n"
 
 
-def _blocks(comparison: Comparison) -> Iterator[str]:
-    yield f"# {escaped(title_of(comparison))}"
-    yield f"{escaped(about(comparison))}."
+def table_blocks(comparison: Comparison, level: int) -> Iterator[str]:
+    """Its tables, and by what rules they were filled; headings begin at `level`."""
     for scope in comparison.scopes:
         if len(comparison.scopes) > 1:
-            yield f"## Scope {scope}"
+            yield f"{'#' * level} Scope {scope}"
         for table in tables(comparison, scope):
-            yield f"### {escaped(table.title)}"
+            yield f"{'#' * (level + 1)} {escaped(table.title)}"
             rows = [[escaped(cell) for cell in row] for row in table.rows]
             yield table_lines(table.headers, rows, set(table.right))
     yield "\n".join(f"- {escaped(line, 1000)}" for line in comparison.front.splitlines())
     if comparison.search is not None:
         yield f"Settings were chosen on validation users. {escaped(comparison.search.criterion, 1000)}"
-    yield "## What the figures do not say"
-    yield "\n".join(f"- {escaped(note, 1000)}" for note in comparison.notes)
-    yield "## Provenance"
-    digests = digest_rows({**comparison.inputs, "this comparison": comparison_digest(comparison)})
-    yield table_lines(("input", "sha256"), digests, set())
-    yield f"Mean ± standard deviation over seeds. Schema `{SCHEMA}`."
