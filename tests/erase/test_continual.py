@@ -13,7 +13,7 @@ from tests.erase.conftest import N, World, the_world
 
 from recerase.catalog.interactions import Histories
 from recerase.erase import examples as drawn
-from recerase.erase import scif, steps, tracer, u_can, unlearnrec
+from recerase.erase import scif, steps, supply, tracer, u_can, unlearnrec
 from recerase.erase.examples import examples
 from recerase.erase.frontier import frontier
 from recerase.erase.method import EraseRequest
@@ -72,8 +72,8 @@ def test_no_method_learns_to_give_an_earlier_item(
         seen.extend(int(t) for t in paths if t >= 0)
         return real_target(self, histories, paths)
 
-    real_target = tracer.Teacher.target
-    monkeypatch.setattr(tracer.Teacher, "target", distilled)
+    real_target = supply.Teacher.target
+    monkeypatch.setattr(supply.Teacher, "target", distilled)
     for module in (steps, scif, u_can, unlearnrec):
         if hasattr(module, "target_log_probs"):
             watched("target_log_probs", module)

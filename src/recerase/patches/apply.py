@@ -73,6 +73,7 @@ def _made(directory: Path, path: Path, out: Path, way: Way, force: bool, observe
             )
         command = "patch apply" if way == "forward" else "patch revert"
         made = patch.provenance(way)
+        result.run = dict(patch.run(way))
         result.provenance = dict(made) if made is not None else {"command": command, "patch": patch.digest}
     return patch
 

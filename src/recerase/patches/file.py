@@ -125,6 +125,11 @@ class Patch:
         found: Mapping[str, Any] | None = self.document["provenance"]["after" if way == "forward" else "before"]
         return found
 
+    def run(self, way: Way) -> Mapping[str, Any]:
+        """What recerase.json says of the run that made that directory; {} where it says nothing."""
+        found: Mapping[str, Any] = self.document.get("runs", {}).get("after" if way == "forward" else "before", {})
+        return found
+
 
 def write_patch(path: Path, files: Mapping[str, Change], facts: Mapping[str, Any]) -> Patch:
     """Write the patch; `facts` are its kind, tool, left, telling, provenance, moves and listing. Equal patches are equal bytes."""
@@ -202,10 +207,11 @@ def _shown(text: str) -> str:
 
 def _whole(document: Any) -> Mapping[str, Any]:
     """The document, if the parts that are used later are of their kinds."""
-    sides = document["provenance"]
+    sides, runs = document["provenance"], document.get("runs", {"before": {}, "after": {}})
     kinds = (
         (document["kind"], str), (document["tool"], str), (document["left"], list), (document["moves"], list),
         (sides["before"] or {}, dict), (sides["after"] or {}, dict), (document["listing"]["unlisted"], list),
+        (runs["before"], dict), (runs["after"], dict),
     )  # fmt: skip
     if not all(isinstance(value, kind) for value, kind in kinds) or document["kind"] not in NOTES:
         raise ValueError("a part of it is of another kind")

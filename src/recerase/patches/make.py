@@ -22,7 +22,7 @@ from recerase.patches.delta import Blob, Delta, find_delta, made_from
 from recerase.patches.file import Change, Patch, Seal, usable_name, write_patch
 from recerase.patches.moves import told_moves
 from recerase.runtime import RunConfig, environment
-from recerase.store import MANIFEST, check_file_output, read_bytes, read_manifest, verify_manifest
+from recerase.store import MANIFEST, check_file_output, read_bytes, read_manifest, read_run, verify_manifest
 from recerase.types import SILENT, Observer
 
 _MIB = 1 << 20
@@ -99,6 +99,7 @@ def make_patch(
         "left": sorted(left),
         "telling": telling,
         "provenance": {"before": None if one_way else provenance[0], "after": provenance[1]},
+        "runs": {"before": {} if one_way else _run(before), "after": _run(after)},
         **told_moves(before, after, run, observer, one_way),
     }
     return write_patch(out, changes, facts)
@@ -112,6 +113,11 @@ def _provenance(directory: Path) -> Any:
         return None
     verify_manifest(directory)
     return read_manifest(directory)["provenance"]
+
+
+def _run(directory: Path) -> Any:
+    """What recerase.json says of the run that made it, such as seconds; {} where there is nothing."""
+    return read_run(directory) if os.path.lexists(directory / MANIFEST) else {}
 
 
 def _check_left(leave: Sequence[str], left: set[str]) -> None:
