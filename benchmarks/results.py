@@ -11,13 +11,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,16 @@ from recerase.model.recommender import ModelConfig
 from recerase.model.training import TrainConfig
 from recerase.runtime import RunConfig, environment
 from recerase.sid.quantize import TokenizeConfig
-from recerase.store import pretty_json, read_manifest, write_bytes
+from recerase.store import pretty_json, read_manifest, read_run, write_bytes
 
+METHODS = (
+    "tracer", "tracer/paper", "renormalise", "npo", "simnpo", "ga", "graddiff", "undial", "rmu", "e2urec", "scif", "task-vector",
+    "mmrecun", "u-can", "unlearnrec", "cragru",
+)  # fmt: skip
+CLOSE = ("tracer", "renormalise", "npo")
+"""Those that are run with three seeds, and attacked by relearning."""
+FIXED = ("tracer/paper", "cragru")
+"""Those whose settings are not searched: as published, and without a strength."""
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parent
 SCHEMA = "recerase.results/2"
@@ -93,7 +101,10 @@ class Setup:
 
     data: Path
     runs: Path
-    compare: api.CompareConfig
+    passes: Mapping[str, api.CompareConfig]
+    """Name -> what is compared: `methods`, all of them; `seeds`, those that a reader looks at most closely."""
+    searched: api.CompareConfig
+    """How settings are chosen, on the first concept of a data set."""
     model: ModelConfig = field(default_factory=ModelConfig)
     training: TrainConfig = field(default_factory=lambda: TrainConfig(bf16=True))
     """`epochs` are the world's."""
@@ -139,27 +150,53 @@ def trained(world: World, concept: str | None, seed: int, setup: Setup, train: b
     return path
 
 
-def compared(world: World, concept: str, setup: Setup, train: bool = True) -> dict[str, Any]:
-    """The comparison of one concept, as RESULTS needs it; unfinished cells are made."""
-    original = trained(world, None, 0, setup, train)
-    references = [trained(world, concept, seed, setup, train) for seed in range(world.references)]
-    spec = world.concepts[concept]
+def chosen(world: World, setup: Setup) -> tuple[str, ...]:
+    """`METHOD.KEY=VALUE` of every setting that a search on validation users of the first concept changed, for all concepts."""
+    path = setup.runs / "compared" / f"{world.name}-settings.json"
+    return tuple(json.loads(path.read_bytes())) if path.is_file() else ()
+
+
+def search(world: World, setup: Setup, config: api.CompareConfig) -> None:
+    """Give every method the same number of settings on the first concept, and keep what validation users chose."""
+    concept = next(iter(world.concepts))
+    found = _compare(
+        world, concept, setup, replace(config, seeds=(0,)), setup.runs / "compared" / f"{world.name}-search", 0
+    )
+    trials = found.search.trials if found.search else ()
+    pairs = [f"{t.method}.{key}={value}" for t in trials if t.chosen for key, value in t.settings.items()]
+    write_bytes(setup.runs / "compared" / f"{world.name}-settings.json", pretty_json(pairs))
+    shutil.copyfile(
+        setup.runs / "compared" / f"{world.name}-search" / "comparison.json",
+        setup.runs / "compared" / f"{world.name}-search.json",
+    )
+
+
+def compared(world: World, concept: str, setup: Setup, name: str) -> None:
+    """One comparison of one concept, under the name it has in `setup.passes`; finished cells are found."""
+    config = setup.passes[name]
+    given = [pair for pair in chosen(world, setup) if pair.split(".", 1)[0] in config.methods]
     out = setup.runs / "compared" / f"{world.name}-{concept}"
-    api.compare(
+    _compare(world, concept, setup, replace(config, overrides=(*config.overrides, *given)), out, world.references)
+    shutil.copyfile(out / "comparison.json", _part(world, concept, name, setup))
+
+
+def _compare(
+    world: World, concept: str, setup: Setup, config: api.CompareConfig, out: Path, references: int
+) -> api.Comparison:
+    original = trained(world, None, 0, setup, train=False)
+    paths = [trained(world, concept, seed, setup, train=False) for seed in range(references)]
+    seconds = float(read_run(original).get("seconds", 0)) or None
+    return api.compare(
         original,
-        api.ConceptSpec((spec,), name=concept),
+        api.ConceptSpec((world.concepts[concept],), name=concept),
         setup.data / world.data,
         out,
-        setup.compare,
-        references=references,
+        replace(config, training_seconds=config.training_seconds or seconds),
+        references=paths,
         force=True,
         run=RunConfig(threads=setup.threads),
         observer=LINES,
     )
-    logs = [read_manifest(path)["provenance"]["log"] for path in (original, *references)]
-    found: dict[str, Any] = json.loads((out / "comparison.json").read_bytes())
-    validation = [log["validation"] for log in logs]
-    return {"world": world.name, "data": world.data, "spec": spec, "validation": validation, "comparison": found}
 
 
 class Lines:
@@ -187,64 +224,62 @@ LINES = Lines()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse the options, find the data, and make what is not there: first the models, then the comparisons."""
+    """Parse the options, find the data, and make what is not there: models, settings, comparisons."""
     given = _parser().parse_args(arguments)
     data = Path(os.environ.get("RECERASE_DATA", REPOSITORY.parent / "shared" / "data"))
     if not data.is_dir():
         print(f"No data sets at {data}: set RECERASE_DATA to a folder that holds them. Nothing was measured.")
         return 0
-    groups = [(world, concept) for world in WORLDS for concept in world.concepts]
-    names = [f"{world.name}-{concept}" for world, concept in groups]
-    unknown = sorted({*given.only} - {*names})
+    groups = {f"{world.name}-{concept}": (world, concept) for world in WORLDS for concept in world.concepts}
+    unknown = sorted({*given.only} - {*groups})
     if unknown:
-        print(f"Unknown: {', '.join(unknown)}. There are: {', '.join(names)}.", file=sys.stderr)
+        print(f"Unknown: {', '.join(unknown)}. There are: {', '.join(groups)}.", file=sys.stderr)
         return 2
-    chosen = [group for group, name in zip(groups, names, strict=True) if not given.only or name in given.only]
-    setup = Setup(data, Path(given.runs), compare_config(given))
+    setup = Setup(data, Path(given.runs), *configs(given))
+    wanted = given.only or list(groups)
     if given.step:
-        return _step(given.step, chosen, setup)
-    if given.write:
-        write(chosen, setup, Path(given.out))
-        return 0
+        return _step(given.step, groups, setup)
+    worlds = list(dict.fromkeys(groups[name][0].name for name in wanted))
     with ThreadPoolExecutor(given.jobs) as pool:
-        if not given.no_train:
-            models = [f"train:{w.name}-{c}:{s}" for w, c in chosen for s in range(w.references)]
-            for world in {world.name: world for world, _ in chosen}.values():
-                sids_of(world, setup)
-            _run(pool, [f"train:{w}:orig" for w in dict.fromkeys(w.name for w, _ in chosen)] + models)
-        codes = _run(pool, [f"compare:{w.name}-{c}" for w, c in chosen])
-    write(chosen, setup, Path(given.out))
+        for world in {groups[name][0].name: groups[name][0] for name in wanted}.values():
+            sids_of(world, setup)
+        models = [f"train {name} {seed}" for name in wanted for seed in range(groups[name][0].references)]
+        codes = _run(pool, [f"train {world}-orig 0" for world in worlds] + models)
+        codes += _run(pool, [f"search {world}" for world in worlds])
+        for part in setup.passes:
+            codes += _run(pool, [f"compare {name} {part}" for name in wanted])
+    write({name: groups[name] for name in wanted}, setup, Path(given.out))
     return max(codes, default=0)
 
 
-def compare_config(given: argparse.Namespace) -> api.CompareConfig:
-    """What every group is compared by."""
-    options = dict(item.split("=", 1) for item in given.compare)
-    known = {f.name: f for f in fields(api.CompareConfig)}
-    config: dict[str, Any] = {
-        "methods": tuple(given.methods.split(",")),
-        "seeds": tuple(map(int, given.seeds.split(","))),
+def configs(given: argparse.Namespace) -> tuple[dict[str, api.CompareConfig], api.CompareConfig]:
+    """The passes and the search that the options ask for."""
+    common: dict[str, Any] = {"max_users": given.max_users, "mass_users": given.mass_users}
+    whole = api.CompareConfig(methods=METHODS, seeds=(0,), **common)
+    close = api.CompareConfig(methods=CLOSE, seeds=(0, 1, 2), relearn=True, **common)
+    tried = tuple(name for name in METHODS if name not in FIXED)
+    few = {
+        "search": given.search,
+        "search_users": given.search_users,
+        "max_users": given.search_users,
+        "mass_users": 200,
     }
-    for name, value in options.items():
-        if name not in known:
-            raise SystemExit(f"{name} is no field of CompareConfig.")
-        config[name] = json.loads(value)
-    return api.CompareConfig(**config, overrides=tuple(given.set))
+    return {"methods": whole, "seeds": close}, api.CompareConfig(methods=tried, seeds=(0,), **few)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=[], metavar="GROUP", help="such as ind-filament")
-    parser.add_argument("--methods", default="all", metavar="A,B", help="as in `recerase compare`")
-    parser.add_argument("--seeds", default="0,1,2", metavar="0,1", help="of the methods")
-    parser.add_argument("--set", nargs="+", default=[], metavar="METHOD.KEY=VALUE")
-    parser.add_argument("--compare", nargs="+", default=[], metavar="FIELD=JSON", help="other fields of CompareConfig")
-    parser.add_argument("--no-train", action="store_true", help="leave out what is not trained yet")
+    parser.add_argument("--search", type=int, default=3, help="settings tried a method and data set")
+    parser.add_argument("--search-users", type=int, default=800, help="validation users that choose settings")
+    parser.add_argument("--max-users", type=int, help="test users whose lists are read (default: all)")
+    parser.add_argument("--mass-users", type=int, default=300, help="users whose exact mass is read")
     parser.add_argument("--jobs", type=int, default=2, help="processes of one thread each")
     parser.add_argument("--runs", default=str(REPOSITORY / "runs"), help="where models and cells are kept")
     parser.add_argument("--out", default=str(HERE), help="where RESULTS.md and results.json go")
-    parser.add_argument("--write", action="store_true", help="write the tables of what is there, and make nothing")
-    parser.add_argument("--step", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--step", help="one step alone: `train ind-orig 0`, `search ind`, `compare ind-filament methods`"
+    )
     return parser
 
 
@@ -257,49 +292,68 @@ def _run(pool: ThreadPoolExecutor, steps: Sequence[str]) -> list[int]:
     return list(pool.map(one, steps))
 
 
-def _step(step: str, chosen: Sequence[tuple[World, str]], setup: Setup) -> int:
-    """One model, or the comparison of one group."""
-    kind, name, *rest = step.split(":")
-    LINES.cell = f"{name}{''.join(f' {x}' for x in rest)}"
+def _step(step: str, groups: Mapping[str, tuple[World, str]], setup: Setup) -> int:
+    """Train a model, choose a world's settings, or compare one group in one pass."""
+    LINES.cell = step
+    kind, name, *rest = step.split()
+    worlds = {world.name: world for world, _ in groups.values()}
     try:
-        for world, concept in chosen:
-            if kind == "train" and rest == ["orig"] and name == world.name:
-                trained(world, None, 0, setup)
-                return 0
-            if name == f"{world.name}-{concept}":
-                if kind == "train":
-                    trained(world, concept, int(rest[0]), setup)
-                else:
-                    found = compared(world, concept, setup, train=False)
-                    write_bytes(_part(name, setup), pretty_json(found))
-                return 0
+        if kind == "search":
+            search(worlds[name], setup, setup.searched)
+        elif kind == "compare":
+            compared(*groups[name], setup, rest[0])
+        elif name.endswith("-orig"):
+            trained(worlds[name.removesuffix("-orig")], None, int(rest[0]), setup)
+        else:
+            world, concept = groups[name]
+            trained(world, concept, int(rest[0]), setup)
     except RecEraseError as error:
         LINES.note(str(error))
         return error.exit_code
-    raise SystemExit(f"There is no step {step}.")
+    return 0
 
 
-def _part(name: str, setup: Setup) -> Path:
-    return setup.runs / "compared" / f"{name}.json"
+def _part(world: World, concept: str, name: str, setup: Setup) -> Path:
+    return setup.runs / "compared" / f"{world.name}-{concept}-{name}.json"
 
 
-def write(chosen: Sequence[tuple[World, str]], setup: Setup, out: Path) -> None:
-    """RESULTS.md, results.json and the README's table, from the groups that are finished."""
-    paths = {f"{w.name}-{c}": _part(f"{w.name}-{c}", setup) for w, c in chosen}
-    groups = {name: json.loads(path.read_bytes()) for name, path in paths.items() if path.is_file()}
+def write(groups: Mapping[str, tuple[World, str]], setup: Setup, out: Path) -> None:
+    """RESULTS.md, results.json and the README's table, from what is finished."""
+    found: dict[str, Any] = {}
+    for name, (world, concept) in groups.items():
+        paths = {part: _part(world, concept, part, setup) for part in setup.passes}
+        parts = {part: json.loads(path.read_bytes()) for part, path in paths.items() if path.is_file()}
+        if parts:
+            found[name] = {
+                "data": world.data,
+                "spec": world.concepts[concept],
+                "settings": list(chosen(world, setup)),
+                "validation": [
+                    _validation(setup.runs / f"{world.name}-orig-0"),
+                    *(_validation(setup.runs / f"{world.name}-{concept}-{seed}") for seed in range(world.references)),
+                ],
+                "passes": parts,
+            }
     results = {
         "schema": SCHEMA,
         "date": time.strftime("%Y-%m-%d"),
-        "command": shlex.join(["python", "benchmarks/results.py", *sys.argv[1:]]),
+        "command": "make results",
         "model": asdict(setup.model),
         "training": asdict(setup.training),
+        "epochs": {world.name: world.epochs for world, _ in groups.values()},
+        "searched": {"budget": setup.searched.search, "users": setup.searched.search_users},
         "environment": asdict(environment(0, setup.threads)),
-        "groups": groups,
+        "groups": found,
     }
     write_bytes(out / "results.json", pretty_json(results))
     write_bytes(out / "RESULTS.md", results_markdown(results).encode())
     if out == HERE:
         write_readme(results, REPOSITORY / "README.md")
+
+
+def _validation(path: Path) -> dict[str, float]:
+    found: dict[str, float] = read_manifest(path)["provenance"]["log"]["validation"]
+    return found
 
 
 if __name__ == "__main__":
