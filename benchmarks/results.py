@@ -37,6 +37,21 @@ METHODS = (
 )  # fmt: skip
 CLOSE = ("tracer", "renormalise", "npo")
 """Those that are run with three seeds, and attacked by relearning."""
+ABLATION: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("as in the paper", "tracer/paper", ("min_moved=0",)),
+    ("+ AdamW, tau from .1 to .02, clipped", "tracer/paper", ("optimizer=adamw", "lr=5e-4", "phi_lr=5e-2", "tau_start=0.1",
+        "tau_end=0.02", "clip=1", "reassign_steps=100", "min_moved=0")),
+    ("+ bounded forgetting (NPO), neighbours by mass", "tracer/paper", ("optimizer=adamw", "lr=5e-4", "phi_lr=5e-2", "tau_start=0.1",
+        "tau_end=0.02", "clip=1", "reassign_steps=100", "min_moved=0", "forget_loss=npo", "coherence=mass", "coherence_weight=0.02")),
+    ("+ commit by assignment", "tracer/paper", ("optimizer=adamw", "lr=5e-4", "phi_lr=5e-2", "tau_start=0.1", "tau_end=0.02",
+        "clip=1", "reassign_steps=100", "min_moved=0", "forget_loss=npo", "coherence=mass", "coherence_weight=0.02",
+        "commit=assignment")),
+    ("target distilled while reassigning, no settling", "tracer", ("settle_steps=0", "reassign_steps=60", "min_moved=0")),
+    ("settling alone (renormalise, codes as they were)", "renormalise", ()),
+    ("all of it (tracer)", "tracer", ()),
+)  # fmt: skip
+"""Label, method and settings: from the paper to ours, one change after the other."""
+ABLATED = ("ind-hatchbox", "ml-horror")
 FIXED = ("tracer/paper", "cragru")
 """Those whose settings are not searched: as published, and without a strength."""
 HERE = Path(__file__).resolve().parent
@@ -180,6 +195,18 @@ def compared(world: World, concept: str, setup: Setup, name: str) -> None:
     shutil.copyfile(out / "comparison.json", _part(world, concept, name, setup))
 
 
+def ablated(world: World, concept: str, setup: Setup) -> None:
+    """The steps from the paper's settings to ours, on one group."""
+    out = setup.runs / "compared" / f"{world.name}-{concept}"
+    found = []
+    for label, method, pairs in ABLATION:
+        given = tuple(f"{method}.{pair}" for pair in pairs)
+        config = replace(setup.passes["methods"], methods=(method,), overrides=given)
+        _compare(world, concept, setup, config, out, world.references)
+        found.append({"label": label, "comparison": json.loads((out / "comparison.json").read_bytes())})
+    write_bytes(_part(world, concept, "ablation", setup), pretty_json(found))
+
+
 def _compare(
     world: World, concept: str, setup: Setup, config: api.CompareConfig, out: Path, references: int
 ) -> api.Comparison:
@@ -247,7 +274,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         codes = _run(pool, [f"train {world}-orig 0" for world in worlds] + models)
         codes += _run(pool, [f"search {world}" for world in worlds])
         for part in setup.passes:
-            codes += _run(pool, [f"compare {name} {part}" for name in wanted])
+            codes += _run(
+                pool, [f"compare {name} {part}" for name in wanted if part != "ucan" or name.startswith("ml-")]
+            )
+        codes += _run(pool, [f"ablation {name}" for name in wanted if name in ABLATED])
     write({name: groups[name] for name in wanted}, setup, Path(given.out))
     return max(codes, default=0)
 
@@ -264,7 +294,8 @@ def configs(given: argparse.Namespace) -> tuple[dict[str, api.CompareConfig], ap
         "max_users": given.search_users,
         "mass_users": 200,
     }
-    return {"methods": whole, "seeds": close}, api.CompareConfig(methods=tried, seeds=(0,), **few)
+    figures = replace(whole, ucan=given.ucan)
+    return {"methods": whole, "seeds": close, "ucan": figures}, api.CompareConfig(methods=tried, seeds=(0,), **few)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -274,6 +305,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--search-users", type=int, default=800, help="validation users that choose settings")
     parser.add_argument("--max-users", type=int, help="test users whose lists are read (default: all)")
     parser.add_argument("--mass-users", type=int, default=300, help="users whose exact mass is read")
+    parser.add_argument("--ucan", type=int, default=300, help="training pairs of each kind behind U-CAN's figures")
     parser.add_argument("--jobs", type=int, default=2, help="processes of one thread each")
     parser.add_argument("--runs", default=str(REPOSITORY / "runs"), help="where models and cells are kept")
     parser.add_argument("--out", default=str(HERE), help="where RESULTS.md and results.json go")
@@ -302,6 +334,8 @@ def _step(step: str, groups: Mapping[str, tuple[World, str]], setup: Setup) -> i
             search(worlds[name], setup, setup.searched)
         elif kind == "compare":
             compared(*groups[name], setup, rest[0])
+        elif kind == "ablation":
+            ablated(*groups[name], setup)
         elif name.endswith("-orig"):
             trained(worlds[name.removesuffix("-orig")], None, int(rest[0]), setup)
         else:
@@ -334,6 +368,8 @@ def write(groups: Mapping[str, tuple[World, str]], setup: Setup, out: Path) -> N
                 ],
                 "passes": parts,
             }
+            if (steps := _part(world, concept, "ablation", setup)).is_file():
+                found[name]["ablation"] = json.loads(steps.read_bytes())
     results = {
         "schema": SCHEMA,
         "date": time.strftime("%Y-%m-%d"),

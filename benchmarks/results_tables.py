@@ -24,105 +24,170 @@ figures are of test users. An interval is over users (95 %), and as wide as the 
 
 def results_markdown(results: Mapping[str, Any]) -> str:
     """The whole of RESULTS.md."""
-    groups = {name: (group, _comparison(group)) for name, group in sorted(results["groups"].items())}
-    parts = ["# Results of erasing", _made(results), _READING, *_summary(groups)]
-    for name, (group, comparison) in groups.items():
-        parts += [f"## {name}", _about(group, comparison), *table_blocks(comparison, 3)]
+    parts = ["# Results of erasing", _made(results), _READING, *_summary(results["groups"])]
+    for name, group in sorted(results["groups"].items()):
+        parts += [f"## {name}", _about(group)]
+        for title, found in group["passes"].items():
+            parts += [f"### {name}: {TITLES.get(title, title)}", *table_blocks(_comparison(found), 4)]
+        if "ablation" in group:
+            parts += [f"### {name}: from the paper's settings to ours", _ablation(group["ablation"])]
     return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"
 
 
 def write_readme(results: Mapping[str, Any], readme: Path) -> None:
     """Replace what stands between the two result marks of the README."""
-    groups = {name: (group, _comparison(group)) for name, group in sorted(results["groups"].items())}
-    body = "\n\n".join(["<!-- results -->", "## Results", _made(results), *_summary(groups), "<!-- /results -->"])
+    parts = ["<!-- results -->", "## Results", _made(results), *_summary(results["groups"]), "<!-- /results -->"]
     text = readme.read_text("utf-8")
-    pattern = r"<!-- results -->.*<!-- /results -->"
-    readme.write_text(re.sub(pattern, lambda _: body, text, count=1, flags=re.S), "utf-8")
+    body = "\n\n".join(parts)
+    readme.write_text(
+        re.sub(r"<!-- results -->.*<!-- /results -->", lambda _: body, text, count=1, flags=re.S), "utf-8"
+    )
 
 
-def _comparison(group: Mapping[str, Any]) -> Comparison:
-    return parse_comparison(canonical_json(group["comparison"]))
+def _comparison(found: Mapping[str, Any]) -> Comparison:
+    return parse_comparison(canonical_json(found))
 
 
 def _made(results: Mapping[str, Any]) -> str:
     model, training, where = results["model"], results["training"], results["environment"]
+    epochs = ", ".join(f"{n} ({world})" for world, n in results["epochs"].items())
     return (
         f"Made {results['date']} with `{results['command']}`; {where['threads']} torch thread a process, {where['device']}, torch "
         f"{where['torch']}, {where['platform']}. The models are {model['kind']}, {model['layers']} layers of width {model['width']}, "
-        f"dropout {training['dropout']}. Original and every method's model are of one training; references have their own seeds."
+        f"dropout {training['dropout']}, epochs {epochs}. Original and every method's model are of one training; references have "
+        f"their own seeds. Settings: {results['searched']['budget']} a method (its own first) were tried on the first concept of a "
+        f"data set, on {results['searched']['users']:,} validation users, and those chosen are used for all its concepts."
     )
 
 
-def _about(group: Mapping[str, Any], comparison: Comparison) -> str:
-    concept = comparison.concept
+def _about(group: Mapping[str, Any]) -> str:
+    concept = _comparison(next(iter(group["passes"].values()))).concept
     found = ", ".join(f"{v['recall@10']:.4f}" for v in group["validation"])
+    changed = ", ".join(f"`{pair}`" for pair in group["settings"]) or "none"
     return (
         f"`{group['data']}`, concept `{group['spec']}`: {concept['items']:,} items, {concept['interactions']:,} interactions, "
-        f"{concept['users']:,} users. Validation recall@10 of the original, then of the references: {found}."
+        f"{concept['users']:,} users. Validation recall@10 of the original, then of the references: {found}. Settings that the "
+        f"search changed: {changed}."
     )
 
 
-Groups = Mapping[str, tuple[Mapping[str, Any], Comparison]]
-_MASSES = tuple(f"{stem}.mass.{side}" for side in ("old", "new") for stem in ("natural", "saturated"))
+TITLES = {
+    "methods": "all methods, one seed",
+    "seeds": "three seeds, and relearning",
+    "ucan": "U-CAN's figures",
+}
 
 
-def _summary(groups: Groups) -> Iterator[str]:
-    """A table a scope: every method in every group, by where it stands and by its likeness."""
-    scopes = sorted({scope for _, comparison in groups.values() for scope in comparison.scopes}, reverse=True)
-    for scope in scopes:
-        yield f"## Summary, scope {scope}"
-        yield "Where each method stands on the front of forgetting against utility (concept mass against the references', NDCG@10):"
-        yield _standings(groups, scope)
-        yield "`tracer/default` beside the references, and the targets of the project:"
-        yield _flagship(groups, scope)
+def _summary(groups: Mapping[str, Any]) -> Iterator[str]:
+    """Where every method stands in every group, and the flagship beside its targets."""
+    wide = {
+        name: _comparison(group["passes"]["methods"])
+        for name, group in sorted(groups.items())
+        if "methods" in group["passes"]
+    }
+    close = {
+        name: _comparison(group["passes"]["seeds"])
+        for name, group in sorted(groups.items())
+        if "seeds" in group["passes"]
+    }
+    if wide:
+        yield "**Where each method stands** on the front of forgetting (likeness of concept mass to the references') and utility:"
+        yield _standings(wide)
+        yield "How many orders of magnitude its concept mass is from the references', at worst (natural, concept users, concept-only; old and new SIDs):"
+        yield _figures_table(wide, "apart")
+    if close:
+        yield "**TRACER beside the references**, and what the project asks for:"
+        yield _flagship(close)
 
 
-def _standings(groups: Groups, scope: str) -> str:
-    names = [row.name for _, c in groups.values() for row in c.rows if row.kind == "method" and row.scope == scope]
-    rows = []
-    for name in dict.fromkeys(names):
-        rows.append([name, *(_standing(_row(c, name, scope)) for _, c in groups.values())])
+def _standings(groups: Mapping[str, Comparison]) -> str:
+    rows = [[name, *(_standing(_row(c, name)) for c in groups.values())] for name in _methods(groups)]
     return _table(["method", *groups], rows)
+
+
+def _figures_table(groups: Mapping[str, Comparison], figure: str) -> str:
+    rows = [[name, *(_value(_row(c, name), figure) for c in groups.values())] for name in _methods(groups)]
+    return _table(["method", *groups], rows)
+
+
+def _methods(groups: Mapping[str, Comparison]) -> list[str]:
+    return list(dict.fromkeys(row.name for c in groups.values() for row in c.rows if row.kind == "method"))
 
 
 def _standing(row: Row | None) -> str:
     if row is None:
         return "-"
-    return "failed" if not row.seeds else row.standing or "-"
+    return "failed" if not row.seeds else STANDINGS.get(row.standing, row.standing) or "-"
 
 
-def _flagship(groups: Groups, scope: str) -> str:
-    head = [
-        "group",
-        "mass / reference, old SIDs: natural, concept only",
-        "new SIDs",
-        "NDCG@10 / reference",
-        "neighbours / reference",
-    ]
-    head += ["of training", "alone on the front"]
+STANDINGS = {"alone": "**alone**", "front": "front", "remembers": "does not forget"}
+
+TARGETS = (
+    ("natural.mass.old ratio/reference", "mass / reference, old SIDs", "1/3 to 3"),
+    ("saturated.mass.old ratio/reference", "concept-only histories", "1/3 to 3"),
+    ("natural.mass.new ratio/reference", "mass / reference, new SIDs", "1/3 to 3"),
+    ("saturated.mass.new ratio/reference", "concept-only histories", "1/3 to 3"),
+    ("equivalent", "share of masses equivalent (TOST)", "1"),
+    ("likeness.auc", "classifier: AUC against a reference", ""),
+    ("likeness.auc of/reference", "AUC between references", ""),
+    ("likeness.auc difference/reference", "difference", "at most .05"),
+    ("utility.ndcg@10 drop/reference", "NDCG@10: drop against the references", "at most .01"),
+    ("utility_neighbours.ndcg@10 ratio/reference", "neighbours' NDCG@10 / reference", "at least .98"),
+    ("relearn.forget.steps ratio/reference", "relearning, concept pairs: steps / slowest reference", "at least 1"),
+    ("relearn.benign.steps ratio/reference", "relearning, retained pairs", "at least 1"),
+)
+
+
+def _flagship(groups: Mapping[str, Comparison]) -> str:
     rows = []
-    for name, (_, comparison) in groups.items():
-        row, gold = _row(comparison, "tracer/default", scope), _row(comparison, "reference", scope)
-        if row is None or gold is None:
-            continue
-        share = comparison.run.get("cost", {}).get(scope, {}).get(row.name, {}).get("share")
-        old, new = (", ".join(_ratio(row, gold, x) for x in _MASSES if x.endswith(side)) for side in ("old", "new"))
-        near, ndcg = (_ratio(row, gold, x) for x in ("utility_neighbours.ndcg@10", "utility.ndcg@10"))
-        alone = "yes" if getattr(row, "alone", False) else "no"
-        rows.append([name, old, new, ndcg, near, "-" if share is None else f"{share:.1%}", alone])
-    return _table(head, rows)
+    for key, title, target in TARGETS:
+        rows.append([title, target, *(_value(_row(c, "tracer"), key, whole=True) for c in groups.values())])
+    rows.append(["cost, share of training", "at most .05", *(_share(c) for c in groups.values())])
+    return _table(["tracer", "target", *groups], rows)
 
 
-def _ratio(row: Row, gold: Row, metric: str) -> str:
-    """A figure of a row over that of the references, which have no new SIDs: theirs of the old ones stands for both."""
-    found: Figure | None = row.figures.get(metric)
-    base = gold.figures.get(metric.replace(".new", ".old"))
-    return f"{found.value / base.value:.2g}" if found and base and base.value else "-"
+def _share(comparison: Comparison) -> str:
+    cost = comparison.run.get("cost", {}).get("output", {}).get("tracer", {})
+    share = cost.get("cpu_share") or cost.get("share")
+    return "-" if share is None else f"{share:.3f}"
 
 
-def _row(comparison: Comparison, name: str, scope: str) -> Row | None:
-    aliases = {name, name.removesuffix("/default")}
-    return next((row for row in comparison.rows if row.name in aliases and row.scope == scope), None)
+def _value(row: Row | None, name: str, whole: bool = False) -> str:
+    found: Figure | None = row.figures.get(name) if row else None
+    if found is None:
+        return "-"
+    value = f"{found.value:.2g}"
+    if whole and found.interval is not None:
+        value += f" [{found.interval.low:.2g}, {found.interval.high:.2g}]"
+    return value
+
+
+def _row(comparison: Comparison, name: str) -> Row | None:
+    return next((row for row in comparison.rows if row.name == name and row.scope == comparison.scopes[0]), None)
+
+
+ABLATION = (
+    ("apart", "orders from the references"),
+    ("natural.exposure@10", "exposure@10"),
+    ("natural.mass.old", "mass, old SIDs"),
+    ("natural.mass.new", "new SIDs"),
+    ("saturated.mass.old", "concept-only, old"),
+    ("utility.ndcg@10", "NDCG@10"),
+    ("utility.ndcg@10 drop/original", "drop against the original"),
+)
+
+
+def _ablation(steps: Sequence[Mapping[str, Any]]) -> str:
+    rows = []
+    for step in steps:
+        comparison = _comparison(step["comparison"])
+        row = next(row for row in comparison.rows if row.kind == "method")
+        cost = comparison.run.get("cost", {}).get("output", {}).get(row.name, {})
+        figures = (
+            [_value(row, key) for key, _ in ABLATION] if row.seeds else [row.failures[0], *["-"] * (len(ABLATION) - 1)]
+        )
+        rows.append([step["label"], *figures, f"{cost['seconds']:.0f}" if "seconds" in cost else "-"])
+    return _table(["settings", *(title for _, title in ABLATION), "seconds"], rows)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
