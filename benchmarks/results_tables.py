@@ -93,7 +93,10 @@ def _summary(groups: Mapping[str, Any]) -> Iterator[str]:
     if wide:
         yield "**Where each method stands** on the front of forgetting (likeness of concept mass to the references') and utility:"
         yield _standings(wide)
-        yield "How many orders of magnitude its concept mass is from the references', at worst (natural, concept users, concept-only; old and new SIDs):"
+        yield (
+            "How many orders of magnitude its concept mass is from the references', at worst (natural, concept users, concept-only; "
+            "old and new SIDs):"
+        )
         yield _figures_table(wide, "apart")
     if close:
         yield "**TRACER beside the references**, and what the project asks for:"
