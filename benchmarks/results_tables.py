@@ -105,10 +105,11 @@ def _flagship(groups: Groups, scope: str) -> str:
         row, gold = _row(comparison, "tracer/default", scope), _row(comparison, "reference", scope)
         if row is None or gold is None:
             continue
-        share = comparison.run.get("cost", {}).get(scope, {}).get(row.name, {}).get("share")
+        cost = comparison.run.get("cost", {}).get(scope, {}).get(row.name, {})
+        share = cost.get("share") if cost.get("cpu_share") is None else cost["cpu_share"]
         old, new = (", ".join(_ratio(row, gold, x) for x in _MASSES if x.endswith(side)) for side in ("old", "new"))
         near, ndcg = (_ratio(row, gold, x) for x in ("utility_neighbours.ndcg@10", "utility.ndcg@10"))
-        alone = "yes" if getattr(row, "alone", False) else "no"
+        alone = "yes" if row.standing == "alone" else "no"
         rows.append([name, old, new, ndcg, near, "-" if share is None else f"{share:.1%}", alone])
     return _table(head, rows)
 

@@ -1,0 +1,42 @@
+"""Values as bytes: what `store` writes, and what digests are of.
+
+The one decision: equal values give equal bytes, so that a digest stands for what it was made from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+
+def sha256_bytes(data: bytes) -> str:
+    """The hex digest of `data`."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def canonical_json(value: Any) -> bytes:
+    """`value` as UTF-8 JSON with sorted keys and no spaces: equal values give equal bytes.
+
+    Raises ValueError on NaN or infinity, which JSON cannot say.
+    """
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.encode()
+
+
+def pretty_json(value: Any) -> bytes:
+    """`value` as indented JSON with sorted keys, for files that people open."""
+    return (json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False, indent=2) + "\n").encode()
+
+
+def parquet_bytes(table: Any, compression: str = "zstd", **settings: Any) -> bytes:
+    """A pyarrow table as the bytes of a parquet file; equal tables give equal bytes under one pyarrow version.
+
+    `settings` are those of pyarrow's write_table.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression=compression, **settings)
+    return bytes(sink.getvalue().to_pybytes())
