@@ -15,7 +15,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -24,6 +24,7 @@ from typing import Any
 from results_tables import results_markdown, write_readme
 
 from recerase import api
+from recerase.comparing.asked import read_seeds
 from recerase.errors import RecEraseError, UsageError
 from recerase.model.recommender import ModelConfig
 from recerase.model.training import TrainConfig
@@ -106,20 +107,22 @@ def sids_of(world: World, setup: Setup) -> Path:
         return setup.data / world.data / world.sids
     path = setup.runs / f"{world.name}-sids"
     if not path.is_dir():
-        api.tokenize(setup.data / world.data, path, world.sids, run=RunConfig(threads=setup.threads))
+        api.tokenize(setup.data / world.data, path, world.sids)
     return path
 
 
 def trained(world: World, concept: str | None, seed: int, setup: Setup, train: bool = True) -> Path:
     """The original (`concept` None) or a reference, made when it is not there.
 
-    Raises UsageError when there is one of another recipe, or none and `train` is False.
+    Raises UsageError when there is one of another recipe or concept, or none and `train` is False.
     """
     path = setup.runs / f"{world.name}-{concept or 'orig'}-{seed}"
     recipe = asdict(setup.training) | {"epochs": world.epochs, "seed": seed}
     if not path.is_dir():
         if not train:
-            raise UsageError(f"{path.name} is not trained yet.", "Leave --no-train out.")
+            raise UsageError(
+                f"{path.name} is not trained.", "Without --no-train it is; what went wrong then is told above."
+            )
         without = api.ConceptSpec((world.concepts[concept],)) if concept else None
         run = RunConfig(seed=seed, threads=setup.threads)
         sids = sids_of(world, setup)
@@ -134,9 +137,20 @@ def trained(world: World, concept: str | None, seed: int, setup: Setup, train: b
             observer=LINES,
         )
     told = read_manifest(path)["provenance"]
-    if told["training"] != recipe or told["model"] != asdict(setup.model):
+    left_out = None if concept is None else [world.concepts[concept]]
+    if told["training"] != recipe or told["model"] != asdict(setup.model) or _without(told) != left_out:
         raise UsageError(f"{path} was trained by another recipe.", "Remove it to train it again.")
     return path
+
+
+def _without(told: dict[str, Any]) -> list[str] | None:
+    return None if told["without"] is None else list(told["without"]["spec"])
+
+
+def models_of(world: World, concept: str, setup: Setup) -> list[Path]:
+    """Where the original and the references of a concept are, or will be."""
+    names = [f"{world.name}-orig-0", *(f"{world.name}-{concept}-{seed}" for seed in range(world.references))]
+    return [setup.runs / name for name in names]
 
 
 def compared(world: World, concept: str, setup: Setup, train: bool = True) -> dict[str, Any]:
@@ -159,7 +173,25 @@ def compared(world: World, concept: str, setup: Setup, train: bool = True) -> di
     logs = [read_manifest(path)["provenance"]["log"] for path in (original, *references)]
     found: dict[str, Any] = json.loads((out / "comparison.json").read_bytes())
     validation = [log["validation"] for log in logs]
-    return {"world": world.name, "data": world.data, "spec": spec, "validation": validation, "comparison": found}
+    return {
+        "world": world.name,
+        "data": world.data,
+        "spec": spec,
+        "validation": validation,
+        "recipe": recipe_of(setup),
+        "asked": _plain(asdict(setup.compare)),
+        "comparison": found,
+    }
+
+
+def recipe_of(setup: Setup) -> dict[str, Any]:
+    """How the models of all worlds are trained, but for their epochs."""
+    return dict(_plain({"model": asdict(setup.model), "training": asdict(setup.training)}))
+
+
+def _plain(value: Any) -> Any:
+    """As JSON gives it back."""
+    return json.loads(json.dumps(value))
 
 
 class Lines:
@@ -188,48 +220,66 @@ LINES = Lines()
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the options, find the data, and make what is not there: first the models, then the comparisons."""
-    given = _parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    given = _parser().parse_args(words)
     data = Path(os.environ.get("RECERASE_DATA", REPOSITORY.parent / "shared" / "data"))
     if not data.is_dir():
         print(f"No data sets at {data}: set RECERASE_DATA to a folder that holds them. Nothing was measured.")
         return 0
-    groups = [(world, concept) for world in WORLDS for concept in world.concepts]
-    names = [f"{world.name}-{concept}" for world, concept in groups]
-    unknown = sorted({*given.only} - {*names})
+    groups = {f"{world.name}-{concept}": (world, concept) for world in WORLDS for concept in world.concepts}
+    unknown = sorted({*given.only} - {*groups})
     if unknown:
-        print(f"Unknown: {', '.join(unknown)}. There are: {', '.join(names)}.", file=sys.stderr)
+        print(f"Unknown: {', '.join(unknown)}. There are: {', '.join(groups)}.", file=sys.stderr)
         return 2
-    chosen = [group for group, name in zip(groups, names, strict=True) if not given.only or name in given.only]
-    setup = Setup(data, Path(given.runs), compare_config(given))
-    if given.step:
-        return _step(given.step, chosen, setup)
-    if given.write:
-        write(chosen, setup, Path(given.out))
-        return 0
+    chosen = {name: group for name, group in groups.items() if not given.only or name in given.only}
+    try:
+        setup = Setup(data, Path(given.runs), compare_config(given))
+        if given.step:
+            return _step(given.step, list(chosen.values()), setup)
+        if given.write:
+            write(list(chosen), setup, Path(given.out), words, any_asked=True)
+            return 0
+        failed, codes = _made(chosen, given, setup, words)
+    except RecEraseError as error:
+        LINES.note(str(error))
+        return error.exit_code
+    write([name for name in groups if name not in failed], setup, Path(given.out), words)
+    wrong = [code for code in codes if code]
+    return 0 if not wrong else wrong[0] if wrong[0] > 0 else 3  # below 0: a signal ended it
+
+
+def _made(
+    chosen: Mapping[str, tuple[World, str]], given: argparse.Namespace, setup: Setup, words: Sequence[str]
+) -> tuple[set[str], list[int]]:
+    """Train and compare; the groups whose comparison could not be made, and the exit codes of all steps."""
+    worlds = {world.name: world for world, _ in chosen.values()}
+    codes: list[int] = []
     with ThreadPoolExecutor(given.jobs) as pool:
         if not given.no_train:
-            models = [f"train:{w.name}-{c}:{s}" for w, c in chosen for s in range(w.references)]
-            for world in {world.name: world for world, _ in chosen}.values():
+            for world in worlds.values():
                 sids_of(world, setup)
-            _run(pool, [f"train:{w}:orig" for w in dict.fromkeys(w.name for w, _ in chosen)] + models)
-        codes = _run(pool, [f"compare:{w.name}-{c}" for w, c in chosen])
-    write(chosen, setup, Path(given.out))
-    return max(codes, default=0)
+            models = [f"train:{name}:{seed}" for name, (w, _) in chosen.items() for seed in range(w.references)]
+            codes += _run(pool, [*(f"train:{name}:orig" for name in worlds), *models], words)
+        there = [name for name, group in chosen.items() if all(path.is_dir() for path in models_of(*group, setup))]
+        for name in chosen.keys() - there:
+            LINES.note(f"{name} is left out: not all of its models are trained")
+        found = _run(pool, [f"compare:{name}" for name in there], words)
+    failed = {*chosen} - {name for name, code in zip(there, found, strict=True) if code == 0}
+    return failed, codes + found
 
 
 def compare_config(given: argparse.Namespace) -> api.CompareConfig:
     """What every group is compared by."""
-    options = dict(item.split("=", 1) for item in given.compare)
-    known = {f.name: f for f in fields(api.CompareConfig)}
-    config: dict[str, Any] = {
-        "methods": tuple(given.methods.split(",")),
-        "seeds": tuple(map(int, given.seeds.split(","))),
-    }
-    for name, value in options.items():
-        if name not in known:
-            raise SystemExit(f"{name} is no field of CompareConfig.")
-        config[name] = json.loads(value)
-    return api.CompareConfig(**config, overrides=tuple(given.set))
+    own = {"methods": tuple(given.methods.split(",")), "seeds": read_seeds(given.seeds), "overrides": tuple(given.set)}
+    more: dict[str, Any] = {}
+    for name, _, value in (item.partition("=") for item in given.compare):
+        if name in own or name not in {f.name for f in fields(api.CompareConfig)}:
+            raise UsageError(f"--compare cannot set {name!r}.", "Name another field of CompareConfig.")
+        try:
+            more[name] = json.loads(value)
+        except ValueError as error:
+            raise UsageError(f"{name} is not given as JSON: {value!r}.", "For example: scope='\"both\"'.") from error
+    return api.CompareConfig(**own, **more)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -248,11 +298,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(pool: ThreadPoolExecutor, steps: Sequence[str]) -> list[int]:
-    """Every step in a process of its own; the exit codes."""
+def _run(pool: ThreadPoolExecutor, steps: Sequence[str], words: Sequence[str]) -> list[int]:
+    """Every step in a process of its own, given the same `words`; the exit codes."""
 
     def one(step: str) -> int:
-        return subprocess.run([sys.executable, __file__, *sys.argv[1:], "--step", step], check=False).returncode
+        return subprocess.run([sys.executable, __file__, *words, "--step", step], check=False).returncode
 
     return list(pool.map(one, steps))
 
@@ -261,21 +311,17 @@ def _step(step: str, chosen: Sequence[tuple[World, str]], setup: Setup) -> int:
     """One model, or the comparison of one group."""
     kind, name, *rest = step.split(":")
     LINES.cell = f"{name}{''.join(f' {x}' for x in rest)}"
-    try:
-        for world, concept in chosen:
-            if kind == "train" and rest == ["orig"] and name == world.name:
-                trained(world, None, 0, setup)
-                return 0
-            if name == f"{world.name}-{concept}":
-                if kind == "train":
-                    trained(world, concept, int(rest[0]), setup)
-                else:
-                    found = compared(world, concept, setup, train=False)
-                    write_bytes(_part(name, setup), pretty_json(found))
-                return 0
-    except RecEraseError as error:
-        LINES.note(str(error))
-        return error.exit_code
+    for world, concept in chosen:
+        if kind == "train" and rest == ["orig"] and name == world.name:
+            trained(world, None, 0, setup)
+            return 0
+        if name == f"{world.name}-{concept}":
+            if kind == "train":
+                trained(world, concept, int(rest[0]), setup)
+            else:
+                found = compared(world, concept, setup, train=False)
+                write_bytes(_part(name, setup), pretty_json(found))
+            return 0
     raise SystemExit(f"There is no step {step}.")
 
 
@@ -283,14 +329,23 @@ def _part(name: str, setup: Setup) -> Path:
     return setup.runs / "compared" / f"{name}.json"
 
 
-def write(chosen: Sequence[tuple[World, str]], setup: Setup, out: Path) -> None:
-    """RESULTS.md, results.json and the README's table, from the groups that are finished."""
-    paths = {f"{w.name}-{c}": _part(f"{w.name}-{c}", setup) for w, c in chosen}
-    groups = {name: json.loads(path.read_bytes()) for name, path in paths.items() if path.is_file()}
+def write(names: Sequence[str], setup: Setup, out: Path, words: Sequence[str], any_asked: bool = False) -> None:
+    """RESULTS.md, results.json and the README's table, from those of the groups `names` that are finished.
+
+    One that was made by another recipe, or asked something else (unless `any_asked`), is left out and named.
+    """
+    groups: dict[str, Any] = {}
+    for name in names:
+        found = json.loads(_part(name, setup).read_bytes()) if _part(name, setup).is_file() else {}
+        asked = any_asked or found.get("asked") == _plain(asdict(setup.compare))
+        if found and found.get("recipe") == recipe_of(setup) and asked:
+            groups[name] = found
+        elif found:
+            LINES.note(f"{name} is left out: its tables are of another recipe, or of other options")
     results = {
         "schema": SCHEMA,
         "date": time.strftime("%Y-%m-%d"),
-        "command": shlex.join(["python", "benchmarks/results.py", *sys.argv[1:]]),
+        "command": shlex.join(["python", "benchmarks/results.py", *words]),
         "model": asdict(setup.model),
         "training": asdict(setup.training),
         "environment": asdict(environment(0, setup.threads)),

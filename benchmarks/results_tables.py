@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from recerase.report.codec import document_bytes
 from recerase.report.compared import Comparison, Figure, Row, parse_comparison
 from recerase.report.compared_markdown import table_blocks
-from recerase.store import canonical_json
 
 _READING = """\
 How to read it. No filter stands between model and list except in the row `filter`: concept items stay in the catalogue under
@@ -41,7 +41,7 @@ def write_readme(results: Mapping[str, Any], readme: Path) -> None:
 
 
 def _comparison(group: Mapping[str, Any]) -> Comparison:
-    return parse_comparison(canonical_json(group["comparison"]))
+    return parse_comparison(document_bytes(group["comparison"]))
 
 
 def _made(results: Mapping[str, Any]) -> str:
@@ -63,6 +63,7 @@ def _about(group: Mapping[str, Any], comparison: Comparison) -> str:
 
 
 Groups = Mapping[str, tuple[Mapping[str, Any], Comparison]]
+_TARGETS = ["target", "1/3 to 3", "1/3 to 3", "0.99", "0.98", "at most 5%", "in six of nine"]
 _MASSES = tuple(f"{stem}.mass.{side}" for side in ("old", "new") for stem in ("natural", "saturated"))
 
 
@@ -73,7 +74,7 @@ def _summary(groups: Groups) -> Iterator[str]:
         yield f"## Summary, scope {scope}"
         yield "Where each method stands on the front of forgetting against utility (concept mass against the references', NDCG@10):"
         yield _standings(groups, scope)
-        yield "`tracer/default` beside the references, and the targets of the project:"
+        yield "`tracer/default` beside the references, below the targets of the project:"
         yield _flagship(groups, scope)
 
 
@@ -100,7 +101,7 @@ def _flagship(groups: Groups, scope: str) -> str:
         "neighbours / reference",
     ]
     head += ["of training", "alone on the front"]
-    rows = []
+    rows = [_TARGETS]
     for name, (_, comparison) in groups.items():
         row, gold = _row(comparison, "tracer/default", scope), _row(comparison, "reference", scope)
         if row is None or gold is None:
@@ -118,7 +119,10 @@ def _ratio(row: Row, gold: Row, metric: str) -> str:
     """A figure of a row over that of the references, which have no new SIDs: theirs of the old ones stands for both."""
     found: Figure | None = row.figures.get(metric)
     base = gold.figures.get(metric.replace(".new", ".old"))
-    return f"{found.value / base.value:.2g}" if found and base and base.value else "-"
+    if not found or not base or not base.value:
+        return "-"
+    ratio = found.value / base.value
+    return f"{ratio:.3f}" if "ndcg" in metric else f"{ratio:.2g}"
 
 
 def _row(comparison: Comparison, name: str, scope: str) -> Row | None:

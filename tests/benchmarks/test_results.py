@@ -1,0 +1,225 @@
+"""The results script on a tiny world: models and comparisons are made once, and nothing of another question is in the tables."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from recerase import api
+from recerase.catalog.demo import DEMO_CONCEPT, demo_catalogue
+from recerase.catalog.readers import write_catalogue
+from recerase.comparing.cells import Bench
+from recerase.errors import UsageError
+from recerase.model.recommender import ModelConfig
+from recerase.model.training import TrainConfig
+from recerase.report.compared import Comparison, Figure, Row
+from recerase.sid.quantize import TokenizeConfig
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+OPTIONS = ["--methods", "npo", "--seeds", "0", "--jobs", "1", "--set", "npo.steps=2", "npo.batch=4"]
+OPTIONS += ["--compare", "beam=10", "mass_users=10", "max_users=20"]
+
+
+@dataclass(frozen=True)
+class Bed:
+    """The script with one world of its own, whose steps run in this process."""
+
+    script: ModuleType
+    place: Path
+
+    def run(self, *more: str, out: str = "out") -> int:
+        (self.place / out).mkdir(exist_ok=True)
+        words = [*OPTIONS, "--runs", str(self.place / "runs"), "--out", str(self.place / out), *more]
+        return int(self.script.main(words))
+
+    def results(self, out: str = "out") -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.place / out / "results.json").read_text())
+        return found
+
+    def setup(self, **fields: Any) -> Any:
+        """As the run's, but for `fields`."""
+        given = self.script._parser().parse_args(OPTIONS)
+        whole = self.script.Setup(self.place / "data", self.place / "runs", self.script.compare_config(given))
+        return replace(whole, **fields)
+
+
+@pytest.fixture(scope="module")
+def bed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
+    place = tmp_path_factory.mktemp("results")
+    write_catalogue(place / "data" / "demo", *demo_catalogue(0, n_items=200, n_users=80))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        script = importlib.import_module("results")
+        sids = TokenizeConfig(levels=2, codes=20)
+        patch.setattr(script, "WORLDS", (script.World("toy", "demo", sids, 1, {"vaping": DEMO_CONCEPT}, 2),))
+        small = ModelConfig(width=16, layers=1, heads=2, feed_forward=16, window=5)
+        patch.setattr(script, "Setup", partial(script.Setup, model=small, training=TrainConfig(validation_users=20)))
+
+        def here(words: Sequence[str], check: bool) -> SimpleNamespace:
+            return SimpleNamespace(returncode=script.main(list(words)[2:]))
+
+        patch.setattr(script, "subprocess", SimpleNamespace(run=here))
+        patch.setenv("RECERASE_DATA", str(place / "data"))
+        bed = Bed(script, place)
+        assert bed.run() == 0
+        yield bed
+
+
+def test_models_are_trained_and_compared_as_asked(bed: Bed) -> None:
+    found = bed.results()
+    group = found["groups"]["toy-vaping"]
+    rows = {row["name"]: row for row in group["comparison"]["rows"]}
+    assert list(rows) == ["original", "filter", "reference", "npo"]
+    assert rows["npo"]["seeds"] == [0]
+    assert rows["reference"]["figures"]["utility.ndcg@10"]["seeds"] == 2
+    assert rows["npo"]["figures"]["natural.exposure@10"]["n"] == 20
+    assert len(group["validation"]) == 3
+    assert sorted(path.name for path in (bed.place / "runs").iterdir() if not path.name.startswith(".")) == [
+        "compared",
+        "toy-orig-0",
+        "toy-sids",
+        "toy-vaping-0",
+        "toy-vaping-1",
+    ]
+    text = (bed.place / "out" / "RESULTS.md").read_text()
+    assert "## Summary, scope output" in text
+    assert "| npo |" in text
+    assert "--methods npo" in found["command"]
+
+
+def test_a_second_run_makes_nothing(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = bed.results()["groups"]["toy-vaping"]
+    for whole, name in ((api, "train"), (api, "tokenize"), (Bench, "_make"), (Bench, "_measured")):
+        monkeypatch.setattr(whole, name, lambda *given, name=name, **more: pytest.fail(f"{name} was called again"))
+    assert bed.run(out="again") == 0
+    after = bed.results("again")["groups"]["toy-vaping"]
+    assert after["comparison"]["rows"] == before["comparison"]["rows"]
+    assert after["comparison"]["run"]["cost"] == before["comparison"]["run"]["cost"]
+
+
+def test_a_model_of_another_recipe_or_concept_is_refused(bed: Bed) -> None:
+    (world,) = bed.script.WORLDS
+    trained = bed.script.trained
+    assert trained(world, "vaping", 0, bed.setup(), train=False).name == "toy-vaping-0"
+    wrong = [
+        (world, bed.setup(training=TrainConfig(validation_users=20, lr=1e-5))),
+        (world, bed.setup(model=ModelConfig(width=32, layers=1, heads=2, feed_forward=16, window=5))),
+        (replace(world, epochs=2), bed.setup()),
+        (replace(world, concepts={"vaping": 'title~"e"'}), bed.setup()),
+    ]
+    for other, setup in wrong:
+        with pytest.raises(UsageError, match="another recipe"):
+            trained(other, "vaping", 0, setup)
+    with pytest.raises(UsageError, match="not trained"):
+        trained(world, "vaping", 7, bed.setup(), train=False)
+    assert not (bed.place / "runs" / "toy-vaping-7").exists()
+
+
+def test_tables_of_another_recipe_or_question_are_left_out(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bed.run("--write", "--seeds", "0,1", out="written") == 0  # what is there, whatever it was asked
+    assert list(bed.results("written")["groups"]) == ["toy-vaping"]
+    setup = bed.setup()
+    bed.script.write(["toy-vaping"], setup, bed.place / "written", [])
+    assert list(bed.results("written")["groups"]) == ["toy-vaping"]
+    others = [replace(setup, compare=replace(setup.compare, seeds=(0, 1))), replace(setup, training=TrainConfig(lr=1.0))]
+    for other in others:
+        capsys.readouterr()
+        bed.script.write(["toy-vaping"], other, bed.place / "written", [])
+        assert bed.results("written")["groups"] == {}
+        assert "toy-vaping is left out" in capsys.readouterr().err
+    monkeypatch.setattr(bed.script, "Setup", partial(bed.script.Setup, training=TrainConfig(lr=1.0)))
+    assert bed.run("--no-train", out="written") == 2  # the comparison refuses its models, and is in no table
+    assert bed.results("written")["groups"] == {}
+
+
+def test_what_is_not_trained_is_left_out_when_it_may_not_be(bed: Bed, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = bed.place / "elsewhere"
+    assert bed.run("--no-train", "--runs", str(runs), out="none") == 0
+    assert "toy-vaping is left out" in capsys.readouterr().err
+    assert not runs.exists()
+    assert bed.results("none")["groups"] == {}
+
+
+def test_a_step_that_was_killed_or_failed_is_no_success(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def ended(words: Sequence[str], check: bool, code: int) -> SimpleNamespace:
+        asked.append(words[-1])
+        return SimpleNamespace(returncode=code)
+
+    for code, told in ((-9, 3), (2, 2)):
+        asked.clear()
+        monkeypatch.setattr(bed.script, "subprocess", SimpleNamespace(run=partial(ended, code=code)))
+        assert bed.run(out="killed") == told
+        assert asked == ["train:toy:orig", "train:toy-vaping:0", "train:toy-vaping:1", "compare:toy-vaping"]
+        assert bed.results("killed")["groups"] == {}  # not the tables of an earlier run
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--only", "toy-nothing"], "toy-vaping"),
+        (["--compare", "nonsense=1"], "nonsense"),
+        (["--compare", "seeds=[1]"], "seeds"),
+        (["--compare", "beam"], "JSON"),
+        (["--compare", "beam=3"], "beam"),
+        (["--seeds", "x"], "0,1,2"),
+    ],
+)
+def test_what_cannot_be_is_told(bed: Bed, capsys: pytest.CaptureFixture[str], more: list[str], said: str) -> None:
+    assert bed.run(*more, out="wrong") == 2
+    assert said in capsys.readouterr().err
+    assert not list((bed.place / "wrong").iterdir())
+
+
+def test_without_data_it_says_so_and_succeeds(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RECERASE_DATA", str(bed.place / "nowhere"))
+    assert bed.run(out="nothing") == 0
+    assert capsys.readouterr().out.count("\n") == 1
+    assert not list((bed.place / "nothing").iterdir())
+
+
+def ours(comparison: Comparison, standing: Any, ndcg: float) -> Comparison:
+    """With a row of the flagship that stands there, and has this share of a reference's NDCG@10."""
+    figures = {"utility.ndcg@10": Figure(0.1 * ndcg, 9, 1), "natural.mass.new": Figure(3e-6, 9, 1)}
+    gold = {"utility.ndcg@10": Figure(0.1, 9, 1), "natural.mass.old": Figure(2e-6, 9, 1)}
+    rows = (Row("reference", "reference", "output", gold), Row("tracer", "method", "output", figures, seeds=(0,)))
+    cost = {"output": {"tracer": {"seconds": 9.0, "share": 0.09, "cpu_share": 0.04}}}
+    return replace(comparison, rows=(rows[0], replace(rows[1], standing=standing)), run={"cost": cost})
+
+
+@pytest.mark.parametrize(("standing", "told"), [("alone", "yes"), ("front", "no"), ("remembers", "no")])
+def test_the_flagship_is_told_as_it_stands(bed: Bed, standing: Any, told: str) -> None:
+    tables = importlib.import_module("results_tables")
+    comparison = tables._comparison(bed.results()["groups"]["toy-vaping"])
+    groups = {"toy-vaping": ({}, ours(comparison, standing, 0.986))}
+    _, _, target, line = tables._flagship(groups, "output").splitlines()
+    assert line == f"| toy-vaping | -, - | 1.5, - | 0.986 | - | 4.0% | {told} |"  # .986 is no .99
+    assert target.startswith("| target | 1/3 to 3 |")
+    assert tables._standings(groups, "output").splitlines()[-1] == f"| tracer | {standing} |"
+    failed = replace(comparison, rows=(Row("npo", "method", "output"),))
+    assert tables._standings({"a": ({}, failed)}, "output").splitlines()[-1] == "| npo | failed |"
+
+
+def test_the_readme_has_the_summary_between_its_marks(bed: Bed, tmp_path: Path) -> None:
+    tables = importlib.import_module("results_tables")
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- results -->\nold\n<!-- /results -->\nafter\n")
+    tables.write_readme(bed.results(), readme)
+    text = readme.read_text()
+    assert text.startswith("before\n<!-- results -->\n")
+    assert text.endswith("<!-- /results -->\nafter\n")
+    assert "| npo |" in text
+    assert "old\n" not in text
