@@ -27,16 +27,3 @@ def canonical_json(value: Any) -> bytes:
 def pretty_json(value: Any) -> bytes:
     """`value` as indented JSON with sorted keys, for files that people open."""
     return (json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False, indent=2) + "\n").encode()
-
-
-def parquet_bytes(table: Any, compression: str = "zstd", **settings: Any) -> bytes:
-    """A pyarrow table as the bytes of a parquet file; equal tables give equal bytes under one pyarrow version.
-
-    `settings` are those of pyarrow's write_table.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression=compression, **settings)
-    return bytes(sink.getvalue().to_pybytes())

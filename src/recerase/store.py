@@ -33,7 +33,7 @@ from recerase.disk import (
     write_synced,
     write_synced_parts,
 )
-from recerase.encoded import canonical_json, parquet_bytes, pretty_json, sha256_bytes
+from recerase.encoded import canonical_json, pretty_json, sha256_bytes
 from recerase.errors import ArtefactError, OutputError, WriteError
 from recerase.outputs import MANIFEST, check_file_output, check_output
 from recerase.parallel import workers
@@ -64,6 +64,19 @@ MANIFEST_SCHEMA = "recerase.manifest/1"
 _MAKE_AGAIN = "Restore it, or make the directory again."
 _SEAL = b"recerase-seal/1\n"
 """The last bytes of a sealed file; before them the sha256 of what it holds."""
+
+
+def parquet_bytes(table: Any, compression: str = "zstd", **settings: Any) -> bytes:
+    """A pyarrow table as the bytes of a parquet file; equal tables give equal bytes under one pyarrow version.
+
+    `settings` are those of pyarrow's write_table.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression=compression, **settings)
+    return bytes(sink.getvalue().to_pybytes())
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> str:

@@ -131,7 +131,10 @@ def test_tables_of_another_recipe_or_question_are_left_out(
     setup = bed.setup()
     bed.script.write(["toy-vaping"], setup, bed.place / "written", [])
     assert list(bed.results("written")["groups"]) == ["toy-vaping"]
-    others = [replace(setup, compare=replace(setup.compare, seeds=(0, 1))), replace(setup, training=TrainConfig(lr=1.0))]
+    others = [
+        replace(setup, compare=replace(setup.compare, seeds=(0, 1))),
+        replace(setup, training=TrainConfig(lr=1.0)),
+    ]
     for other in others:
         capsys.readouterr()
         bed.script.write(["toy-vaping"], other, bed.place / "written", [])
