@@ -52,8 +52,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/scale.py
 
 results: $(STAMP)
-	$(BIN)/python benchmarks/results_erasure.py
-	$(BIN)/python benchmarks/readme.py
+	$(BIN)/python benchmarks/results.py
 
 soak: $(STAMP)
 	@mkdir -p .reliability; start=$$(date +%s); \

@@ -45,6 +45,7 @@ MODULES = {
     "policy_file": ("src/recerase/audit/policy_file.py", _POLICY),
     "store": ("src/recerase/store.py", _STORE),
     "disk": ("src/recerase/disk.py", _STORE),
+    "encoded": ("src/recerase/encoded.py", _STORE),
     "outputs": ("src/recerase/outputs.py", _STORE),
 }
 """Name -> the file, and the tests that mirror it; what was moved out of a file for its length is judged like it."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -133,21 +132,21 @@ def sids_of(world: World, setup: Setup) -> Path:
         return setup.data / world.data / world.sids
     path = setup.runs / f"{world.name}-sids"
     if not path.is_dir():
-        api.tokenize(setup.data / world.data, path, world.sids, run=RunConfig(threads=setup.threads))
+        api.tokenize(setup.data / world.data, path, world.sids)
     return path
 
 
 def trained(world: World, concept: str | None, seed: int, setup: Setup, train: bool = True) -> Path:
     """The original (`concept` None) or a reference, made when it is not there.
 
-    Raises UsageError when there is one of another recipe, or none and `train` is False.
+    Raises UsageError when there is one of another recipe or concept, or none and `train` is False.
     """
     path = setup.runs / f"{world.name}-{concept or 'orig'}-{seed}"
     recipe = asdict(setup.training) | {"epochs": world.epochs, "seed": seed}
     if not path.is_dir():
         if not train:
             raise UsageError(f"{path.name} is not trained yet.", "Leave --no-train out.")
-        without = api.ConceptSpec((world.concepts[concept],)) if concept else None
+        spec = api.ConceptSpec((world.concepts[concept],)) if concept else None
         run = RunConfig(seed=seed, threads=setup.threads)
         sids = sids_of(world, setup)
         api.train(
@@ -156,12 +155,14 @@ def trained(world: World, concept: str | None, seed: int, setup: Setup, train: b
             path,
             setup.model,
             TrainConfig(**recipe),
-            without=without,
+            without=spec,
             run=run,
             observer=LINES,
         )
     told = read_manifest(path)["provenance"]
-    if told["training"] != recipe or told["model"] != asdict(setup.model):
+    left_out = None if concept is None else [world.concepts[concept]]
+    without = None if told["without"] is None else list(told["without"]["spec"])
+    if told["training"] != recipe or told["model"] != asdict(setup.model) or without != left_out:
         raise UsageError(f"{path} was trained by another recipe.", "Remove it to train it again.")
     return path
 
@@ -187,7 +188,9 @@ def compared(world: World, concept: str, setup: Setup, name: str) -> None:
     given = [pair for pair in chosen(world, setup) if pair.split(".", 1)[0] in config.methods]
     out = setup.runs / "compared" / f"{world.name}-{concept}"
     _compare(world, concept, setup, replace(config, overrides=(*config.overrides, *given)), out, world.references)
-    shutil.copyfile(out / "comparison.json", _part(world, concept, name, setup))
+    made = json.loads((out / "comparison.json").read_bytes())
+    asked = {"recipe": _recipe(world, setup), "asked": _plain(asdict(config)), "settings": given}
+    write_bytes(_part(world, concept, name, setup), pretty_json({**asked, "comparison": made}))
 
 
 def ablated(world: World, concept: str, setup: Setup) -> None:
@@ -199,7 +202,18 @@ def ablated(world: World, concept: str, setup: Setup) -> None:
         config = replace(setup.passes["methods"], methods=(method,), overrides=given)
         _compare(world, concept, setup, config, out, world.references)
         found.append({"label": label, "comparison": json.loads((out / "comparison.json").read_bytes())})
-    write_bytes(_part(world, concept, "ablation", setup), pretty_json(found))
+    asked = {"recipe": _recipe(world, setup), "asked": [label for label, _, _ in ABLATION]}
+    write_bytes(_part(world, concept, "ablation", setup), pretty_json({**asked, "steps": found}))
+
+
+def _recipe(world: World, setup: Setup) -> Any:
+    """How the models of a world are trained."""
+    return _plain({"model": asdict(setup.model), "training": asdict(setup.training) | {"epochs": world.epochs}})
+
+
+def _plain(value: Any) -> Any:
+    """As JSON gives it back."""
+    return json.loads(json.dumps(value))
 
 
 def _compare(
@@ -247,7 +261,8 @@ LINES = Lines()
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the options, find the data, and make what is not there: models, settings, comparisons."""
-    given = _parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    given = _parser().parse_args(words)
     data = Path(os.environ.get("RECERASE_DATA", REPOSITORY.parent / "shared" / "data"))
     if not data.is_dir():
         print(f"No data sets at {data}: set RECERASE_DATA to a folder that holds them. Nothing was measured.")
@@ -258,23 +273,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"Unknown: {', '.join(unknown)}. There are: {', '.join(groups)}.", file=sys.stderr)
         return 2
     setup = Setup(data, Path(given.runs), *configs(given))
-    wanted = given.only or list(groups)
     if given.step:
         return _step(given.step, groups, setup)
-    worlds = list(dict.fromkeys(groups[name][0].name for name in wanted))
+    wanted = {name: groups[name] for name in given.only or groups}
+    if not given.write:
+        codes = _made(wanted, given, setup, words)
+        write(groups, setup, Path(given.out))
+        wrong = [code for code in codes if code]
+        return 0 if not wrong else wrong[0] if wrong[0] > 0 else 3  # below 0: a signal ended it
+    write(groups, setup, Path(given.out))
+    return 0
+
+
+def _made(
+    wanted: Mapping[str, tuple[World, str]], given: argparse.Namespace, setup: Setup, words: Sequence[str]
+) -> list[int]:
+    """Train, choose settings, compare; the exit codes of all steps."""
+    worlds = {world.name: world for world, _ in wanted.values()}
     with ThreadPoolExecutor(given.jobs) as pool:
-        for world in {groups[name][0].name: groups[name][0] for name in wanted}.values():
+        for world in worlds.values():
             sids_of(world, setup)
-        models = [f"train {name} {seed}" for name in wanted for seed in range(groups[name][0].references)]
-        codes = _run(pool, [f"train {world}-orig 0" for world in worlds] + models)
-        codes += _run(pool, [f"search {world}" for world in worlds])
+        models = [f"train {name} {seed}" for name, (world, _) in wanted.items() for seed in range(world.references)]
+        codes = _run(pool, [*(f"train {name}-orig 0" for name in worlds), *models], words)
+        if given.search > 1:
+            codes += _run(pool, [f"search {name}" for name in worlds], words)
         for part in setup.passes:
-            codes += _run(
-                pool, [f"compare {name} {part}" for name in wanted if part != "ucan" or name.startswith("ml-")]
-            )
-        codes += _run(pool, [f"ablation {name}" for name in wanted if name in ABLATED])
-    write({name: groups[name] for name in wanted}, setup, Path(given.out))
-    return max(codes, default=0)
+            steps = [f"compare {name} {part}" for name in wanted if part != "ucan" or name.startswith("ml-")]
+            codes += _run(pool, steps, words)
+        return codes + _run(pool, [f"ablation {name}" for name in wanted if name in ABLATED], words)
 
 
 def configs(given: argparse.Namespace) -> tuple[dict[str, api.CompareConfig], api.CompareConfig]:
@@ -310,11 +336,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(pool: ThreadPoolExecutor, steps: Sequence[str]) -> list[int]:
-    """Every step in a process of its own; the exit codes."""
+def _run(pool: ThreadPoolExecutor, steps: Sequence[str], words: Sequence[str]) -> list[int]:
+    """Every step in a process of its own, given the same `words`; the exit codes."""
 
     def one(step: str) -> int:
-        return subprocess.run([sys.executable, __file__, *sys.argv[1:], "--step", step], check=False).returncode
+        return subprocess.run([sys.executable, __file__, *words, "--step", step], check=False).returncode
 
     return list(pool.map(one, steps))
 
@@ -350,21 +376,18 @@ def write(groups: Mapping[str, tuple[World, str]], setup: Setup, out: Path) -> N
     """RESULTS.md, results.json and the README's table, from what is finished."""
     found: dict[str, Any] = {}
     for name, (world, concept) in groups.items():
-        paths = {part: _part(world, concept, part, setup) for part in setup.passes}
-        parts = {part: json.loads(path.read_bytes()) for part, path in paths.items() if path.is_file()}
-        if parts:
-            found[name] = {
-                "data": world.data,
-                "spec": world.concepts[concept],
-                "settings": list(chosen(world, setup)),
-                "validation": [
-                    _validation(setup.runs / f"{world.name}-orig-0"),
-                    *(_validation(setup.runs / f"{world.name}-{concept}-{seed}") for seed in range(world.references)),
-                ],
-                "passes": parts,
-            }
-            if (steps := _part(world, concept, "ablation", setup)).is_file():
-                found[name]["ablation"] = json.loads(steps.read_bytes())
+        parts = {part: _finished(world, concept, part, setup) for part in (*setup.passes, "ablation")}
+        told = {part: value for part, value in parts.items() if value}
+        if not told:
+            continue
+        models = [f"{world.name}-orig-0", *(f"{world.name}-{concept}-{seed}" for seed in range(world.references))]
+        found[name] = {
+            "data": world.data,
+            "spec": world.concepts[concept],
+            "validation": [_validation(setup.runs / model) for model in models],
+            "passes": {part: value for part, value in told.items() if part != "ablation"},
+            **({"ablation": told["ablation"]["steps"]} if "ablation" in told else {}),
+        }
     results = {
         "schema": SCHEMA,
         "date": time.strftime("%Y-%m-%d"),
@@ -380,6 +403,21 @@ def write(groups: Mapping[str, tuple[World, str]], setup: Setup, out: Path) -> N
     write_bytes(out / "RESULTS.md", results_markdown(results).encode())
     if out == HERE:
         write_readme(results, REPOSITORY / "README.md")
+
+
+def _finished(world: World, concept: str, part: str, setup: Setup) -> Any:
+    """What a step left; None, said aloud, when that was of another recipe or other options."""
+    path = _part(world, concept, part, setup)
+    if not path.is_file():
+        return None
+    found = json.loads(path.read_bytes())
+    asked: Any = [label for label, _, _ in ABLATION]
+    if part != "ablation":
+        asked = _plain(asdict(setup.passes[part])) | {"overrides": found["asked"]["overrides"]}
+    if found["recipe"] != _recipe(world, setup) or found["asked"] != asked:
+        LINES.note(f"{path.stem} is left out: it is of another recipe, or of other options")
+        return None
+    return found
 
 
 def _validation(path: Path) -> dict[str, float]:

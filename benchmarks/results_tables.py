@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from recerase.report.codec import document_bytes
 from recerase.report.compared import Comparison, Figure, Row, parse_comparison
 from recerase.report.compared_markdown import table_blocks
-from recerase.store import canonical_json
 
 _READING = """\
 How to read it. No filter stands between model and list except in the row `filter`: concept items stay in the catalogue under
@@ -28,7 +28,7 @@ def results_markdown(results: Mapping[str, Any]) -> str:
     for name, group in sorted(results["groups"].items()):
         parts += [f"## {name}", _about(group)]
         for title, found in group["passes"].items():
-            parts += [f"### {name}: {TITLES.get(title, title)}", *table_blocks(_comparison(found), 4)]
+            parts += [f"### {name}: {TITLES.get(title, title)}", *table_blocks(_comparison(found["comparison"]), 4)]
         if "ablation" in group:
             parts += [f"### {name}: from the paper's settings to ours", _ablation(group["ablation"])]
     return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"
@@ -45,7 +45,7 @@ def write_readme(results: Mapping[str, Any], readme: Path) -> None:
 
 
 def _comparison(found: Mapping[str, Any]) -> Comparison:
-    return parse_comparison(canonical_json(found))
+    return parse_comparison(document_bytes(found))
 
 
 def _made(results: Mapping[str, Any]) -> str:
@@ -55,15 +55,24 @@ def _made(results: Mapping[str, Any]) -> str:
         f"Made {results['date']} with `{results['command']}`; {where['threads']} torch thread a process, {where['device']}, torch "
         f"{where['torch']}, {where['platform']}. The models are {model['kind']}, {model['layers']} layers of width {model['width']}, "
         f"dropout {training['dropout']}, epochs {epochs}. Original and every method's model are of one training; references have "
-        f"their own seeds. Settings: {results['searched']['budget']} a method (its own first) were tried on the first concept of a "
-        f"data set, on {results['searched']['users']:,} validation users, and those chosen are used for all its concepts."
+        f"their own seeds. {_searched(results['searched'])}"
+    )
+
+
+def _searched(told: Mapping[str, Any]) -> str:
+    if told["budget"] < 2:
+        return "**Untuned**: every method runs with its own settings; those of `tracer` were chosen on validation users of these data sets."
+    return (
+        f"Settings: {told['budget']} a method (its own first) were tried on the first concept of a data set, on {told['users']:,} "
+        "validation users, and those chosen are used for all its concepts."
     )
 
 
 def _about(group: Mapping[str, Any]) -> str:
-    concept = _comparison(next(iter(group["passes"].values()))).concept
+    concept = _comparison(next(iter(group["passes"].values()))["comparison"]).concept
     found = ", ".join(f"{v['recall@10']:.4f}" for v in group["validation"])
-    changed = ", ".join(f"`{pair}`" for pair in group["settings"]) or "none"
+    pairs = {pair for found in group["passes"].values() for pair in found["settings"]}
+    changed = ", ".join(f"`{pair}`" for pair in sorted(pairs)) or "none"
     return (
         f"`{group['data']}`, concept `{group['spec']}`: {concept['items']:,} items, {concept['interactions']:,} interactions, "
         f"{concept['users']:,} users. Validation recall@10 of the original, then of the references: {found}. Settings that the "
@@ -81,12 +90,12 @@ TITLES = {
 def _summary(groups: Mapping[str, Any]) -> Iterator[str]:
     """Where every method stands in every group, and the flagship beside its targets."""
     wide = {
-        name: _comparison(group["passes"]["methods"])
+        name: _comparison(group["passes"]["methods"]["comparison"])
         for name, group in sorted(groups.items())
         if "methods" in group["passes"]
     }
     close = {
-        name: _comparison(group["passes"]["seeds"])
+        name: _comparison(group["passes"]["seeds"]["comparison"])
         for name, group in sorted(groups.items())
         if "seeds" in group["passes"]
     }

@@ -15,7 +15,9 @@ import recerase
 SOURCE = Path(recerase.__file__).parent
 MODULES = sorted(SOURCE.rglob("*.py"))
 FLOORS = {
-    **dict.fromkeys(["types", "errors", "disk", "outputs", "store", "stats", "runtime", "settings", "resume"], 0),
+    **dict.fromkeys(
+        ["types", "errors", "disk", "encoded", "outputs", "store", "stats", "runtime", "settings", "resume"], 0
+    ),
     **dict.fromkeys(["parallel", "launching", "connection"], 0),
     **dict.fromkeys(["catalog", "sid", "report"], 1),
     **dict.fromkeys(["model", "layouts"], 2),
@@ -30,7 +32,19 @@ FLOORS = {
 }
 """DESIGN section 2: a room imports from its own floor or a lower one."""
 STRANGERS = {("audit", "erase"), ("erase", "audit"), ("report", "catalog"), ("report", "sid"), ("model", "layouts")}
-NO_TORCH = ["types", "errors", "stats", "disk", "outputs", "store", "settings", "resume", "report", "audit/policy"]
+NO_TORCH = [
+    "types",
+    "errors",
+    "stats",
+    "disk",
+    "encoded",
+    "outputs",
+    "store",
+    "settings",
+    "resume",
+    "report",
+    "audit/policy",
+]
 """Importing these must not load torch."""
 
 

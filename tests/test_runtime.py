@@ -64,6 +64,12 @@ def test_devices_and_dtypes_that_are_not_there_are_refused() -> None:
 def test_the_code_digest_is_steady() -> None:
     assert code_digest() == code_digest()
     assert len(code_digest()) == 64
+    assert (
+        len({code_digest("stats.py"), code_digest("types.py"), code_digest("stats.py", "types.py"), code_digest()}) == 4
+    )
+    assert code_digest("stats.py", "types.py") == code_digest("types.py", "stats.py")
+    with pytest.raises(FileNotFoundError):
+        code_digest("stats.py", "nowhere")
 
 
 def test_a_full_device_is_not_one_that_cannot_compute(monkeypatch: pytest.MonkeyPatch) -> None:

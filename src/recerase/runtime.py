@@ -192,10 +192,16 @@ def _steady_attention() -> AbstractContextManager[None]:
 
 
 def code_digest(*rooms: str) -> str:
-    """sha256 over the package's own source files, names included: which code made a number. `rooms`: of these alone."""
+    """sha256 over the package's own source files, names included: which code made a number.
+
+    `rooms`: of these directories and files alone. Raises FileNotFoundError for one that there is not.
+    """
     root = Path(__file__).parent
-    found = (path for room in rooms or ("",) for path in (root / room).rglob("*"))
-    sources = sorted(path for path in found if path.suffix in (".py", ".toml", ".j2"))
+    sources: list[Path] = []
+    for place in (root / room for room in rooms or ("",)):
+        inside = (path for path in place.rglob("*") if path.suffix in (".py", ".toml", ".j2"))
+        sources += inside if place.is_dir() else [place]
+    sources.sort()
     named = b"".join(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0" for path in sources)
     return sha256_bytes(named)
 

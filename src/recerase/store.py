@@ -4,7 +4,7 @@ Files are written beside their target and renamed onto it after an fsync; direct
 beside their target and renamed once every file in them is on disk and named, with its digest, in the manifest `recerase.json`.
 Of several processes that share a command only the main one writes; in the others every function here that writes does nothing.
 Something that is replaced changes places with the new one in a single step. What a killed run leaves goes with the next run to
-the same target. `disk` has the system calls, `outputs` the places that are refused.
+the same target. `disk` has the system calls, `encoded` the bytes of a value, `outputs` the places that are refused.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from recerase.disk import (
     write_synced,
     write_synced_parts,
 )
+from recerase.encoded import canonical_json, pretty_json, sha256_bytes
 from recerase.errors import ArtefactError, OutputError, WriteError
 from recerase.outputs import MANIFEST, check_file_output, check_output
 from recerase.parallel import workers
@@ -63,25 +64,6 @@ MANIFEST_SCHEMA = "recerase.manifest/1"
 _MAKE_AGAIN = "Restore it, or make the directory again."
 _SEAL = b"recerase-seal/1\n"
 """The last bytes of a sealed file; before them the sha256 of what it holds."""
-
-
-def sha256_bytes(data: bytes) -> str:
-    """The hex digest of `data`."""
-    return hashlib.sha256(data).hexdigest()
-
-
-def canonical_json(value: Any) -> bytes:
-    """`value` as UTF-8 JSON with sorted keys and no spaces: equal values give equal bytes.
-
-    Raises ValueError on NaN or infinity, which JSON cannot say.
-    """
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return text.encode()
-
-
-def pretty_json(value: Any) -> bytes:
-    """`value` as indented JSON with sorted keys, for files that people open."""
-    return (json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False, indent=2) + "\n").encode()
 
 
 def parquet_bytes(table: Any, compression: str = "zstd", **settings: Any) -> bytes:

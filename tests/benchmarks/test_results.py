@@ -1,116 +1,228 @@
-"""The results script on a tiny world: every cell is filled, a second run makes nothing anew, no data is said aloud."""
+"""The results script on a tiny world: models and comparisons are made once, and nothing of another question is in the tables."""
 
 from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
-from recerase.audit.probes import AuditConfig
+from recerase import api
 from recerase.catalog.demo import DEMO_CONCEPT, demo_catalogue
 from recerase.catalog.readers import write_catalogue
+from recerase.comparing.cells import Bench
+from recerase.errors import UsageError
 from recerase.model.recommender import ModelConfig
 from recerase.model.training import TrainConfig
+from recerase.report.compared import Comparison, Figure, Row
+from recerase.sid.quantize import TokenizeConfig
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+OPTIONS = ["--methods", "npo", "--seeds", "0", "--jobs", "1", "--set", "npo.steps=2", "npo.batch=4"]
+OPTIONS += ["--compare", "beam=10", "mass_users=10", "max_users=20"]
+
+
+@dataclass(frozen=True)
+class Bed:
+    """The script with one world of its own, whose steps run in this process."""
+
+    script: ModuleType
+    place: Path
+
+    def run(self, *more: str, out: str = "out") -> int:
+        (self.place / out).mkdir(exist_ok=True)
+        words = [*OPTIONS, "--runs", str(self.place / "runs"), "--out", str(self.place / out), *more]
+        return int(self.script.main(words))
+
+    def results(self, out: str = "out") -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.place / out / "results.json").read_text())
+        return found
+
+    def setup(self, **fields: Any) -> Any:
+        """As the run's, but for `fields`."""
+        given = self.script._parser().parse_args(OPTIONS)
+        whole = self.script.Setup(self.place / "data", self.place / "runs", self.script.compare_config(given))
+        return replace(whole, **fields)
 
 
 @pytest.fixture(scope="module")
-def scripts() -> Iterator[dict[str, ModuleType]]:
+def bed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
+    place = tmp_path_factory.mktemp("results")
+    write_catalogue(place / "data" / "demo", *demo_catalogue(0, n_items=200, n_users=80))
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(BENCHMARKS))
-        yield {name: importlib.import_module(name) for name in ("worlds", "measures", "tables", "results_erasure")}
+        script = importlib.import_module("results")
+        sids = TokenizeConfig(levels=2, codes=20)
+        patch.setattr(script, "WORLDS", (script.World("toy", "demo", sids, 1, {"vaping": DEMO_CONCEPT}, 2),))
+        small = ModelConfig(width=16, layers=1, heads=2, feed_forward=16, window=5)
+        patch.setattr(script, "Setup", partial(script.Setup, model=small, training=TrainConfig(validation_users=20)))
+
+        def here(words: Sequence[str], check: bool) -> SimpleNamespace:
+            return SimpleNamespace(returncode=script.main(list(words)[2:]))
+
+        patch.setattr(script, "subprocess", SimpleNamespace(run=here))
+        patch.setenv("RECERASE_DATA", str(place / "data"))
+        bed = Bed(script, place)
+        assert bed.run() == 0
+        yield bed
 
 
-@pytest.fixture(scope="module")
-def made(scripts: dict[str, ModuleType], tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Path, Any]:
-    place = tmp_path_factory.mktemp("results")
-    write_catalogue(place / "data" / "demo", *demo_catalogue(0, n_items=250, n_users=120))
-    group = scripts["worlds"].Group("demo", "demo", "own", "demo", 16, "vaping", DEMO_CONCEPT)
-    steps = ("reassign_steps=2", "settle_steps=2", "batch=4", "pool=2", "min_moved=0")
-    setup = scripts["worlds"].Setup(
-        place / "data",
-        place / "runs",
-        ModelConfig(width=16, layers=1, heads=2, feed_forward=32, window=6),
-        TrainConfig(epochs=1, validation_users=20),
-        AuditConfig(k=(10,), beam=10, mass_users=20, saturated_histories=20, free_beam=4),
-        saturated_mass=10,
-        nearest_users=10,
-        overrides={"npo": ("steps=2", "batch=4"), "tracer/paper": steps, "tracer/default": steps},
-    )
-    results = scripts["results_erasure"].run([group], scripts["worlds"].METHODS, setup, place)
-    return group, setup, place, results
+def test_models_are_trained_and_compared_as_asked(bed: Bed) -> None:
+    found = bed.results()
+    group = found["groups"]["toy-vaping"]
+    rows = {row["name"]: row for row in group["comparison"]["rows"]}
+    assert list(rows) == ["original", "filter", "reference", "npo"]
+    assert rows["npo"]["seeds"] == [0]
+    assert rows["reference"]["figures"]["utility.ndcg@10"]["seeds"] == 2
+    assert rows["npo"]["figures"]["natural.exposure@10"]["n"] == 20
+    assert len(group["validation"]) == 3
+    assert sorted(path.name for path in (bed.place / "runs").iterdir() if not path.name.startswith(".")) == [
+        "compared",
+        "toy-orig-0",
+        "toy-sids",
+        "toy-vaping-0",
+        "toy-vaping-1",
+    ]
+    text = (bed.place / "out" / "RESULTS.md").read_text()
+    assert "## Summary, scope output" in text
+    assert "| npo |" in text
+    assert "--methods npo" in found["command"]
 
 
-def test_every_model_has_every_measure(scripts: dict[str, ModuleType], made: tuple[Any, Any, Path, Any]) -> None:
-    group, _, place, results = made
-    models = results["groups"][group.name]["models"]
-    assert list(models) == list(scripts["worlds"].MODELS)
-    assert not [row["failed"] for row in models.values() if "failed" in row]
-    wanted = {key for key, _, _ in scripts["tables"].LINES}
-    for name, row in models.items():
-        absent = {key for key in wanted if key not in row["figures"]}
-        allowed = {"original": {"retain.drop"}, "reference": {k for k in wanted if k.endswith("mass.new")}}
-        assert absent == allowed.get(name, set()), name
-    text = (place / "RESULTS.md").read_text()
-    assert all(f"| {title}" in text for _, title, _ in scripts["tables"].LINES)
-    assert "make results" in text
+def test_a_second_run_makes_nothing(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = bed.results()["groups"]["toy-vaping"]
+    for whole, name in ((api, "train"), (api, "tokenize"), (Bench, "_make"), (Bench, "_measured")):
+        monkeypatch.setattr(whole, name, lambda *given, name=name, **more: pytest.fail(f"{name} was called again"))
+    assert bed.run(out="again") == 0
+    after = bed.results("again")["groups"]["toy-vaping"]
+    assert after["comparison"]["rows"] == before["comparison"]["rows"]
+    assert after["comparison"]["run"]["cost"] == before["comparison"]["run"]["cost"]
 
 
-def test_the_controls_stand_where_they_must(made: tuple[Any, Any, Path, Any]) -> None:
-    group, _, _, results = made
-    figures = {name: row["figures"] for name, row in results["groups"][group.name]["models"].items()}
-    before, filtered = figures["original"], figures["filter"]
-    assert filtered["natural.exposure@10"]["value"] == 0
-    assert filtered["replay.exposure@10"] == before["replay.exposure@10"]
-    assert filtered["concept_users.mass.new"] == before["concept_users.mass.new"]
-    assert before["moved"]["value"] == filtered["moved"]["value"] == 0
-    assert figures["reference"]["natural.mass.old"]["value"] != before["natural.mass.old"]["value"]
+def test_a_model_of_another_recipe_or_concept_is_refused(bed: Bed) -> None:
+    (world,) = bed.script.WORLDS
+    trained = bed.script.trained
+    assert trained(world, "vaping", 0, bed.setup(), train=False).name == "toy-vaping-0"
+    wrong = [
+        (world, bed.setup(training=TrainConfig(validation_users=20, lr=1e-5))),
+        (world, bed.setup(model=ModelConfig(width=32, layers=1, heads=2, feed_forward=16, window=5))),
+        (replace(world, epochs=2), bed.setup()),
+        (replace(world, concepts={"vaping": 'title~"e"'}), bed.setup()),
+    ]
+    for other, setup in wrong:
+        with pytest.raises(UsageError, match="another recipe"):
+            trained(other, "vaping", 0, setup)
+    with pytest.raises(UsageError, match="not trained"):
+        trained(world, "vaping", 7, bed.setup(), train=False)
+    assert not (bed.place / "runs" / "toy-vaping-7").exists()
 
 
-def test_a_second_run_computes_nothing_and_changed_code_only_erases_again(
-    scripts: dict[str, ModuleType], made: tuple[Any, Any, Path, Any], monkeypatch: pytest.MonkeyPatch
+def test_tables_of_another_recipe_or_question_are_left_out(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    group, setup, place, results = made
-    before = json.loads(json.dumps(results["groups"]))
-
-    def refuse(*args: Any, **kwargs: Any) -> Any:
-        raise AssertionError("measured again")
-
-    monkeypatch.setattr(scripts["measures"], "measure", refuse)
-    erased = sorted((setup.runs / "erased").iterdir())
-    again = scripts["results_erasure"].run([group], scripts["worlds"].METHODS, setup, place)
-    assert again["groups"] == before
-    assert sorted((setup.runs / "erased").iterdir()) == erased
-    for name in ("worlds", "results_erasure"):
-        monkeypatch.setattr(scripts[name], "erase_code", lambda: "other code")
-    part = scripts["results_erasure"].run([group], ["filter"], setup, place)  # the same weights: nothing to measure
-    models = part["groups"][group.name]["models"]
-    assert set(models) == set(before[group.name]["models"])  # a part run anew leaves the rest as it was
-    assert models["filter"]["erase_code"] == "other code"
-    assert "| npo † |" in (place / "RESULTS.md").read_text()
-    assert len(list((setup.runs / "erased").iterdir())) == len(erased) + 1
+    assert bed.run("--write", "--seeds", "0,1", out="written") == 0  # what is there, whatever it was asked
+    assert list(bed.results("written")["groups"]) == ["toy-vaping"]
+    setup = bed.setup()
+    bed.script.write(["toy-vaping"], setup, bed.place / "written", [])
+    assert list(bed.results("written")["groups"]) == ["toy-vaping"]
+    others = [
+        replace(setup, compare=replace(setup.compare, seeds=(0, 1))),
+        replace(setup, training=TrainConfig(lr=1.0)),
+    ]
+    for other in others:
+        capsys.readouterr()
+        bed.script.write(["toy-vaping"], other, bed.place / "written", [])
+        assert bed.results("written")["groups"] == {}
+        assert "toy-vaping is left out" in capsys.readouterr().err
+    monkeypatch.setattr(bed.script, "Setup", partial(bed.script.Setup, training=TrainConfig(lr=1.0)))
+    assert bed.run("--no-train", out="written") == 2  # the comparison refuses its models, and is in no table
+    assert bed.results("written")["groups"] == {}
 
 
-def test_an_untrained_group_is_left_out_when_training_is_not_allowed(
-    scripts: dict[str, ModuleType], made: tuple[Any, Any, Path, Any], tmp_path: Path
-) -> None:
-    group, setup, _, _ = made
-    setup = replace(setup, may_train=False)
-    results = scripts["results_erasure"].run([replace(group, world="other")], [], setup, tmp_path)
-    assert results["groups"][f"other-own-{group.concept}"]["models"] == {}
-    assert not (setup.runs / "train" / "other-own-orig").exists()
+def test_what_is_not_trained_is_left_out_when_it_may_not_be(bed: Bed, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = bed.place / "elsewhere"
+    assert bed.run("--no-train", "--runs", str(runs), out="none") == 0
+    assert "toy-vaping is left out" in capsys.readouterr().err
+    assert not runs.exists()
+    assert bed.results("none")["groups"] == {}
+
+
+def test_a_step_that_was_killed_or_failed_is_no_success(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def ended(words: Sequence[str], check: bool, code: int) -> SimpleNamespace:
+        asked.append(words[-1])
+        return SimpleNamespace(returncode=code)
+
+    for code, told in ((-9, 3), (2, 2)):
+        asked.clear()
+        monkeypatch.setattr(bed.script, "subprocess", SimpleNamespace(run=partial(ended, code=code)))
+        assert bed.run(out="killed") == told
+        assert asked == ["train:toy:orig", "train:toy-vaping:0", "train:toy-vaping:1", "compare:toy-vaping"]
+        assert bed.results("killed")["groups"] == {}  # not the tables of an earlier run
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--only", "toy-nothing"], "toy-vaping"),
+        (["--compare", "nonsense=1"], "nonsense"),
+        (["--compare", "seeds=[1]"], "seeds"),
+        (["--compare", "beam"], "JSON"),
+        (["--compare", "beam=3"], "beam"),
+        (["--seeds", "x"], "0,1,2"),
+    ],
+)
+def test_what_cannot_be_is_told(bed: Bed, capsys: pytest.CaptureFixture[str], more: list[str], said: str) -> None:
+    assert bed.run(*more, out="wrong") == 2
+    assert said in capsys.readouterr().err
+    assert not list((bed.place / "wrong").iterdir())
 
 
 def test_without_data_it_says_so_and_succeeds(
-    scripts: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    bed: Bed, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("RECERASE_DATA", str(tmp_path / "nowhere"))
-    assert scripts["results_erasure"].main([]) == 0
+    monkeypatch.setenv("RECERASE_DATA", str(bed.place / "nowhere"))
+    assert bed.run(out="nothing") == 0
     assert capsys.readouterr().out.count("\n") == 1
+    assert not list((bed.place / "nothing").iterdir())
+
+
+def ours(comparison: Comparison, standing: Any, ndcg: float) -> Comparison:
+    """With a row of the flagship that stands there, and has this share of a reference's NDCG@10."""
+    figures = {"utility.ndcg@10": Figure(0.1 * ndcg, 9, 1), "natural.mass.new": Figure(3e-6, 9, 1)}
+    gold = {"utility.ndcg@10": Figure(0.1, 9, 1), "natural.mass.old": Figure(2e-6, 9, 1)}
+    rows = (Row("reference", "reference", "output", gold), Row("tracer", "method", "output", figures, seeds=(0,)))
+    cost = {"output": {"tracer": {"seconds": 9.0, "share": 0.09, "cpu_share": 0.04}}}
+    return replace(comparison, rows=(rows[0], replace(rows[1], standing=standing)), run={"cost": cost})
+
+
+@pytest.mark.parametrize(("standing", "told"), [("alone", "yes"), ("front", "no"), ("remembers", "no")])
+def test_the_flagship_is_told_as_it_stands(bed: Bed, standing: Any, told: str) -> None:
+    tables = importlib.import_module("results_tables")
+    comparison = tables._comparison(bed.results()["groups"]["toy-vaping"])
+    groups = {"toy-vaping": ({}, ours(comparison, standing, 0.986))}
+    _, _, target, line = tables._flagship(groups, "output").splitlines()
+    assert line == f"| toy-vaping | -, - | 1.5, - | 0.986 | - | 4.0% | {told} |"  # .986 is no .99
+    assert target.startswith("| target | 1/3 to 3 |")
+    assert tables._standings(groups, "output").splitlines()[-1] == f"| tracer | {standing} |"
+    failed = replace(comparison, rows=(Row("npo", "method", "output"),))
+    assert tables._standings({"a": ({}, failed)}, "output").splitlines()[-1] == "| npo | failed |"
+
+
+def test_the_readme_has_the_summary_between_its_marks(bed: Bed, tmp_path: Path) -> None:
+    tables = importlib.import_module("results_tables")
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- results -->\nold\n<!-- /results -->\nafter\n")
+    tables.write_readme(bed.results(), readme)
+    text = readme.read_text()
+    assert text.startswith("before\n<!-- results -->\n")
+    assert text.endswith("<!-- /results -->\nafter\n")
+    assert "| npo |" in text
+    assert "old\n" not in text

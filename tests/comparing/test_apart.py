@@ -72,6 +72,28 @@ def test_a_mass_of_nought_is_very_far_and_finite() -> None:
     assert apart([Reading({})], [reading(1e-5)], CONFIG) is None
 
 
+def test_references_of_no_mass_are_as_far_and_finite() -> None:
+    found = apart([reading(1e-5)], [reading(0.0, 1), reading(0.0, 2)], CONFIG)
+    assert found is not None
+    assert found.value == pytest.approx(-5 - math.log10(TINY))
+    assert math.isfinite(found.interval.high)
+    assert found.interval.low > 30
+
+
+def test_a_mass_that_some_model_lacks_is_no_leg() -> None:
+    whole, far = reading(1e-5), reading(1e-5, saturated_new=1e-9)
+    part = Reading({name: x for name, x in far.values.items() if name != "saturated.mass.new"})
+    for models in ([far, part], [part, far]):
+        found = apart(models, [reading(1e-5)], CONFIG)
+        assert found is not None
+        assert found.value == pytest.approx(0.0, abs=1e-9)
+        assert found.seeds == 2
+    gold = Reading({name: x for name, x in whole.values.items() if name != "saturated.mass.old"})
+    found = apart([far], [whole, gold], CONFIG)
+    assert found is not None
+    assert found.value == pytest.approx(0.0, abs=1e-9)
+
+
 def row(name: str, masses: Reading, base: Base, exposure: float = 0.0) -> Row:
     values = {**masses.values, "natural.exposure@10": np.full(USERS, exposure)}
     return Row(name, "method", "output", figures([Reading(values)], base, CONFIG))

@@ -27,6 +27,7 @@ from recerase.errors import UsageError
     [
         ([""], [], "No method"),
         (["npo", "npo"], [], "twice"),
+        (["tracer", "tracer/default"], [], "twice"),
         (["filter"], [], "control"),
         (["npoo"], [], "npo"),
         (["tracer/papr"], [], "paper"),
@@ -125,6 +126,8 @@ def test_all_is_every_method_but_those_that_stand_elsewhere_once() -> None:
     assert sorted(x.name for x in mixed) == sorted([*names, "tracer/paper"])
     assert {x.name for x in mixed if x.called} == {"npo", "tracer/paper"}
     assert {x.name: x.given for x in mixed}["ga"] == ("steps",)
+    same = [x.name for x in contenders(["tracer/default", "all"])]  # beside itself nobody would be alone
+    assert sorted(same) == sorted({*names, "tracer/default"} - {"tracer"})
     with pytest.raises(UsageError, match="twice"):
         contenders(["all", "all"])
 

@@ -60,10 +60,13 @@ def _leg(
     readings: Sequence[Reading], references: Sequence[Reading], own: str, gold: str
 ) -> tuple[list[FloatArray], list[FloatArray]] | None:
     """Values [n] of every model and of every reference; None where one of them was not read."""
-    mine = [np.maximum(reading.values[own], TINY) for reading in readings if own in reading.values]
-    theirs = [np.maximum(reading.values[gold], TINY) for reading in references if gold in reading.values]
-    there = mine and theirs and all(x.size for x in (*mine, *theirs))
-    return (mine, theirs) if there else None
+    if not readings or not references:
+        return None
+    if not all(own in x.values for x in readings) or not all(gold in x.values for x in references):
+        return None
+    mine = [np.maximum(reading.values[own], TINY) for reading in readings]
+    theirs = [np.maximum(reading.values[gold], TINY) for reading in references]
+    return (mine, theirs) if all(x.size for x in (*mine, *theirs)) else None
 
 
 def _distance(ratio: FloatArray) -> FloatArray:

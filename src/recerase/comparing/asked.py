@@ -24,6 +24,8 @@ SCOPES: tuple[Scope, ...] = ("output", "influence")
 ALL = "all"
 """Stands for every method but those of APART_FROM."""
 APART_FROM = ("filter", "retrain")
+_DEFAULT = "/default"
+"""A method with this preset is the method."""
 _NAMES = "Name some of `recerase list methods`, separated by commas, or all."
 
 
@@ -59,11 +61,13 @@ def contenders(names: Sequence[str], overrides: Sequence[str] = ()) -> tuple[Con
     from recerase.erase.methods import METHODS, get_method, make_config
 
     called = [name.strip() for name in names if name.strip()]
-    every = [name for name in METHODS if name not in APART_FROM and name not in called]
+    plain = [name.removesuffix(_DEFAULT) for name in called]
+    every = [name for name in METHODS if name not in APART_FROM and name not in plain]
     wanted = [name for own in called for name in (every if own == ALL else (own,))]
     if not wanted:
         raise UsageError("No method is named.", _NAMES)
-    twice = sorted({name for name in wanted if wanted.count(name) > 1})
+    plain = [name.removesuffix(_DEFAULT) for name in wanted]
+    twice = sorted({name for name in plain if plain.count(name) > 1})
     if twice:
         raise UsageError(f"{', '.join(twice)} is named twice.", "Name each method once.")
     if "filter" in wanted:

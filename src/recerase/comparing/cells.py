@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -20,6 +19,7 @@ from recerase.assembly import checkpoint_facts, concept_facts, data_digest, open
 from recerase.auditing import audit_model
 from recerase.catalog import Catalogue, Concept
 from recerase.comparing.asked import Contender, Setting, seeded, steps_of
+from recerase.comparing.clock import Clock
 from recerase.comparing.reading import FEATURES, METRICS, PROBES, Part, Reading, measured, packed, unpacked
 from recerase.earlier import Gone, gone_from, home_of, remember
 from recerase.errors import ArtefactError, CheckpointError, RecEraseError, WriteError
@@ -48,8 +48,9 @@ CELLS, READINGS = "cells", "readings"
 FAILURE = "failure.json"
 """What a cell holds where the method refused."""
 _SHORT = 24
-_MAKING, _READING = ("erase", "model", "sid"), ("audit", "model", "sid")
-"""Rooms whose code a cell depends on."""
+_MAKING = ("catalog", "erase", "model", "sid")
+_READING = ("catalog", "audit", "model", "sid", *(f"comparing/{name}.py" for name in ("reading", "relearned", "ucan")))
+"""Rooms and files whose code a cell depends on."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Made:
     digest: str = ""
     """Of its files: two scopes that give the same model have the same."""
     cpu_seconds: float | None = None
-    """Processor time of this process; None in a cell that does not say."""
+    """Processor time of the processes that made it; None in a cell that does not say."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,24 +205,22 @@ class Bench:
             seed=seed,
             training=provenance,
             observer=self.observer,
-            state=state,
+            state=(clock := Clock(state)),
             prepared=self.prepared(contender, config),
             gone=self.gone.besides(self.concept.members),
             left=self.gone.left,
         )
-        failure, summary = "", {}
-        began, busy = time.monotonic(), time.process_time()
-        spent = (0.0, 0.0)
+        failure, summary, spent = "", {}, (0.0, 0.0)
         try:
             contender.card.check(before.table, before.codebooks, before.embeddings, config)
             erased = contender.card.run(request, config)
-            spent = (time.monotonic() - began, time.process_time() - busy)
+            spent = clock.spent()
             summary = {name: value for name, value in erased.summary.items() if name != "seconds"}
             named_layout(before.layout).write_back(before, erased.model, erased.table, directory)
         except WriteError:
             raise
         except RecEraseError as error:
-            spent, failure = (time.monotonic() - began, time.process_time() - busy), str(error)
+            spent, failure = clock.spent(), str(error)
             for path in directory.iterdir():  # a layout may have refused halfway
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
             write_bytes(directory / FAILURE, pretty_json({"failure": failure}))

@@ -76,7 +76,8 @@ class Extras:
                 "reference. Items that moved are tried with old and new SIDs, and the quicker way counts."
             )
             told += [
-                f"Relearning ({kind}): the original does not show the concept, so nothing was measured."
+                f"Relearning ({kind}): nothing was measured. The original does not show the concept on these histories, or could "
+                "not be attacked: it has no such training pair, or gives no finite number."
                 for kind in nothing
             ]
         if self.ucan:

@@ -59,7 +59,7 @@ def _references(session: Session) -> Iterator[str]:
         yield (
             "AUC: how well a classifier tells the erased models from references by what each does with a user (mass, place of the "
             "concept, entropy, overlap of lists); beside it how well references are told from each other. Alike: their difference is "
-            "at most .05."
+            "at most .05. Nothing is asked of fewer than fifty users."
         )
 
 
