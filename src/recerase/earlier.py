@@ -21,7 +21,8 @@ import numpy as np
 from recerase.assembly import ConceptSpec, choose_concept
 from recerase.catalog import Catalogue, Concept, Items, parse_concept
 from recerase.catalog.files import read_verified
-from recerase.errors import ArtefactError
+from recerase.catalog.spec import matching
+from recerase.errors import ArtefactError, ConceptError
 from recerase.store import canonical_json, pretty_json, sha256_bytes, write_bytes
 from recerase.types import BoolArray, FloatArray, IntArray
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from recerase.layouts.native import Checkpoint
     from recerase.sid.table import SidTable
 
+_REMEDY = "Take the checkpoint with it, or, to erase and to audit, name what was erased with --already-erased."
 _LISTS = ("@", "item:")
 """How words begin that list ids."""
 FILE = "erased.json"
@@ -103,22 +105,44 @@ def remembered(directory: Path, provenance: Mapping[str, Any]) -> tuple[Earlier,
     if not provenance.get("erased"):
         return ()
     path = directory / FILE
-    remedy = "Restore it, or name what was erased with --already-erased."
     if not path.is_file():
-        raise ArtefactError(f"{directory} was erased before, and has no {FILE} to say which items.", remedy)
+        raise ArtefactError(f"{directory} was erased before, and has no {FILE} to say which items.", _REMEDY)
     try:
         said = json.loads(read_verified(directory, [FILE])[FILE])
         if said["schema"] != SCHEMA:
             raise ValueError(f"its schema is {said['schema']!r:.40}, and {SCHEMA} is read")
         return tuple(_concept_of(entry) for entry in said["concepts"])
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise ArtefactError(f"{path} cannot be read: {error!s:.120}.", remedy) from error
+        raise ArtefactError(f"{path} cannot be read: {error!s:.120}.", _REMEDY) from error
 
 
 def _concept_of(entry: Mapping[str, Any]) -> Earlier:
     sids = {str(item): tuple(int(code) for code in codes) for item, codes in entry["items"].items()}
     spec = tuple(str(words) for words in entry["spec"])
     return Earlier(str(entry["name"]), spec, str(entry["digest"]), str(entry["method"]), sids)
+
+
+def _unremembered(
+    directory: Path, provenance: Mapping[str, Any], catalogue: Catalogue, embeddings: FloatArray | None
+) -> tuple[Earlier, ...]:
+    """What the manifest alone says of the last erasure, where the checkpoint was erased before there was an erased.json.
+
+    The SIDs that its items had are not known. Raises ArtefactError when its words no longer name the same items.
+    """
+    said = provenance.get("concept")
+    if provenance.get("command") != "erase" or "erased" in provenance or not isinstance(said, Mapping):
+        return ()
+    name, spec = str(said.get("name")), tuple(str(words) for words in said.get("spec") or ())
+    try:
+        found = parse_concept(spec, catalogue.items, embeddings=embeddings, allow_large=True, name=name)
+        if found.digest != said.get("digest"):
+            raise ConceptError(f"{name} names other items in this catalogue.", _REMEDY)
+    except ConceptError as error:
+        raise ArtefactError(
+            f"{directory} was erased of {name}, and does not say which items these are: {error.message}", _REMEDY
+        ) from error
+    items = {str(item): () for item in catalogue.items.item_ids[found.members]}
+    return (Earlier(name, spec, found.digest, "", items),)
 
 
 def home_of(checkpoint: Checkpoint) -> tuple[Path, Mapping[str, Any]]:
@@ -136,20 +160,21 @@ def gone_from(
     """What was erased from any of the checkpoints `homes`, and what `specs` say was, in the catalogue's order.
 
     A home is a checkpoint's directory and its manifest's provenance: `home_of`. `table` is the current one. A checkpoint that has
-    lost its erased.json is read where `specs` stand in for it.
+    lost its erased.json is read where `specs` stand in for it; one from before there was such a file is asked what its manifest says.
     Raises ArtefactError as `remembered`, ConceptError for a spec that cannot be read.
     """
     found: dict[bytes, Earlier] = {}
     for directory, provenance in homes:
         try:
-            known = remembered(directory, provenance)
+            known = remembered(directory, provenance) or _unremembered(directory, provenance, catalogue, embeddings)
         except ArtefactError:
             if not specs or (directory / FILE).is_file():
                 raise
             known = ()
         found |= {canonical_json(concept.to_json()): concept for concept in known}
-    concepts = [*found.values(), *(_said(spec, catalogue, embeddings) for spec in specs)]
-    return _gone(tuple(concepts), catalogue, table)
+    known_digests = {concept.digest for concept in found.values()}
+    said = [_said(spec, catalogue, embeddings) for spec in specs]
+    return _gone((*found.values(), *(c for c in said if c.digest not in known_digests)), catalogue, table)
 
 
 def _said(spec: ConceptSpec, catalogue: Catalogue, embeddings: FloatArray | None) -> Earlier:
@@ -211,18 +236,21 @@ def grown_by(
 ) -> tuple[list[Earlier], BoolArray]:
     """The concepts with those of the `new` rows [M] of a grown catalogue that their words name, and which these are, [M].
 
-    Lists of ids name nothing new. `embeddings` [N, D] are for `like:`. Raises ConceptError for words that cannot be read any more.
+    Lists of ids name nothing new, and are not read. `embeddings` [N, D] are for `like:`. Raises ConceptError for words that cannot be
+    read any more.
     """
     found, gone = [], np.zeros(len(items), bool)
     for concept in concepts:
-        if any(not words.removeprefix("!").strip().startswith(_LISTS) for words in concept.spec):
-            named = parse_concept(concept.spec, items, embeddings=embeddings, allow_large=True)
-            fresh = np.zeros(len(items), bool)
-            fresh[new] = named.members[new]
-            gone |= fresh
-            more = {str(item): () for item in items.item_ids[fresh]}
-            concept = replace(concept, sids={**concept.sids, **more})
-        found.append(concept)
+        named = {True: np.zeros(len(items), bool), False: np.zeros(len(items), bool)}
+        for words in concept.spec:
+            bare = words.removeprefix("!").strip()
+            if not bare.startswith(_LISTS):
+                named[not words.startswith("!")] |= matching(bare, items, embeddings)
+        fresh = np.zeros(len(items), bool)
+        fresh[new] = (named[True] & ~named[False])[new]
+        gone |= fresh
+        more = {str(item): () for item in items.item_ids[fresh]}
+        found.append(replace(concept, sids={**concept.sids, **more}))
     return found, gone[new]
 
 

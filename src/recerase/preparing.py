@@ -87,7 +87,7 @@ def prepare(
         opened = open_checkpoint_for(checkpoint, catalogue, run)
         eraser.check(opened.table, opened.codebooks, opened.embeddings, settings)
         nobody = np.zeros(len(opened.table), bool)
-        gone = gone_from([home_of(opened)], (), catalogue, opened.table)
+        gone = gone_from([home_of(opened)], (), catalogue, opened.table, opened.embeddings)
         request = EraseRequest(
             opened.recommender,
             opened.table,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from tests.patches.fixtures import files
@@ -13,14 +15,16 @@ from tests.patches.fixtures import files
 from recerase import api
 from recerase.catalog import load_catalogue
 from recerase.catalog.demo import demo_catalogue
+from recerase.catalog.items import items_from_table
 from recerase.catalog.readers import write_catalogue
+from recerase.earlier import Earlier, grown_by
 from recerase.errors import ArtefactError
 from recerase.layouts.native import load_checkpoint
 from recerase.model.recommender import ModelConfig
 from recerase.model.training import TrainConfig
 from recerase.runtime import RunConfig
 from recerase.sid.quantize import TokenizeConfig
-from recerase.store import publish, read_manifest
+from recerase.store import publish, read_manifest, write_manifest
 
 RUN = RunConfig(threads=1, device="cpu")
 FIRST, SECOND = "category=Vaping", "brand=Emberly"
@@ -253,3 +257,54 @@ def test_the_last_erasure_is_taken_back_by_its_patch_and_one_below_it_is_not(sho
     assert not (tmp_path / "never").exists()
     assert code_of(["patch", "revert", str(tmp_path / "again"), str(a), "--out", str(tmp_path / "first")]) == 0
     assert files(tmp_path / "first") == files(shop / "model")
+
+
+def test_a_reference_of_its_own_sids_is_read_under_these(shop: Path, tmp_path: Path) -> None:
+    """It never had the SIDs that earlier items had in the audited model, and may not be able to spell them."""
+    api.tokenize(shop / "data", tmp_path / "sids", TokenizeConfig(levels=3, codes=16), dims=16)
+    shape = ModelConfig(width=16, layers=1, heads=2, feed_forward=16, window=5)
+    api.train(shop / "data", tmp_path / "sids", tmp_path / "gold", shape, TrainConfig(epochs=1), run=RUN)
+    given: dict[str, Any] = {"original": shop / "once", "policy": shop / "lax.toml", "max_users": 20, "run": RUN}
+    report = api.audit(shop / "twice", api.ConceptSpec((SECOND,)), shop / "data", reference=tmp_path / "gold", **given)
+    mass = {m.metric: m.value for m in report.measurements if m.role == "reference" and m.kind == "value"}
+    assert mass["earlier.mass.old"] == mass["earlier.mass.new"] > 0
+
+
+def test_a_checkpoint_from_before_there_was_a_memory_says_in_its_manifest_what_was_erased(
+    shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = tmp_path / "old"
+    shutil.copytree(shop / "once", old)
+    (old / "erased.json").unlink()
+    said = read_manifest(old)["provenance"]
+    del said["erased"]
+    write_manifest(old, said)
+    line = ["erase", str(old), "--concept", SECOND, "--data", str(shop / "data"), "--plan", "--json"]
+    assert code_of(line) == 0
+    told = json.loads(capsys.readouterr().out)["erased"]
+    assert [(c["name"], c["items"]) for c in told] == [(FIRST, len(members(shop, FIRST)))]
+    said["concept"]["digest"] = "0" * 64
+    write_manifest(old, said)
+    assert code_of(line) == ArtefactError.exit_code
+    assert "--already-erased" in capsys.readouterr().err
+    assert code_of([*line, "--already-erased", FIRST]) == 0
+
+
+def test_what_is_remembered_and_said_too_counts_once(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["erase", str(shop / "once"), "--concept", SECOND, "--data", str(shop / "data"), "--plan", "--json"]
+    assert code_of([*line, "--already-erased", FIRST]) == 0
+    assert [c["name"] for c in json.loads(capsys.readouterr().out)["erased"]] == [FIRST]
+
+
+def test_a_list_of_ids_beside_words_need_not_be_there_when_the_catalogue_grows() -> None:
+    table, _ = demo_catalogue(0, n_items=200, n_users=80)
+    items = items_from_table(table)
+    brand = items.brands[0]
+    rows = np.flatnonzero([b == brand for b in items.brands])[-2:]  # the new ones
+    spec = ("@lost.txt", f"brand={brand}", f"!item:{items.item_ids[rows[0]]}", f'!title~"^{items.titles[rows[1]]}$"')
+    points = np.zeros((200, 2), np.float32)
+    found, gone = grown_by([Earlier("x", spec, "", "tracer", {})], items, rows, points)
+    assert gone.tolist() == [True, False]
+    assert list(found[0].sids) == [str(items.item_ids[rows[0]])]
+    only = Earlier("x", ("@lost.txt", f"!brand={brand}"), "", "tracer", {})
+    assert not grown_by([only], items, rows, points)[1].any()

@@ -110,6 +110,15 @@ def test_a_report_that_names_old_sids_is_told(tmp_path: Path) -> None:
     notes = Notes()
     patch = api.make_patch(*given, one_way=True, leave=["report.json"], force=True, observer=notes)
     assert patch.facts()["old SIDs named in"] == []
+
+
+def test_what_an_erased_checkpoint_remembers_is_told_too(tmp_path: Path) -> None:
+    said = {"schema": "recerase.erased/1", "concepts": [{"name": "x", "items": {"7": [1, 2]}}]}
+    given = sides(tmp_path / "in", {"a": b"1"}, {"a": b"2", "erased.json": json.dumps(said).encode()})
+    notes = Notes()
+    patch = api.make_patch(*given, one_way=True, observer=notes)
+    assert sum("erased.json names the SIDs that items had before" in said for said in notes.said) == 1
+    assert patch.facts()["old SIDs named in"] == ["erased.json"]
     assert not any("report.json" in said for said in notes.said)
     held = b"".join(tensor.tobytes() for tensor in load_file(given[2]).values())
     assert b'"old"' not in held + given[2].read_bytes()

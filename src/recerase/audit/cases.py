@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from recerase.audit.probes import AuditWorld
+from recerase.audit.probes import AuditWorld, Earlier
 from recerase.types import BoolArray, IntArray
 
 if TYPE_CHECKING:
     from recerase.catalog.interactions import Histories
+    from recerase.sid.table import SidTable
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,3 +86,15 @@ def synthetic(items: IntArray, lengths: IntArray) -> Histories:
 def _sample(world: AuditWorld, purpose: str, rows: IntArray, size: int) -> IntArray:
     chosen: IntArray = np.sort(world.random(purpose).permutation(rows)[:size])
     return chosen
+
+
+def codes_before(earlier: Earlier, table: SidTable) -> IntArray:
+    """int32 [N, L] the codes of a model's table, with the SIDs that earlier items had first where the table can spell these."""
+    if earlier.sids.shape[1] != table.levels:
+        return table.codes
+    known = earlier.members.copy()
+    for level, rows in enumerate(table.schema.rows):
+        code = earlier.sids[:, level]
+        inside = (code >= 0) & (code < len(rows))
+        known &= inside & (rows[np.where(inside, code, 0)] >= 0)
+    return np.where(known[:, None], earlier.sids, table.codes)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from recerase.audit.cases import Case
+from recerase.audit.cases import Case, codes_before
 from recerase.audit.probes import AuditModel, AuditWorld
 from recerase.errors import CheckpointError, DataError
 from recerase.parallel import workers
@@ -133,12 +133,13 @@ class Readings:
     def earlier_mass(self, case: Case, side: Side) -> FloatArray:
         """[B] exact probability of generating a SID of an item of an earlier concept: the one it has, or (`old`) had first.
 
+        A reference, and a model whose table cannot spell the SID they had first, is read under the one they have in it.
         Needs the world's `earlier`. Raises as `mass`.
         """
         assert self.world.earlier is not None
-        members, before, table = self.world.earlier.members, self.world.earlier.sids, self.model.table
-        known = members & (before[:, 0] >= 0)
-        output = table if side == "new" else replace(table, codes=np.where(known[:, None], before, table.codes))
+        members, table, output = self.world.earlier.members, self.model.table, self.model.table
+        if side == "old" and self.model.reads_concept:
+            output = replace(table, codes=codes_before(self.world.earlier, table))
         key = self._key("mass", case, _spelling(table), _spelling(output), _digest(members))
         if key not in self.cache:
             self.cache[key] = self._mass(key, case, table, output, members)

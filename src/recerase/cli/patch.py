@@ -35,7 +35,7 @@ def make(
         bool,
         typer.Option(
             "--one-way",
-            help="Hold no byte of BEFORE: the patch cannot be reverted. What AFTER says of BEFORE, as its report.json does, stays.",
+            help="Hold no byte of BEFORE: the patch cannot be reverted. What AFTER says of BEFORE (report.json, erased.json) stays.",
             show_default=False,
         ),
     ] = False,
@@ -56,7 +56,8 @@ def make(
     """Write what changed between two checkpoint directories of any layout: rows of weights, SIDs, listing, every other file.
 
     A patch holds the old bytes as well, to be reverted: it carries what was erased, and must be kept like the original. With --one-way
-    it does not, and cannot. The report.json of an erasure names old SIDs: --leave it out where they must not travel.
+    it does not, and cannot. The report.json of an erasure names old SIDs, and erased.json those of all that was erased: --leave them
+    out where they must not travel. Without erased.json a later erasure has to be told what was erased, by --already-erased.
 
     Links are refused; permissions do not travel.
 
@@ -64,7 +65,7 @@ def make(
 
         recerase patch make model erased --out acme.patch.safetensors
 
-        recerase patch make model erased --out acme.patch.safetensors --one-way --leave 'optimizer*' --leave report.json
+        recerase patch make model erased --out acme.patch.safetensors --one-way --leave report.json --leave erased.json
     """
     from recerase import api
     from recerase.runtime import RunConfig

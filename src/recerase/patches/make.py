@@ -81,8 +81,8 @@ def make_patch(
     telling = [name for name in differing if name in sides[1] and _tells(after / name)]
     if telling and one_way:
         observer.note(
-            f"{', '.join(telling)} names the SIDs that items had before, and goes with the patch as it is: --leave it out, if they "
-            "must not"
+            f"{' and '.join(f'{name} names' for name in telling)} the SIDs that items had before, and goes with the patch as it is: "
+            "--leave it out, if they must not"
         )
     total = sum(seal.bytes for name in differing for seal in pairs[name] if seal) * (1 if one_way else 2)
     meter = Meter(observer, "comparing and proving", 2 * total)
@@ -173,14 +173,15 @@ def plain_listing(directory: Path) -> list[tuple[str, int]]:
 
 
 def _tells(path: Path) -> bool:
-    """Whether a file is an audit report that names SIDs as they were before."""
+    """Whether a file names SIDs as they were before: an audit report that does, or what an erased checkpoint remembers."""
     if path.suffix != ".json" or path.stat().st_size > _LARGEST_REPORT:
         return False
     data = read_bytes(path)
-    if b'"recerase.audit/' not in data:
+    if b'"recerase.audit/' not in data and b'"recerase.erased/' not in data:
         return False
     try:
-        return bool(json.loads(data).get("moves"))
+        said = json.loads(data)
+        return bool(said.get("moves") or said.get("concepts"))
     except (ValueError, RecursionError, AttributeError):
         return False
 
