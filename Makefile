@@ -35,11 +35,10 @@ demo: $(STAMP)
 	@start=$$(date +%s); $(BIN)/recerase demo --out $(OUT) --force; code=$$?; \
 	echo "make demo: exit $$code after $$(( $$(date +%s) - start )) s" >&2; exit $$code
 
-# What a run counts is written where `make reliability` finds it. Tests that start processes of their own are run by themselves.
+# What a run counts is written where `make reliability` finds it.
 test: $(STAMP)
 	@mkdir -p .reliability; start=$$(date +%s); \
-	RECERASE_FIGURES=.reliability/test.json $(BIN)/pytest -n $(JOBS) -q --ignore tests/parallel && \
-	$(BIN)/pytest -q tests/parallel; code=$$?; \
+	RECERASE_FIGURES=.reliability/test.json $(BIN)/pytest -n $(JOBS) -q; code=$$?; \
 	echo "make test: exit $$code after $$(( $$(date +%s) - start )) s" >&2; exit $$code
 
 check: $(STAMP)

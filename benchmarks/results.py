@@ -330,6 +330,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--jobs", type=int, default=2, help="processes of one thread each")
     parser.add_argument("--runs", default=str(REPOSITORY / "runs"), help="where models and cells are kept")
     parser.add_argument("--out", default=str(HERE), help="where RESULTS.md and results.json go")
+    parser.add_argument("--write", action="store_true", help="write the tables of what is there, and make nothing")
     parser.add_argument(
         "--step", help="one step alone: `train ind-orig 0`, `search ind`, `compare ind-filament methods`"
     )

@@ -61,7 +61,10 @@ def _made(results: Mapping[str, Any]) -> str:
 
 def _searched(told: Mapping[str, Any]) -> str:
     if told["budget"] < 2:
-        return "**Untuned**: every method runs with its own settings; those of `tracer` were chosen on validation users of these data sets."
+        return (
+            "**Untuned**: every method runs with its own settings; those of `tracer` and `renormalise` were chosen on validation "
+            "users of these data sets, beside references of filament, hatchbox, needles and horror."
+        )
     return (
         f"Settings: {told['budget']} a method (its own first) were tried on the first concept of a data set, on {told['users']:,} "
         "validation users, and those chosen are used for all its concepts."

@@ -24,8 +24,14 @@ from recerase.report.compared import Comparison, Figure, Row
 from recerase.sid.quantize import TokenizeConfig
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-OPTIONS = ["--methods", "npo", "--seeds", "0", "--jobs", "1", "--set", "npo.steps=2", "npo.batch=4"]
-OPTIONS += ["--compare", "beam=10", "mass_users=10", "max_users=20"]
+OPTIONS = ["--search", "0", "--mass-users", "10", "--max-users", "20", "--jobs", "1"]
+STEPS = [
+    "train toy-orig 0",
+    "train toy-vaping 0",
+    "train toy-vaping 1",
+    "compare toy-vaping methods",
+    "compare toy-vaping seeds",
+]
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,7 @@ class Bed:
     def setup(self, **fields: Any) -> Any:
         """As the run's, but for `fields`."""
         given = self.script._parser().parse_args(OPTIONS)
-        whole = self.script.Setup(self.place / "data", self.place / "runs", self.script.compare_config(given))
+        whole = self.script.Setup(self.place / "data", self.place / "runs", *self.script.configs(given))
         return replace(whole, **fields)
 
 
@@ -63,6 +69,15 @@ def bed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
         small = ModelConfig(width=16, layers=1, heads=2, feed_forward=16, window=5)
         patch.setattr(script, "Setup", partial(script.Setup, model=small, training=TrainConfig(validation_users=20)))
 
+        real, few = script.configs, {"methods": ("npo",), "beam": 10, "overrides": ("npo.steps=2", "npo.batch=4")}
+
+        def configs(given: Any) -> Any:
+            passes, searched = real(given)
+            close = replace(passes["seeds"], seeds=(0, 1), relearn=False, **few)
+            return {"methods": replace(passes["methods"], **few), "seeds": close}, replace(searched, **few)
+
+        patch.setattr(script, "configs", configs)
+
         def here(words: Sequence[str], check: bool) -> SimpleNamespace:
             return SimpleNamespace(returncode=script.main(list(words)[2:]))
 
@@ -74,35 +89,49 @@ def bed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
 
 
 def test_models_are_trained_and_compared_as_asked(bed: Bed) -> None:
-    found = bed.results()
-    group = found["groups"]["toy-vaping"]
-    rows = {row["name"]: row for row in group["comparison"]["rows"]}
+    group = bed.results()["groups"]["toy-vaping"]
+    rows = {row["name"]: row for row in group["passes"]["methods"]["comparison"]["rows"]}
     assert list(rows) == ["original", "filter", "reference", "npo"]
     assert rows["npo"]["seeds"] == [0]
     assert rows["reference"]["figures"]["utility.ndcg@10"]["seeds"] == 2
     assert rows["npo"]["figures"]["natural.exposure@10"]["n"] == 20
+    assert group["passes"]["seeds"]["comparison"]["seeds"] == [0, 1]
     assert len(group["validation"]) == 3
-    assert sorted(path.name for path in (bed.place / "runs").iterdir() if not path.name.startswith(".")) == [
-        "compared",
-        "toy-orig-0",
-        "toy-sids",
-        "toy-vaping-0",
-        "toy-vaping-1",
-    ]
+    names = sorted(path.name for path in (bed.place / "runs").iterdir() if not path.name.startswith("."))
+    assert names == ["compared", "toy-orig-0", "toy-sids", "toy-vaping-0", "toy-vaping-1"]
     text = (bed.place / "out" / "RESULTS.md").read_text()
-    assert "## Summary, scope output" in text
+    assert "Untuned" in text
+    assert "three seeds" in text
     assert "| npo |" in text
-    assert "--methods npo" in found["command"]
 
 
 def test_a_second_run_makes_nothing(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = bed.results()["groups"]["toy-vaping"]
+    before = bed.results()["groups"]["toy-vaping"]["passes"]
     for whole, name in ((api, "train"), (api, "tokenize"), (Bench, "_make"), (Bench, "_measured")):
         monkeypatch.setattr(whole, name, lambda *given, name=name, **more: pytest.fail(f"{name} was called again"))
     assert bed.run(out="again") == 0
-    after = bed.results("again")["groups"]["toy-vaping"]
-    assert after["comparison"]["rows"] == before["comparison"]["rows"]
-    assert after["comparison"]["run"]["cost"] == before["comparison"]["run"]["cost"]
+    after = bed.results("again")["groups"]["toy-vaping"]["passes"]
+    assert after["methods"]["comparison"]["rows"] == before["methods"]["comparison"]["rows"]
+
+
+def test_a_search_settles_the_settings_of_every_concept(bed: Bed) -> None:
+    (world,) = bed.script.WORLDS
+    setup = bed.setup(runs=bed.place / "searched")
+    (bed.place / "searched").symlink_to(bed.place / "runs")
+    searched = replace(setup.searched, search=3, overrides=("npo.batch=4",))
+    try:
+        bed.script.search(world, setup, searched)
+        pairs = bed.script.chosen(world, setup)
+        assert all(pair.startswith("npo.") for pair in pairs)
+        bed.script.write_bytes(setup.runs / "compared" / "toy-settings.json", b'["npo.lr=0.002", "ga.lr=1"]')
+        bed.script.compared(world, "vaping", replace(setup, passes={"methods": setup.passes["methods"]}), "methods")
+        told = json.loads((setup.runs / "compared" / "toy-vaping-methods.json").read_bytes())
+        assert told["settings"] == ["npo.lr=0.002"]
+        (row,) = [row for row in told["comparison"]["rows"] if row["name"] == "npo"]
+        assert row["settings"]["lr"] == 0.002
+    finally:
+        (setup.runs / "compared" / "toy-settings.json").unlink()
+        bed.script.compared(world, "vaping", bed.setup(), "methods")
 
 
 def test_a_model_of_another_recipe_or_concept_is_refused(bed: Bed) -> None:
@@ -123,34 +152,16 @@ def test_a_model_of_another_recipe_or_concept_is_refused(bed: Bed) -> None:
     assert not (bed.place / "runs" / "toy-vaping-7").exists()
 
 
-def test_tables_of_another_recipe_or_question_are_left_out(
-    bed: Bed, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert bed.run("--write", "--seeds", "0,1", out="written") == 0  # what is there, whatever it was asked
-    assert list(bed.results("written")["groups"]) == ["toy-vaping"]
-    setup = bed.setup()
-    bed.script.write(["toy-vaping"], setup, bed.place / "written", [])
-    assert list(bed.results("written")["groups"]) == ["toy-vaping"]
-    others = [
-        replace(setup, compare=replace(setup.compare, seeds=(0, 1))),
-        replace(setup, training=TrainConfig(lr=1.0)),
-    ]
-    for other in others:
-        capsys.readouterr()
-        bed.script.write(["toy-vaping"], other, bed.place / "written", [])
-        assert bed.results("written")["groups"] == {}
-        assert "toy-vaping is left out" in capsys.readouterr().err
-    monkeypatch.setattr(bed.script, "Setup", partial(bed.script.Setup, training=TrainConfig(lr=1.0)))
-    assert bed.run("--no-train", out="written") == 2  # the comparison refuses its models, and is in no table
+def test_tables_of_another_recipe_or_question_are_left_out(bed: Bed, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bed.run("--write", out="written") == 0
+    whole = bed.results("written")["groups"]["toy-vaping"]["passes"]
+    assert list(whole) == ["methods", "seeds"]
+    assert bed.run("--write", "--max-users", "21", out="written") == 0
     assert bed.results("written")["groups"] == {}
-
-
-def test_what_is_not_trained_is_left_out_when_it_may_not_be(bed: Bed, capsys: pytest.CaptureFixture[str]) -> None:
-    runs = bed.place / "elsewhere"
-    assert bed.run("--no-train", "--runs", str(runs), out="none") == 0
-    assert "toy-vaping is left out" in capsys.readouterr().err
-    assert not runs.exists()
-    assert bed.results("none")["groups"] == {}
+    assert "toy-vaping-methods is left out" in capsys.readouterr().err
+    setup = bed.setup(training=TrainConfig(lr=1.0))
+    bed.script.write({"toy-vaping": (bed.script.WORLDS[0], "vaping")}, setup, bed.place / "written")
+    assert bed.results("written")["groups"] == {}
 
 
 def test_a_step_that_was_killed_or_failed_is_no_success(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,24 +175,12 @@ def test_a_step_that_was_killed_or_failed_is_no_success(bed: Bed, monkeypatch: p
         asked.clear()
         monkeypatch.setattr(bed.script, "subprocess", SimpleNamespace(run=partial(ended, code=code)))
         assert bed.run(out="killed") == told
-        assert asked == ["train:toy:orig", "train:toy-vaping:0", "train:toy-vaping:1", "compare:toy-vaping"]
-        assert bed.results("killed")["groups"] == {}  # not the tables of an earlier run
+        assert asked == STEPS
 
 
-@pytest.mark.parametrize(
-    ("more", "said"),
-    [
-        (["--only", "toy-nothing"], "toy-vaping"),
-        (["--compare", "nonsense=1"], "nonsense"),
-        (["--compare", "seeds=[1]"], "seeds"),
-        (["--compare", "beam"], "JSON"),
-        (["--compare", "beam=3"], "beam"),
-        (["--seeds", "x"], "0,1,2"),
-    ],
-)
-def test_what_cannot_be_is_told(bed: Bed, capsys: pytest.CaptureFixture[str], more: list[str], said: str) -> None:
-    assert bed.run(*more, out="wrong") == 2
-    assert said in capsys.readouterr().err
+def test_a_group_that_there_is_not_is_told(bed: Bed, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bed.run("--only", "toy-nothing", out="wrong") == 2
+    assert "toy-vaping" in capsys.readouterr().err
     assert not list((bed.place / "wrong").iterdir())
 
 
@@ -194,26 +193,27 @@ def test_without_data_it_says_so_and_succeeds(
     assert not list((bed.place / "nothing").iterdir())
 
 
-def ours(comparison: Comparison, standing: Any, ndcg: float) -> Comparison:
-    """With a row of the flagship that stands there, and has this share of a reference's NDCG@10."""
-    figures = {"utility.ndcg@10": Figure(0.1 * ndcg, 9, 1), "natural.mass.new": Figure(3e-6, 9, 1)}
-    gold = {"utility.ndcg@10": Figure(0.1, 9, 1), "natural.mass.old": Figure(2e-6, 9, 1)}
-    rows = (Row("reference", "reference", "output", gold), Row("tracer", "method", "output", figures, seeds=(0,)))
+def ours(comparison: Comparison, standing: Any) -> Comparison:
+    """With a row of the flagship that stands there."""
+    figures = {"utility.ndcg@10 drop/reference": Figure(0.014, 9, 1), "apart": Figure(0.3, 9, 1)}
+    row = Row("tracer", "method", "output", figures, seeds=(0,), standing=standing)
     cost = {"output": {"tracer": {"seconds": 9.0, "share": 0.09, "cpu_share": 0.04}}}
-    return replace(comparison, rows=(rows[0], replace(rows[1], standing=standing)), run={"cost": cost})
+    return replace(comparison, rows=(row,), run={"cost": cost})
 
 
-@pytest.mark.parametrize(("standing", "told"), [("alone", "yes"), ("front", "no"), ("remembers", "no")])
+@pytest.mark.parametrize(
+    ("standing", "told"), [("alone", "**alone**"), ("front", "front"), ("remembers", "does not forget")]
+)
 def test_the_flagship_is_told_as_it_stands(bed: Bed, standing: Any, told: str) -> None:
     tables = importlib.import_module("results_tables")
-    comparison = tables._comparison(bed.results()["groups"]["toy-vaping"])
-    groups = {"toy-vaping": ({}, ours(comparison, standing, 0.986))}
-    _, _, target, line = tables._flagship(groups, "output").splitlines()
-    assert line == f"| toy-vaping | -, - | 1.5, - | 0.986 | - | 4.0% | {told} |"  # .986 is no .99
-    assert target.startswith("| target | 1/3 to 3 |")
-    assert tables._standings(groups, "output").splitlines()[-1] == f"| tracer | {standing} |"
+    comparison = tables._comparison(bed.results()["groups"]["toy-vaping"]["passes"]["methods"]["comparison"])
+    groups = {"toy-vaping": ours(comparison, standing)}
+    lines = tables._flagship(groups).splitlines()
+    assert "| NDCG@10: drop against the references | at most .01 | 0.014 |" in lines
+    assert lines[-1] == "| cost, share of training | at most .05 | 0.040 |"
+    assert tables._standings(groups).splitlines()[-1] == f"| tracer | {told} |"
     failed = replace(comparison, rows=(Row("npo", "method", "output"),))
-    assert tables._standings({"a": ({}, failed)}, "output").splitlines()[-1] == "| npo | failed |"
+    assert tables._standings({"a": failed}).splitlines()[-1] == "| npo | failed |"
 
 
 def test_the_readme_has_the_summary_between_its_marks(bed: Bed, tmp_path: Path) -> None:
