@@ -22,6 +22,7 @@ from recerase import api
 from recerase.__main__ import run
 from recerase.audit import readings
 from recerase.catalog.readers import write_catalogue
+from recerase.earlier import FILE
 from recerase.errors import UsageError
 from recerase.layouts.native import load_checkpoint, load_sids, save_checkpoint, save_sids
 from recerase.model import decode, mass
@@ -211,6 +212,7 @@ def other_model(job: Job, at: Path) -> Path:
         next(opened.recommender.module.parameters())[0, 0] += 0.25
     with publish(at) as result:
         save_checkpoint(result.directory, opened.recommender, opened.table, opened.codebooks, opened.embeddings)
+        shutil.copyfile(job.erased / FILE, result.directory / FILE)
         result.provenance = dict(opened.manifest["provenance"])
     return at
 
@@ -229,6 +231,7 @@ def other_model_table(job: Job, at: Path) -> Path:
     table = opened.table.replace(np.array([0, 1]), opened.table.codes[[1, 0]])
     with publish(at) as result:
         save_checkpoint(result.directory, opened.recommender, table, opened.codebooks, opened.embeddings)
+        shutil.copyfile(job.erased / FILE, result.directory / FILE)
         result.provenance = dict(opened.manifest["provenance"])
     return at
 
