@@ -174,16 +174,20 @@ def walk(model: Recommender, state: State, found: Frontier, twins: Sequence[Tens
 
 
 def besides(model: Recommender, state: State, found: Frontier) -> tuple[Tensor, ...]:
-    """A depth: [n_closed, V] mean over histories of the probability of each closed node's prefix with every other last code."""
+    """A depth: [n_closed, V] mean over histories of the probability of each closed node's prefix with every other code of its level
+    in the place of its last; 0 for rows that are no such code."""
     out: list[Tensor] = []
     current, reach = state, None
     for depth, rank in enumerate(found.ranks):
         log_probs = current.log_probs if depth else current.log_probs[:, None]  # [B, n_open, V]
-        joint = log_probs if reach is None else log_probs + reach[:, :, None]
-        out.append(joint.exp().mean(0)[rank.parent[rank.closed]])
+        before = log_probs.new_zeros(len(log_probs), 1) if reach is None else reach
+        joint = (log_probs[:, :, rank.codes] + before[:, :, None]).exp().mean(0)  # [n_open, K]
+        near = log_probs.new_zeros(len(rank.closed), log_probs.shape[2])
+        near[:, rank.codes] = joint[rank.parent[rank.closed]]
+        out.append(near)
         if not len(rank.open):
             break
-        reach = joint[:, rank.parent, rank.rows][:, rank.open]
+        reach = (log_probs[:, rank.parent, rank.rows] + before[:, rank.parent])[:, rank.open]
         if depth + 1 < len(found.ranks):
             current = model.advance(current, rank.rows[rank.open], None if depth == 0 else rank.parent[rank.open])
     while len(out) < len(found.ranks):

@@ -79,6 +79,10 @@ def erase(request: EraseRequest, config: TracerConfig) -> Erased:
     return Erased(run.model, table, summary)
 
 
+_CELLS = 1 << 25
+"""Log-probabilities (histories x items x vocabulary) that are looked at together before settling."""
+
+
 class _Run:
     """One erasure under way: the student, the teacher, and the examples both read."""
 
@@ -264,12 +268,14 @@ class _Run:
         inside, few = np.flatnonzero(self.members & table.moved(self.request.table)), self.supply.batch(0)
         if not len(inside):
             return
+        most = max(self.config.items, _CELLS // (len(few.histories) * table.schema.vocabulary))
         with torch.no_grad():
-            target = self.teacher.with_moved(few, table, inside)
             state = start(self.model, table, few.histories)
-            found = sid_log_probs(self.model, state, item_rows(self.model, table, inside)).sum(2)
-            assert target.moved is not None
-            self.above[inside] = _above(found, target.moved)
+            for some in np.array_split(inside, -(-len(inside) // most)):
+                target = self.teacher.with_moved(few, table, some)
+                found = sid_log_probs(self.model, state, item_rows(self.model, table, some)).sum(2)
+                assert target.moved is not None
+                self.above[some] = _above(found, target.moved)
 
     def _retained(self) -> Tensor:
         """KL from p* on fresh retained data: whole sequences of a causal model on bare SIDs, pairs of any other.
