@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from tests.erase.conftest import N, World, interactions_of, items_of, walks
 
 from recerase.catalog.interactions import Histories
-from recerase.erase.examples import concept_histories, draw, examples, joined, nearest_others, neighbours
+from recerase.erase.examples import alike, concept_histories, draw, examples, joined, nearest_others, neighbours
 from recerase.errors import ConceptError
 
 WINDOW = 5
@@ -118,3 +120,16 @@ def test_there_are_no_more_neighbours_than_retained_items(world: World) -> None:
     most = np.ones(N, bool)
     most[[3, 4]] = False
     assert neighbours(world.embeddings, most, 5).shape == (N, 2)
+
+
+def test_batches_of_one_length_hold_every_history_once(world: World) -> None:
+    found = examples(world.interactions, world.table, world.members, WINDOW).retain
+    batches = alike(found, 7, np.random.default_rng(0))
+    assert len(batches) == 7
+    assert sorted(x for batch in batches for x in pairs_of(batch)) == sorted(pairs_of(found))
+    assert max(map(len, batches)) - min(map(len, batches)) <= 1
+    spans = sorted((int(batch.lengths.min()), int(batch.lengths.max())) for batch in batches)
+    assert all(before[1] <= after[0] for before, after in itertools.pairwise(spans))
+    padded = sum(len(batch) * int(batch.lengths.max()) for batch in batches)
+    assert padded < 0.8 * len(found) * int(found.lengths.max())
+    assert len(alike(found.take(np.arange(3)), 7, np.random.default_rng(0))) == 3

@@ -1,0 +1,80 @@
+"""What TRACER learns from: targets are computed once, the same seed draws the same, and new SIDs above their target come first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from tests.erase.conftest import World
+
+from recerase.erase.method import EraseRequest
+from recerase.erase.supply import Supply
+from recerase.erase.target import Teacher
+from recerase.erase.tracer import _Run
+from recerase.erase.tracer_config import TracerConfig
+from recerase.model.recommender import Recommender
+
+Loud = Callable[..., Recommender]
+CONFIG = TracerConfig(batch=6, pool=4, sequences=3, items=4)
+
+
+def request_of(world: World, model: Recommender, seed: int = 0) -> EraseRequest:
+    return EraseRequest(
+        model=model,
+        table=world.table,
+        interactions=world.interactions,
+        concept=world.concept,
+        embeddings=world.embeddings,
+        codebooks=world.codebooks,
+        seed=seed,
+    )
+
+
+def test_targets_are_computed_once_and_used_in_turn(world: World, loud: Loud, monkeypatch: pytest.MonkeyPatch) -> None:
+    supply, asked = Supply(request_of(world, loud("causal")), CONFIG), []
+    real = Teacher.target
+    monkeypatch.setattr(Teacher, "target", lambda self, *given: asked.append(given) or real(self, *given))
+    batches = supply.batches()
+    first = [next(batches) for _ in range(CONFIG.pool)]
+    again = [next(batches) for _ in range(CONFIG.pool)]
+    assert all(a is b for a, b in zip(first, again, strict=True))
+    assert len(asked) == CONFIG.pool
+    assert sum(len(target.histories) for target in first) == CONFIG.pool * CONFIG.batch
+    lengths = [(int(t.histories.lengths.min()), int(t.histories.lengths.max())) for t in first]
+    assert all(a[1] <= b[0] for a, b in zip(sorted(lengths), sorted(lengths)[1:], strict=False))
+
+
+def test_a_seed_draws_the_same_and_another_something_else(world: World, loud: Loud) -> None:
+    model = loud("causal")
+    one, two, other = (Supply(request_of(world, model, seed), CONFIG) for seed in (0, 0, 1))
+    for index in range(CONFIG.pool):
+        a, b = one.batch(index), two.batch(index)
+        assert torch.equal(a.closed, b.closed)
+        assert torch.equal(a.path, b.path)
+    tokens = [supply.sequences()[0]["input_ids"] for supply in (one, two, other)]
+    assert torch.equal(tokens[0], tokens[1])
+    assert tokens[0].shape != tokens[2].shape or not torch.equal(tokens[0], tokens[2])
+
+
+def test_retained_sequences_hold_no_concept_item(world: World, loud: Loud) -> None:
+    supply = Supply(request_of(world, loud("causal")), CONFIG)
+    rows = {tuple(row) for row in world.table.rows()[world.members].tolist()}
+    for _ in range(12):
+        tokens = supply.sequences()[0]["input_ids"][:, 1:]
+        sids = tokens[:, : tokens.shape[1] // 3 * 3].reshape(-1, 3).tolist()
+        assert not rows & {tuple(sid) for sid in sids}
+
+
+def test_new_sids_that_are_furthest_above_their_target_come_first(world: World, loud: Loud) -> None:
+    run = _Run(request_of(world, loud("causal")), CONFIG)
+    inside = np.flatnonzero(world.members)
+    run.above[inside] = np.linspace(-3, 3, len(inside))
+    for _ in range(20):
+        some = run._some()
+        assert len(set(some.tolist())) == CONFIG.items
+        assert world.members[some].all()
+        assert set(inside[-CONFIG.items // 2 :]) <= set(some.tolist())
+    seen = {int(i) for _ in range(60) for i in run._some()}
+    assert seen == set(inside.tolist())
