@@ -167,6 +167,15 @@ def trained(world: World, concept: str | None, seed: int, setup: Setup, train: b
     return path
 
 
+def prepared(world: World, setup: Setup) -> Path:
+    """What `unlearnrec` learned of a world's original, once for all its concepts; made when it is not there."""
+    path = setup.runs / f"{world.name}-prepared"
+    if not path.is_dir():
+        original = trained(world, None, 0, setup, train=False)
+        api.prepare(original, setup.data / world.data, path, run=RunConfig(threads=setup.threads), observer=LINES)
+    return path
+
+
 def chosen(world: World, setup: Setup) -> tuple[str, ...]:
     """`METHOD.KEY=VALUE` of every setting that a search on validation users of the first concept changed, for all concepts."""
     path = setup.runs / "compared" / f"{world.name}-settings.json"
@@ -221,6 +230,9 @@ def _compare(
 ) -> api.Comparison:
     original = trained(world, None, 0, setup, train=False)
     paths = [trained(world, concept, seed, setup, train=False) for seed in range(references)]
+    if "unlearnrec" in config.methods:
+        ready = f"unlearnrec.prepared={prepared(world, setup)}"
+        config = replace(config, overrides=(*config.overrides, ready))
     seconds = float(read_run(original).get("seconds", 0)) or None
     return api.compare(
         original,
@@ -295,6 +307,8 @@ def _made(
             sids_of(world, setup)
         models = [f"train {name} {seed}" for name, (world, _) in wanted.items() for seed in range(world.references)]
         codes = _run(pool, [*(f"train {name}-orig 0" for name in worlds), *models], words)
+        if "unlearnrec" in setup.passes["methods"].methods:
+            codes += _run(pool, [f"prepare {name}" for name in worlds], words)
         if given.search > 1:
             codes += _run(pool, [f"search {name}" for name in worlds], words)
         for part in setup.passes:
@@ -352,7 +366,9 @@ def _step(step: str, groups: Mapping[str, tuple[World, str]], setup: Setup) -> i
     kind, name, *rest = step.split()
     worlds = {world.name: world for world, _ in groups.values()}
     try:
-        if kind == "search":
+        if kind == "prepare":
+            prepared(worlds[name], setup)
+        elif kind == "search":
             search(worlds[name], setup, setup.searched)
         elif kind == "compare":
             compared(*groups[name], setup, rest[0])
