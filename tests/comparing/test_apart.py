@@ -113,11 +113,22 @@ def test_over_forgetting_wins_without_references_and_loses_with_them() -> None:
         assert f"alone 1 ({first})" in told
 
 
-def test_what_stays_in_lists_is_no_candidate() -> None:
+def test_what_stays_in_lists_or_in_the_weights_is_no_candidate() -> None:
     base = Base(reading(5e-2), (reading(1e-5, 1),))
     rows = ranked([row("cragru", reading(1e-5), base, 0.3), row("npo", reading(1e-9), base)])
     assert [(x.name, x.standing, x.beaten_by) for x in rows] == [("cragru", "remembers", ()), ("npo", "alone", ())]
-    assert limits() == {"natural.exposure@10": 0.001, "saturated.exposure@10": 0.005}
+    hidden = ranked(
+        [row("cragru", reading(5e-2), base), row("npo", reading(1e-9), base)]
+    )  # in no list, and in the weights
+    assert [(x.name, x.standing) for x in hidden] == [("cragru", "remembers"), ("npo", "alone")]
+    assert limits() == {
+        "natural.exposure@10": 0.001,
+        "saturated.exposure@10": 0.005,
+        "natural.mass.old": 0.001,
+        "natural.mass.new": 0.003,
+        "saturated.mass.old": 0.01,
+        "saturated.mass.new": 0.01,
+    }
     assert "natural.exposure@10 above 0.001" in front_text(rows)
 
     def shown(low: float, high: float) -> Row:

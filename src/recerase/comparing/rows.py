@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 Kind = Literal["drop", "ratio"]
 NDCG, NEAR = "utility.ndcg@10", "utility_neighbours.ndcg@10"
 DROP = f"{NDCG} drop/original"
-LISTS = ("natural.exposure@10", "saturated.exposure@10")
+FORGOTTEN = (
+    "natural.exposure@10",
+    "saturated.exposure@10",
+    *(f"{stem}.mass.{side}" for stem in ("natural", "saturated") for side in ("old", "new")),
+)
 """What a method that forgets keeps within the shipped policy's limits."""
 FORGETTING = {
     LEAK: "Forgetting: exact concept mass over all users, under the old or the new SIDs, whichever is more; there is no reference, "
@@ -109,15 +113,15 @@ def _figure(points: Sequence[float], interval: Interval, n: int) -> Figure:
 
 
 def limits() -> dict[str, float]:
-    """What the shipped policy allows of LISTS."""
+    """What the shipped policy allows of FORGOTTEN."""
     from recerase.audit.policy import default_policy
 
     plain = [rule for rule in default_policy().rules if rule.max is not None and rule.max_ratio_to is None]
-    return {rule.metric: float(rule.max) for rule in plain if rule.metric in LISTS and rule.max is not None}
+    return {rule.metric: float(rule.max) for rule in plain if rule.metric in FORGOTTEN and rule.max is not None}
 
 
 def remembers(row: Row, allowed: Mapping[str, float]) -> bool:
-    """Whether the interval of an exposure lies above its limit: the concept is still in lists, beyond doubt."""
+    """Whether an interval lies above its limit: the concept is still in the lists or in the weights, beyond doubt."""
     found = [(row.figures[name].interval, limit) for name, limit in allowed.items() if name in row.figures]
     return any(interval is not None and interval.low > limit for interval, limit in found)
 
