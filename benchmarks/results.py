@@ -28,7 +28,7 @@ from recerase.model.recommender import ModelConfig
 from recerase.model.training import TrainConfig
 from recerase.runtime import RunConfig, environment
 from recerase.sid.quantize import TokenizeConfig
-from recerase.store import pretty_json, read_manifest, read_run, write_bytes
+from recerase.store import canonical_json, pretty_json, read_manifest, read_run, write_bytes
 
 METHODS = (
     "tracer", "renormalise", "npo", "simnpo", "ga", "graddiff", "undial", "rmu", "e2urec", "scif", "task-vector",
@@ -56,7 +56,10 @@ FIXED = ("cragru",)
 """Those whose settings are not searched, for they have no strength."""
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parent
+SCRIPT = "benchmarks/results.py"
 SCHEMA = "recerase.results/2"
+SEARCH = 3
+"""Settings a method, its own among them."""
 
 
 @dataclass(frozen=True)
@@ -336,7 +339,7 @@ def configs(given: argparse.Namespace) -> tuple[dict[str, api.CompareConfig], ap
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=[], metavar="GROUP", help="such as ind-filament")
-    parser.add_argument("--search", type=int, default=3, help="settings tried a method and data set")
+    parser.add_argument("--search", type=int, default=SEARCH, help="settings tried a method and data set")
     parser.add_argument("--search-users", type=int, default=500, help="validation users that choose settings")
     parser.add_argument("--max-users", type=int, help="test users whose lists are read (default: all)")
     parser.add_argument("--mass-users", type=int, default=300, help="users whose exact mass is read")
@@ -408,15 +411,17 @@ def write(groups: Mapping[str, tuple[World, str]], setup: Setup, out: Path) -> N
     results = {
         "schema": SCHEMA,
         "date": time.strftime("%Y-%m-%d"),
-        "command": "make results",
+        "command": "make results"
+        if setup.searched.search == SEARCH
+        else f"python {SCRIPT} --search {setup.searched.search}",
         "model": asdict(setup.model),
         "training": asdict(setup.training),
-        "epochs": {world.name: world.epochs for world, _ in groups.values()},
+        "epochs": {world.name: world.epochs for name, (world, _) in groups.items() if name in found},
         "searched": {"budget": setup.searched.search, "users": setup.searched.search_users},
         "environment": asdict(environment(0, setup.threads)),
         "groups": found,
     }
-    write_bytes(out / "results.json", pretty_json(results))
+    write_bytes(out / "results.json", canonical_json(results) + b"\n")
     write_bytes(out / "RESULTS.md", results_markdown(results).encode())
     if out == HERE:
         write_readme(results, REPOSITORY / "README.md")
