@@ -52,10 +52,10 @@ def _made(results: Mapping[str, Any]) -> str:
     model, training, where = results["model"], results["training"], results["environment"]
     epochs = ", ".join(f"{n} ({world})" for world, n in results["epochs"].items())
     return (
-        f"Made {results['date']} with `{results['command']}` (its steps may have been run one by one); {where['threads']} torch thread a process, {where['device']}, torch "
-        f"{where['torch']}, {where['platform']}. The models are {model['kind']}, {model['layers']} layers of width {model['width']}, "
-        f"dropout {training['dropout']}, epochs {epochs}. Original and every method's model are of one training; references have "
-        f"their own seeds. {_searched(results['searched'])}"
+        f"Made {results['date']} with `{results['command']}` (its steps may be run one by one); {where['threads']} torch thread "
+        f"a process, {where['device']}, torch {where['torch']}, {where['platform']}. The models are {model['kind']}, "
+        f"{model['layers']} layers of width {model['width']}, dropout {training['dropout']}, epochs {epochs}. Original and every "
+        f"method's model are of one training; references have their own seeds. {_searched(results['searched'])}"
     )
 
 
