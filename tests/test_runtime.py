@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
+import recerase
 from recerase.errors import UsageError
-from recerase.runtime import available_threads, choose_device, choose_dtype, code_digest, environment, pinned
+from recerase.runtime import available_threads, choose_device, choose_dtype, code_digest, environment, pinned, rooms_of
 
 
 def test_a_pinned_block_draws_the_same_and_leaves_no_trace() -> None:
@@ -70,6 +75,26 @@ def test_the_code_digest_is_steady() -> None:
     assert code_digest("stats.py", "types.py") == code_digest("types.py", "stats.py")
     with pytest.raises(FileNotFoundError):
         code_digest("stats.py", "nowhere")
+
+
+def test_the_rooms_of_a_module_are_what_it_imports_and_nothing_else() -> None:
+    rooms = rooms_of("recerase.erase.npo")
+    assert {"erase/npo.py", "erase/steps.py", "erase/paths.py", "model/tree.py", "errors.py"} <= {*rooms}
+    assert not {"erase/frontier.py", "erase/twins.py", "__init__.py", "api.py"} & {*rooms}
+    assert {"erase/frontier.py", "erase/reassign.py"} <= {*rooms_of("recerase.erase.tracer")}
+    assert rooms_of("recerase.erase.npo", "recerase.errors") == rooms
+    with pytest.raises(FileNotFoundError):
+        rooms_of("recerase.erase.nowhere")
+
+
+def test_every_module_that_an_import_loads_is_among_the_rooms() -> None:
+    """The twin: what a fresh interpreter has loaded of the package after the import (what is imported late is more)."""
+    said = "import sys, recerase.erase.tracer; print(*(m.__file__ for n, m in sys.modules.items() if n.startswith('recerase.')))"
+    found = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=True).stdout.split()
+    root = Path(recerase.__file__).parent
+    loaded = {Path(path).relative_to(root).as_posix() for path in found}
+    assert len(loaded) > 20
+    assert loaded <= {*rooms_of("recerase.erase.tracer")}
 
 
 def test_a_full_device_is_not_one_that_cannot_compute(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ them back, so that a caller who has its own torch program around recerase finds 
 
 from __future__ import annotations
 
+import ast
 import os
 import platform
 from collections.abc import Iterator
@@ -204,6 +205,45 @@ def code_digest(*rooms: str) -> str:
     sources.sort()
     named = b"".join(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0" for path in sources)
     return sha256_bytes(named)
+
+
+def rooms_of(*modules: str) -> tuple[str, ...]:
+    """The package's own files that `modules` (dotted, such as `recerase.erase.npo`) are made of, what they import included.
+
+    Read off the import statements, wherever they stand, but for those that only a type checker follows; packages count as
+    their `__init__.py`, but for the package itself, which is but names. For `code_digest`. Raises FileNotFoundError for a module
+    that there is not.
+    """
+    root = Path(__file__).parent
+    found: set[str] = set()
+    waiting = [module.split(".")[1:] for module in modules]
+    while waiting:
+        parts = waiting.pop()
+        place = root.joinpath(*parts)
+        path = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+        room = path.relative_to(root).as_posix()
+        if room not in found:
+            found.add(room)
+            waiting += [name for name in _imported(ast.parse(path.read_bytes()), root) if name]
+    return tuple(sorted(found))
+
+
+def _imported(tree: ast.AST, root: Path) -> Iterator[list[str]]:
+    """Modules of the package that a syntax tree imports, as the parts of their names, and the packages that they are in."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            continue
+        names: list[str] = []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        for name in names:
+            package, *parts = name.split(".")
+            place = root.joinpath(*parts)
+            if package == root.name and (place.is_dir() or place.with_suffix(".py").is_file()):
+                yield from (parts[:depth] for depth in range(1, len(parts) + 1))
+        yield from _imported(node, root)
 
 
 def _version(package: str) -> str:

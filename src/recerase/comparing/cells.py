@@ -25,7 +25,7 @@ from recerase.earlier import Gone, gone_from, home_of, remember
 from recerase.errors import ArtefactError, CheckpointError, RecEraseError, WriteError
 from recerase.preparing import prepared_for, told_settings
 from recerase.resume import RunState
-from recerase.runtime import RunConfig, choose_device, code_digest, environment, pinned
+from recerase.runtime import RunConfig, choose_device, code_digest, environment, pinned, rooms_of
 from recerase.store import (
     canonical_json,
     pretty_json,
@@ -41,16 +41,18 @@ from recerase.types import SILENT, Observer, Role, Scope
 if TYPE_CHECKING:
     from recerase.audit.probes import AuditConfig, AuditModel, AuditWorld
     from recerase.audit.readings import Cache
-    from recerase.erase.method import Prepared
+    from recerase.erase.method import Method, Prepared
     from recerase.layouts.native import Checkpoint
 
 CELLS, READINGS = "cells", "readings"
 FAILURE = "failure.json"
 """What a cell holds where the method refused."""
 _SHORT = 24
-_MAKING = ("catalog", "erase", "model", "sid")
+_MAKING = ("catalog", "model", "sid")
+_CARDS = "erase/methods.py"
+"""Imported for what it says of methods; what of a card matters to a model is in the cell's key."""
 _READING = ("catalog", "audit", "model", "sid", *(f"comparing/{name}.py" for name in ("reading", "relearned", "ucan")))
-"""Rooms and files whose code a cell depends on."""
+"""Rooms and files whose code a cell depends on; one of a method also on what that method itself imports."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ class Bench:
     observer: Observer = SILENT
     _renewed: set[str] = field(default_factory=set)
     _prepared: dict[tuple[str, str], Prepared | None] = field(default_factory=dict)
+    _making: dict[str, str] = field(default_factory=dict)
 
     @cached_property
     def gone(self) -> Gone:
@@ -103,15 +106,30 @@ class Bench:
         return run_key(self.run, 0, data_digest(self.catalogue), **facts)
 
     @cached_property
-    def _code(self) -> tuple[str, str]:
-        """Of what makes models, and of what reads them; looked at once, so that one run keeps to one code."""
-        return code_digest(*_MAKING), code_digest(*_READING)
+    def _reading_code(self) -> str:
+        """Of what reads models; looked at once, so that one run keeps to one code."""
+        return code_digest(*_READING)
+
+    def _making_code(self, method: Method) -> str:
+        """Of what makes a method's models: another method may change, and this one's cells stay."""
+        if method.name not in self._making:
+            rooms = rooms_of(*method.modules)
+            own = [room for room in rooms if room.startswith("erase/") and room != _CARDS]
+            self._making[method.name] = code_digest(*_MAKING, *own)
+        return self._making[method.name]
 
     def made_key(self, contender: Contender, setting: Setting, scope: Scope, seed: int) -> str:
         """Which cell holds the model that a method makes."""
         config = seeded(setting.config, seed)
-        method = [contender.card.name, contender.preset, told_settings(config, self.prepared(contender, config))]
-        own = {"method": method, "scope": scope, "seed": str(seed), "code": self._code[0]}
+        card = contender.card
+        method = [
+            card.name,
+            contender.preset,
+            card.target,
+            card.gradients,
+            told_settings(config, self.prepared(contender, config)),
+        ]
+        own = {"method": method, "scope": scope, "seed": str(seed), "code": self._making_code(card)}
         return _key({**self._causes, **own})
 
     def reading_key(self, of: str, role: Role, part: Part) -> str:
@@ -121,7 +139,7 @@ class Bench:
 
     def kept_key(self, own: Mapping[str, Any]) -> str:
         """Which cell holds what is read in a way that `own` names in full."""
-        return _key({**self._causes, "audit": asdict(self.audit), "code": self._code[1], **own})
+        return _key({**self._causes, "audit": asdict(self.audit), "code": self._reading_code, **own})
 
     def place(self, key: str) -> Path:
         """The directory of an erased model."""

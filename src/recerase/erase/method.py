@@ -138,6 +138,12 @@ class Method:
             said["strength"] = "; ".join(told)
         return {**said, "presets": ", ".join(self.presets)} if self.presets else said
 
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The modules that what the method makes comes from."""
+        named = (self.target, self.config, self.refuses, self.objective, self.prepares, f"{__name__}:")
+        return tuple(dict.fromkeys(path.partition(":")[0] for path in named if path))
+
     def check(self, table: SidTable, codebooks: Codebooks | None, embeddings: FloatArray | None, config: Any) -> None:
         """Refuse, with UsageError, SIDs that `run` would refuse."""
         if self.refuses:
