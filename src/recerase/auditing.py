@@ -65,7 +65,8 @@ def audited(
     from recerase.audit.run import run_audit
 
     started, began = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), time.monotonic()
-    config = AuditConfig(max_users=max_users, seed=run.seed, confidence=inputs.policy.confidence)
+    policy = inputs.policy
+    config = AuditConfig(max_users=max_users, profile=policy.profile, seed=run.seed, confidence=policy.confidence)
     source = inputs.original or inputs.subject
     world = build_world(
         inputs.catalogue,

@@ -22,6 +22,7 @@ BoolArray = NDArray[np.bool_]
 Layer = Literal["catalogue", "behaviour", "weights", "utility"]
 Role = Literal["subject", "original", "filter", "reference"]
 Scope = Literal["output", "influence"]
+Profile = Literal["quick", "standard", "thorough"]
 FailOn = Literal["policy", "regression", "any", "never"]
 
 
@@ -124,7 +125,7 @@ class Policy:
 
     rules: tuple[Rule, ...]
     waivers: tuple[Waiver, ...] = ()
-    profile: Literal["quick", "standard", "thorough"] = "quick"
+    profile: Profile = "quick"
     confidence: float = 0.95
     min_users: int = 1000
     on_inconclusive: Literal["fail", "inconclusive"] = "inconclusive"

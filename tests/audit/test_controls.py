@@ -7,9 +7,9 @@ from datetime import date
 
 import pytest
 
+from recerase.audit.cards import metrics
 from recerase.audit.controls import judge_controls, layer_outcome, layer_rules
 from recerase.audit.policy import decide, default_policy
-from recerase.audit.probes import metrics
 from recerase.types import Control, Finding, Interval, Measurement, Policy, Result, Role, Rule, Verdict
 
 POLICY = Policy(

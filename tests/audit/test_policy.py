@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recerase.audit.cards import known_metrics, metrics
 from recerase.audit.policy import (
     check_policy,
     decide,
@@ -23,7 +24,6 @@ from recerase.audit.policy import (
     parse_policy,
     required,
 )
-from recerase.audit.probes import known_metrics, metrics
 from recerase.errors import PolicyError
 from recerase.stats import wilson
 from recerase.types import (

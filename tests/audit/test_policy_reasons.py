@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from recerase.audit import policy_file
+from recerase.audit.cards import known_metrics
 from recerase.audit.policy import check_policy, decide, default_policy, load_policy, parse_policy, policy_digest
-from recerase.audit.probes import known_metrics
 from recerase.errors import PolicyError
 from recerase.types import Control, Decision, Interval, Measurement, Policy, Result, Rule, Skipped, Verdict, Waiver
 

@@ -10,20 +10,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from recerase.audit.probes import (
-    PROBES,
-    AuditConfig,
-    AuditModel,
-    AuditWorld,
-    Earlier,
-    build_world,
-    known_metrics,
-    load_probe,
-    measured,
-    metrics,
-)
+from recerase.audit.card import PROFILES
+from recerase.audit.cards import PROBES, known_metrics, load_probe, metrics, probes_of
+from recerase.audit.probes import AuditConfig, AuditModel, AuditWorld, Earlier, build_world, measured
 from recerase.audit.readings import Readings
-from recerase.audit.run import NOT_MEASURED
+from recerase.audit.run import not_run
 from recerase.catalog.interactions import Catalogue
 from recerase.errors import DataError, UsageError
 from recerase.types import Measurement, Skipped
@@ -44,7 +35,7 @@ def test_the_registry_cannot_be_changed_and_says_what_was_meant() -> None:
 
 
 def test_checking_a_policy_needs_no_torch() -> None:
-    code = "import sys; from recerase.audit.probes import known_metrics; known_metrics(); print('torch' in sys.modules)"
+    code = "import sys; from recerase.audit.cards import known_metrics; known_metrics(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
@@ -81,7 +72,7 @@ def test_conformance(
         assert m.role == role
         assert m.layer == metrics()[m.metric].layer
         assert np.isfinite(m.value)
-        assert 0 <= m.value <= 1 + 1e-6
+        assert 0 <= m.value <= metrics()[m.metric].most + 1e-6
         assert m.n > 0
         if m.values is not None:
             assert m.values.shape == (m.n,)
@@ -145,7 +136,16 @@ def test_a_world_refuses_what_does_not_belong_together(world: AuditWorld) -> Non
         build_world(Catalogue(world.catalogue.items, empty), world.concept)
 
 
-def test_what_is_not_measured_has_a_reason_and_no_metric() -> None:
-    families = {name.removesuffix("*") for name in NOT_MEASURED}
-    assert all(NOT_MEASURED.values())
-    assert not any(metric.startswith(tuple(families)) for metric in known_metrics())
+def test_a_profile_runs_what_narrower_ones_run_and_says_what_it_leaves_out() -> None:
+    run = [set(probes_of(profile)) for profile in PROFILES]
+    assert run[0] <= run[1] <= run[2] == set(PROBES)
+    for profile, names in zip(PROFILES, run, strict=True):
+        left = not_run(profile)
+        assert {s.metric.removesuffix(".*") for s in left} == set(PROBES) - names
+        assert all(profile in s.reason and s.reason.endswith("?") for s in left)
+
+
+def test_a_card_says_what_a_person_must_know() -> None:
+    for card in PROBES.values():
+        assert {"asks", "how", "costs", "source", "a pass does not mean", "profile"} <= {*card.facts}
+        assert all(card.facts.values())

@@ -9,8 +9,9 @@ from datetime import date
 import numpy as np
 import pytest
 
+from recerase.audit.cards import PROBES
 from recerase.audit.cases import mass_users
-from recerase.audit.probes import PROBES, AuditModel, AuditWorld
+from recerase.audit.probes import AuditModel, AuditWorld
 from recerase.audit.readings import Readings
 from recerase.audit.run import AuditResult, compare, run_audit
 from recerase.model.recommender import ModelConfig, Recommender, new_recommender

@@ -16,7 +16,7 @@ from tests.layouts import level_fixtures as levels
 from tests.layouts.level_checks import opened, written
 
 from recerase.__main__ import run
-from recerase.audit.probes import PROBES
+from recerase.audit.cards import PROBES
 from recerase.errors import CheckpointError, EraseError, PickleError, TableError, UsageError
 from recerase.layouts.describe import describe
 from recerase.layouts.registry import named_layout, open_checkpoint

@@ -48,7 +48,7 @@ def test_a_run_for_another_user_is_not_continued(home: Path, layout: str) -> Non
 
 
 def test_a_report_says_that_one_user_was_read(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from recerase.audit.probes import PROBES
+    from recerase.audit.cards import PROBES
 
     monkeypatch.setattr("recerase.audit.run.PROBES", {"free": PROBES["free"]})
     given = [f"--data={home}/data", f"--policy={home}/policy.toml", "--concept=brand=brand2", "--trust-pickle", "-q"]

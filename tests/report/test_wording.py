@@ -120,7 +120,7 @@ def test_headline_rows_are_a_selection_in_a_fixed_order(make_report: Any) -> Non
 
 
 def test_every_metric_of_the_registry_has_words() -> None:
-    from recerase.audit.probes import metrics
+    from recerase.audit.cards import metrics
 
     assert [name for name in metrics() if metric_label(name) == name] == []
     assert metric_label("unknown.metric@10") == "unknown.metric@10"

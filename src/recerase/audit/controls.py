@@ -15,8 +15,8 @@ from dataclasses import replace
 from datetime import date
 from typing import Literal
 
+from recerase.audit.cards import MetricSpec, metrics
 from recerase.audit.policy import decide, default_policy
-from recerase.audit.probes import MetricSpec, metrics
 from recerase.types import Control, Finding, Layer, Measurement, Policy, Result, Role, Rule, Skipped
 
 Outcome = Literal["fails", "passes", "undecided"]

@@ -71,7 +71,7 @@ def _made(kind: Callable[..., Any], table: Mapping[str, Any]) -> Any:
 
 
 def _from_text(text: str, where: str, known: Set[str] | None) -> Policy:
-    from recerase.audit.probes import known_metrics
+    from recerase.audit.cards import known_metrics
 
     try:
         data = tomllib.loads(text)

@@ -1,23 +1,20 @@
-"""What an audit is made of: the models it reads, the world it reads them in, and the registry of probes.
+"""What an audit is made of: the models it reads, and the world it reads them in.
 
 The decision that shaped this file: a probe is `Readings -> list[Measurement | Skipped]` and nothing else. It measures,
-and never decides, prints or writes. The registry is explicit, lazy and frozen: one card a probe, "module:function",
-so that a policy can be checked against the metrics' names before torch is imported or a model is loaded.
+and never decides, prints or writes. Which probes there are is in cards.py.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from recerase.audit.card import CUTS
+from recerase.audit.cards import metrics
 from recerase.errors import DataError, UsageError
-from recerase.types import BoolArray, FloatArray, IntArray, Interval, Layer, Measurement, Role, Scope, Skipped
+from recerase.types import BoolArray, FloatArray, IntArray, Interval, Measurement, Profile, Role, Scope, Skipped
 
 if TYPE_CHECKING:
     from recerase.audit.readings import Readings
@@ -26,9 +23,6 @@ if TYPE_CHECKING:
     from recerase.model.recommender import Recommender
     from recerase.sid.quantize import Codebooks
     from recerase.sid.table import SidTable
-
-Better = Literal["lower", "higher", "neither"]
-Probe = Callable[["Readings"], list[Measurement | Skipped]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +47,7 @@ class AuditModel:
 class AuditConfig:
     """How much is measured; counts are upper bounds, and what there is less of is measured whole."""
 
-    k: tuple[int, ...] = (5, 10, 20)
+    k: tuple[int, ...] = CUTS
     """Cut-offs of exposure, recall and ndcg; the exposure rules of the shipped policy need 10."""
     beam: int | None = None
     """Beam width of constrained decoding; None: the decoder's own, at least twice the largest k."""
@@ -71,6 +65,8 @@ class AuditConfig:
     """Nearest outside items a concept item whose users make up the `utility_neighbours` segment."""
     free_beam: int = 20
     """Generations a user without a trie."""
+    profile: Profile = "quick"
+    """Which probes are run."""
     seed: int = 0
     confidence: float = 0.95
     batch: int = 64
@@ -168,150 +164,6 @@ def _check_config(config: AuditConfig) -> None:
     wrong += ["confidence"] if not 0 < config.confidence < 1 else []
     if wrong:
         raise UsageError(f"These audit settings are out of range: {', '.join(wrong)}.", "Counts start at 1.")
-
-
-@dataclass(frozen=True)
-class MetricSpec:
-    """What a metric is called, which layer it speaks for, and which way is good."""
-
-    name: str
-    layer: Layer
-    better: Better = "lower"
-    per_k: bool = False
-    """The name is a stem: the metric exists as `name@k` for each cut-off."""
-
-
-@dataclass(frozen=True)
-class ProbeCard:
-    """A probe's card: what it asks, where the idea comes from, what it yields and where its code is."""
-
-    name: str
-    goal: str
-    source: str
-    metrics: tuple[MetricSpec, ...]
-    function: str
-    """`module:attribute` inside recerase.audit; imported when the probe is run."""
-    needs: tuple[Literal["embeddings", "codebooks"], ...] = ()
-
-
-def _masses(stem: str) -> tuple[MetricSpec, ...]:
-    return (MetricSpec(f"{stem}.mass.old", "behaviour"), MetricSpec(f"{stem}.mass.new", "behaviour"))
-
-
-def _exposure(stem: str) -> MetricSpec:
-    return MetricSpec(f"{stem}.exposure", "catalogue", per_k=True)
-
-
-_CARDS = (
-    ProbeCard(
-        "natural",
-        "How much of the concept do real users get, and how likely is it exactly?",
-        "recerase: exposure and exact concept mass on the test histories",
-        (
-            _exposure("natural"),
-            MetricSpec("natural.hit", "catalogue", per_k=True),
-            _exposure("natural_concept_users"),
-            *_masses("natural"),
-            *_masses("natural_concept_users"),
-        ),
-        "natural:natural",
-    ),
-    ProbeCard(
-        "saturated",
-        "Does a history of nothing but concept items bring the concept back?",
-        "recerase: histories of 1..20 concept items, drawn by popularity",
-        (_exposure("saturated"), *_masses("saturated")),
-        "saturated:saturated",
-    ),
-    ProbeCard(
-        "neighbours",
-        "Do the concept's nearest outside items bring the concept back?",
-        "recerase: histories of the nearest outside items (faiss, cosine)",
-        (_exposure("neighbours"), *_masses("neighbours")),
-        "neighbours:neighbours",
-        ("embeddings",),
-    ),
-    ProbeCard(
-        "replay",
-        "Does a stale client that still sends and reads the old SIDs get the concept?",
-        "recerase: the old table on the input and on the output side",
-        (MetricSpec("replay.exposure", "behaviour", per_k=True), MetricSpec("replay.mass.old", "behaviour")),
-        "replay:replay",
-    ),
-    ProbeCard(
-        "nearest",
-        "Whatever is generated without a trie, does it mean the concept?",
-        "recerase: nearest catalogue item (faiss) to the generated SID's point in the quantiser's space",
-        (
-            MetricSpec("nearest.leak@r10", "behaviour"),
-            MetricSpec("nearest.leak@r25", "behaviour"),
-            MetricSpec("nearest.leak@r50", "behaviour"),
-            MetricSpec("nearest.random", "behaviour", "neither"),
-        ),
-        "nearest:nearest",
-        ("embeddings", "codebooks"),
-    ),
-    ProbeCard(
-        "free",
-        "Without a trie, how often is the SID invalid, and how often is it a concept item's old one?",
-        "recerase: beam search over the whole vocabulary",
-        (MetricSpec("free.invalid", "utility"), MetricSpec("free.old_concept", "behaviour")),
-        "free:free",
-    ),
-    ProbeCard(
-        "aliasing",
-        "Do concept items share a SID, or all codes but the last, with retained items?",
-        "recerase: exact, over the current table",
-        (MetricSpec("aliasing.shared_sid", "catalogue"), MetricSpec("aliasing.shared_prefix", "catalogue", "neither")),
-        "aliasing:aliasing",
-    ),
-    ProbeCard(
-        "utility",
-        "Are retained items still recommended to those who want them?",
-        "recall@k and ndcg@k (Jarvelin & Kekalainen 2002) on the last interaction, retained targets only",
-        (
-            MetricSpec("utility.recall", "utility", "higher", per_k=True),
-            MetricSpec("utility.ndcg", "utility", "higher", per_k=True),
-            MetricSpec("utility_concept_users.ndcg", "utility", "higher", per_k=True),
-            MetricSpec("utility_neighbours.ndcg", "utility", "higher", per_k=True),
-            MetricSpec("utility.coverage", "utility", "higher", per_k=True),
-        ),
-        "utility:utility",
-    ),
-    ProbeCard(
-        "earlier",
-        "Do concepts that were erased before this one stay out?",
-        "recerase: exposure and exact mass of their items, under the SIDs they have and those they had",
-        (_exposure("earlier"), *_masses("earlier")),
-        "earlier:earlier",
-    ),
-)
-
-PROBES: Mapping[str, ProbeCard] = MappingProxyType({card.name: card for card in _CARDS})
-
-
-def metrics(k: Sequence[int] = AuditConfig.k) -> Mapping[str, MetricSpec]:
-    """Every metric the registry can yield at the cut-offs `k`, by its full name."""
-    specs = [spec for card in PROBES.values() for spec in card.metrics]
-    plain = {spec.name: spec for spec in specs if not spec.per_k}
-    return {**plain, **{f"{spec.name}@{cut}": spec for spec in specs if spec.per_k for cut in k}}
-
-
-def known_metrics(k: Sequence[int] = AuditConfig.k) -> set[str]:
-    """The names a policy may use; what `policy.check_policy` is given."""
-    return set(metrics(k))
-
-
-def load_probe(name: str) -> Probe:
-    """Import the probe called `name`. Raises UsageError with the nearest names when there is none."""
-    if name not in PROBES:
-        near = difflib.get_close_matches(name, PROBES, n=1)
-        raise UsageError(
-            f"There is no probe {name!r}.", f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(PROBES)}."
-        )
-    module, attribute = PROBES[name].function.split(":")
-    probe: Probe = getattr(import_module(f"recerase.audit.{module}"), attribute)
-    return probe
 
 
 def measured(readings: Readings, metric: str, values: FloatArray | IntArray | BoolArray) -> Measurement | Skipped:

@@ -14,7 +14,7 @@ the whole reading, and how many they are changes no bit of it, where each has as
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,7 +27,7 @@ from recerase.errors import CheckpointError, DataError
 from recerase.parallel import workers
 from recerase.resume import Pieces
 from recerase.store import canonical_json, sha256_bytes
-from recerase.types import SILENT, BoolArray, FloatArray, IntArray, Observer
+from recerase.types import SILENT, BoolArray, FloatArray, IntArray, Observer, Role
 
 if TYPE_CHECKING:
     from recerase.catalog.interactions import Histories
@@ -56,6 +56,8 @@ class Readings:
     observer: Observer = field(default=SILENT, repr=False, compare=False)
     state: Pieces | None = field(default=None, repr=False, compare=False)
     """Where finished blocks are kept, under a key of everything that is not in a reading's own."""
+    beside: Mapping[Role, Readings] = field(default_factory=dict, repr=False, compare=False)
+    """The models of the same audit, this one among them: for probes whose question is about two of them."""
 
     def histories(self, case: Case) -> Histories:
         """The case's histories as this model is to see them: a reference sees them without items of any concept."""

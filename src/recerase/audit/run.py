@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
-from types import MappingProxyType
 from typing import Any, Literal
 
+from recerase.audit.cards import PROBES, load_probe, probes_of
 from recerase.audit.controls import judge_controls
 from recerase.audit.evidence import curves, worst_examples
 from recerase.audit.policy import decide, default_policy, required
-from recerase.audit.probes import PROBES, AuditModel, AuditWorld, load_probe
+from recerase.audit.probes import AuditModel, AuditWorld
 from recerase.audit.readings import Cache, Readings
 from recerase.resume import Pieces
 from recerase.stats import paired_drop, paired_ratio
@@ -29,6 +29,7 @@ from recerase.types import (
     Measurement,
     Observer,
     Policy,
+    Profile,
     Role,
     Skipped,
 )
@@ -36,21 +37,6 @@ from recerase.types import (
 Kind = Literal["drop", "ratio"]
 Comparison = tuple[str, Role, Kind]
 """metric, versus, kind: what every other role is compared in."""
-
-NOT_MEASURED: Mapping[str, str] = MappingProxyType(
-    {
-        "co_consumed.*": "histories of items most often consumed with the concept are not built yet",
-        "worst_case.*": "the search for the worst history is not part of the quick profile",
-        "depth.*": "lists beyond the largest k are not decoded in the quick profile",
-        "forced_prefix.*": "forced prefixes are not tried in the quick profile",
-        "spill.*": "spill onto near-miss and held-out concept items is not measured in the quick profile",
-        "influence.*": "how far concept items in a history move the rest of the list is not measured yet",
-        "weights.*": "the weights layer (probes, membership, forensics) is not measured in the quick profile",
-        "relearn.*": "no relearning attack is run in the quick profile",
-        "precision.*": "only the precision the checkpoint was loaded in was read",
-    }
-)
-"""Probes of the plan that do not run here, and why; each becomes a `Skipped` of the subject."""
 
 TOLD: tuple[Comparison, ...] = (
     ("utility.ndcg@10", "original", "drop"),
@@ -97,23 +83,24 @@ def run_audit(
     """
     cache: Cache = {}
     models = [subject, *_held_against(original, reference, world)]
-    readings = [Readings(model, world, cache, observer, state) for model in models]
+    beside: dict[Role, Readings] = {}
+    readings = [Readings(model, world, cache, observer, state, beside) for model in models]
+    beside |= {reading.model.role: reading for reading in readings}
     found = _probe(readings, observer)
     measurements = [x for x in found if isinstance(x, Measurement)]
     skipped = [x for x in found if isinstance(x, Skipped)]
-    skipped += [Skipped(metric, "subject", reason) for metric, reason in NOT_MEASURED.items()]
+    skipped += not_run(world.config.profile)
     compared = _compare_all(measurements, policy, world)
     measurements += [x for x in compared if isinstance(x, Measurement)]
     skipped += [x for x in compared if isinstance(x, Skipped)]
     name, today = world.concept.name, today or date.today()
     controls = judge_controls(policy, measurements, skipped, name, today)
-    by_role = {r.model.role: r for r in readings}
     return AuditResult(
         decision=decide(policy, measurements, skipped, controls, name, today),
         measurements=tuple(measurements),
         skipped=tuple(skipped),
         controls=controls,
-        examples=worst_examples(by_role["subject"], by_role.get("original")),
+        examples=worst_examples(beside["subject"], beside.get("original")),
         curves=curves(readings),
         limits=_limits(world, reference is not None),
     )
@@ -130,14 +117,22 @@ def _held_against(original: AuditModel | None, reference: AuditModel | None, wor
 
 
 def _probe(readings: Sequence[Readings], observer: Observer) -> list[Measurement | Skipped]:
-    observer.start("audit", len(readings) * len(PROBES))
+    names = probes_of(readings[0].world.config.profile)
+    observer.start("audit", len(readings) * len(names))
     found: list[Measurement | Skipped] = []
     for reading in readings:
-        for name in PROBES:
+        for name in names:
             found += load_probe(name)(reading)
             observer.advance("audit", 1, role=reading.model.role, probe=name)
     observer.finish("audit")
     return found
+
+
+def not_run(profile: Profile) -> list[Skipped]:
+    """What the probes of wider profiles would have asked, as a `Skipped` of the subject each."""
+    names = probes_of(profile)
+    missing = [card for name, card in PROBES.items() if name not in names]
+    return [Skipped(f"{card.name}.*", "subject", f"not in the {profile} profile: {card.goal}") for card in missing]
 
 
 def _asked(policy: Policy) -> tuple[Comparison, ...]:

@@ -84,7 +84,7 @@ def explain(path: PolicyArgument = None, as_json: JsonOption = False) -> int:
 
 def _explained(rule: Rule) -> tuple[Any, ...]:
     """The rule's id, what it asks in words, and the question of the probe that answers it."""
-    from recerase.audit.probes import PROBES
+    from recerase.audit.cards import PROBES
 
     asks = []
     if rule.max is not None:

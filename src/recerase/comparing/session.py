@@ -143,9 +143,9 @@ def opened_session(
     before = with_codebooks(opened, catalogue.items, observer, run.embeddings)
     gold = tuple(open_checkpoint_for(path, catalogue, run) for path in references)
     chosen = choose_concept(concept, catalogue, before.embeddings)
-    sizes = {"beam": config.beam, "mass_users": config.mass_users, "saturated_histories": config.mass_users}
-    given = {name: value for name, value in sizes.items() if value is not None}
-    audit = AuditConfig(k=(PLACES,), max_users=config.max_users, seed=run.seed, **given)
+    audit = AuditConfig(k=(PLACES,), beam=config.beam, max_users=config.max_users, seed=run.seed)
+    if config.mass_users is not None:
+        audit = replace(audit, mass_users=config.mass_users, saturated_histories=config.mass_users)
     entrants, left_out = runnable(entrants, before)
     bench = Bench(catalogue, chosen, before, audit, run, out, config.search_users, fresh, observer)
     tried = {
