@@ -73,8 +73,8 @@ def doctor(
     checks = diagnose(place, settings=settings, threads=threads)
     code = max((check.exit_code for check in checks if check.status == "fail"), default=0)
     if not as_json:
-        columns = ("check", "state", "found", "what to do")
-        emit(Rows("installation", columns, [(c.name, c.status, c.found, c.remedy) for c in checks]))
+        heads = ("check", "state", "found", "what to do")
+        emit(Rows("installation", heads, [(c.name, c.status, c.found, c.remedy) for c in checks]))
     proofs: tuple[Proof, ...] = ()
     if gate and not code:
         rules = policy or read_settings(settings).policy

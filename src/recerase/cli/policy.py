@@ -54,7 +54,8 @@ def check(
     from recerase.errors import PolicyError
 
     problems: list[PolicyError] = []
-    for path in paths or [None]:
+    chosen: list[Path | None] = [*paths] if paths else [None]
+    for path in chosen:
         try:
             policy = api.read_policy(path)
         except PolicyError as error:

@@ -88,9 +88,10 @@ def _python() -> list[Check]:
 
     version = platform.python_version()
     try:
-        wanted = str(metadata.metadata(PACKAGE).get("Requires-Python") or "")
+        told = metadata.metadata(PACKAGE)
     except metadata.PackageNotFoundError:
         return [Check("python", "ok", version)]  # that it is not installed is said of the packages
+    wanted = told["Requires-Python"] or ""
     if SpecifierSet(wanted).contains(version, prereleases=True):
         return [Check("python", "ok", version)]
     return [Check("python", "fail", f"{version}, and {wanted} is needed", "Make an environment with such a Python.")]
