@@ -50,9 +50,10 @@ def doctor(
     Packages are imported, torch and faiss are asked for what is known, a directory is published in. Offline; nothing of yours is
     read but recerase.toml, and what is written is removed again.
 
-    --gate audits three planted models that recerase ships, under --policy (else recerase.toml's, else the shipped one), in under a
-    minute on two cores: a model that recommends the concept to everybody, and the same weights with the concept only taken off the
-    lists, must fail; a model that does not know the concept must pass, for a gate that stops everything proves nothing either.
+    --gate audits three planted models that recerase ships, under --policy (else recerase.toml's, else the shipped one). A model that
+    recommends the concept to everybody, and the same weights with the concept only taken off the lists, must fail; a model that does
+    not know the concept must pass, for a gate that stops everything proves nothing either. It takes half a minute of one core with
+    the quick profile, longer with a wider one.
 
     Exit codes: 0 all is well (warnings included), 1 the gate does not block, or fails what is clean; 2 settings or policy cannot be
     used; 3 the installation cannot work (the gate is then not tried); 4 the planted models were changed; 5 the policy does not
