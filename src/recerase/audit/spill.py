@@ -98,8 +98,8 @@ def _relative(
         )
     drop, ends = paired_drop(own, original, config.confidence, seed=config.seed)
     value, low, high = (-drop, -ends.high, -ends.low) if gain else (drop, ends.low, ends.high)
-    made = counted(readings, metric, max(value, 0.0), len(own))
-    return replace(made, interval=Interval(max(low, 0.0), max(high, 0.0), ends.confidence, ends.method))
+    made = counted(readings, metric, max(0.0, value), len(own))
+    return replace(made, interval=Interval(max(0.0, low), max(0.0, high), ends.confidence, ends.method))
 
 
 def _held_out(readings: Readings) -> list[Measurement | Skipped]:
