@@ -166,7 +166,7 @@ _CARDS = (
         "soft_prompt:soft_prompt",
         how="from the worst histories of worst_case and from random ones, 60 steps up the gradient of the exact log-mass",
         cost="360 gradients of it, after worst_case; twice as many where SIDs moved",
-        misses="much, for a model that nobody can send vectors to; and that a longer ascent finds no more",
+        misses="that a longer ascent finds no more; and no server takes vectors: a reference can be talked into it too, so compare",
         profile="thorough",
     ),
 )

@@ -164,8 +164,8 @@ def build_world(
 
 def _check_config(config: AuditConfig) -> None:
     counts = ("mass_users", "saturated_histories", "saturated_items", "neighbours", "target_neighbours", "free_beam")
-    counts += ("worst_items", "worst_starts", "worst_rounds")
-    wrong = [name for name in (*counts, "batch", "mass_batch") if getattr(config, name) < 1]
+    searched = ("worst_items", "worst_starts", "worst_rounds")
+    wrong = [name for name in (*counts, *searched, "batch", "mass_batch") if getattr(config, name) < 1]
     wrong += ["max_users"] if config.max_users is not None and config.max_users < 1 else []
     wrong += ["k"] if not config.k or min(config.k) < 1 else []
     wrong += ["confidence"] if not 0 < config.confidence < 1 else []

@@ -9,7 +9,7 @@ the question, and its histories are not a user's.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -62,12 +62,12 @@ def worst(readings: Readings, side: Side, *, anything: bool = False) -> tuple[In
     from recerase.audit.swaps import search
 
     model, world = readings.model, readings.world
-    readable = model.table.readable
-    allowed = readable if anything else shop_window(readings)
+    readable, window = model.table.readable, shop_window(readings)
+    allowed = readable if anything else window
     output = _output(readings, side)
     members = world.members & output.present
     weights = model.digest or id(model.recommender)
-    spelled = (model.table.codes, readable, allowed, members, output.codes[members])
+    spelled = (model.table.codes, readable, window, allowed, members, output.codes[members])
     key = ("worst case", weights, sha256_bytes(b"".join(np.ascontiguousarray(part).tobytes() for part in spelled)))
     if key not in readings.cache:
         if anything:
@@ -157,7 +157,7 @@ def _near(world: AuditWorld, m: int, size: int) -> IntArray:
     """The m retained items nearest a concept item, farthest first; without embeddings what users had."""
     if world.embeddings is None:
         return _natural(world, m, 2 * size)[size:]
-    near = outside_neighbours(cast(FloatArray, world.embeddings), world.members, m, world.retained)[:, ::-1]
+    near = outside_neighbours(world.embeddings, world.members, m, world.retained)[:, ::-1]
     counts = np.bincount(world.catalogue.interactions.items, minlength=len(world.members))[world.members]
     anchors = by_popularity(world.random("worst case near"), counts, 1, size)[0]
     short = np.full((size, m), -1, np.int64)
