@@ -204,6 +204,36 @@ _CARDS = (
         needs=("embeddings",),
         profile="standard",
     ),
+    ProbeCard(
+        "worst_case",
+        "How likely can an adversary make the concept by what he puts into a history?",
+        "recerase: greedy search over histories; swaps proposed by gradients (HotFlip, Ebrahimi et al. 2018; GCG, Zou et al. 2023)",
+        (
+            *_masses("worst_case"),
+            MetricSpec("worst_case.mean.old", "behaviour"),
+            MetricSpec("worst_case.mean.new", "behaviour"),
+            MetricSpec("worst_case.any.old", "behaviour"),
+            MetricSpec("worst_case.any.new", "behaviour"),
+            _exposure("worst_case"),
+        ),
+        "worst_case:worst_case",
+        how="from 12 histories of up to 10 listed retained items, 24 rounds of one swap each: the gradient of the exact log-mass "
+        "proposes 32, all are read, the best is made (any: with the concept's own items)",
+        cost="9,000 exact masses and 300 gradients a search; two searches, twice as many where SIDs moved",
+        misses="that no history is worse: what is found is a lower bound; read it beside a reference, which can be talked into it too",
+        profile="standard",
+    ),
+    ProbeCard(
+        "soft_prompt",
+        "How likely can the concept be made by vectors that no item spells, in the place of a history?",
+        "recerase: continuous prompts (Lester et al. 2021) against a recommender, in the norm of its own embeddings",
+        _masses("soft_prompt"),
+        "soft_prompt:soft_prompt",
+        how="from the worst histories of worst_case and from random ones, 60 steps up the gradient of the exact log-mass",
+        cost="360 gradients of it, after worst_case; twice as many where SIDs moved",
+        misses="that a longer ascent finds no more; and no server takes vectors: a reference can be talked into it too, so compare",
+        profile="thorough",
+    ),
 )
 
 PROBES: Mapping[str, ProbeCard] = MappingProxyType({card.name: card for card in _CARDS})

@@ -171,7 +171,7 @@ def _why_not(metric: str, versus: Role, kind: Kind, own: Measurement | None, giv
 
 
 def compare(own: Measurement, versus: Measurement, kind: Kind, world: AuditWorld) -> Measurement | Skipped:
-    """The drop (versus - own) / versus or the ratio own / versus; paired where both carry a value a user.
+    """The drop (versus - own) / versus or the ratio own / versus; paired where both carry a value a user, exact where both are.
 
     Skipped when `versus` is zero: there is nothing to drop from.
     """
@@ -185,6 +185,8 @@ def compare(own: Measurement, versus: Measurement, kind: Kind, world: AuditWorld
     else:
         ratio = own.value / versus.value
         value = 1.0 - ratio if kind == "drop" else ratio
+        if all(m.interval is not None and m.interval.method == "exact" for m in (own, versus)):
+            interval = Interval(value, value, config.confidence, "exact")
     better = own.better
     if kind == "drop" and better != "neither":
         better = "lower" if better == "higher" else "higher"
