@@ -182,7 +182,7 @@ _CARDS = (
         "membership:membership",
         how="training pairs that lead to the concept, beside the same histories with another, as popular concept item that "
         "the user never took; AUC, and hits at 1 % false alarms",
-        cost="the SIDs of 8,000 pairs at most, one each, and of the held-out interactions with the concept",
+        cost="the SIDs of 4,000 pairs at most under each table, and of the held-out interactions with the concept",
         misses="that an attacker with many models of his own (full LiRA) learns nothing; that single users are safe",
         profile="standard",
     ),

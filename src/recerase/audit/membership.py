@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 ATTACKS = ("loss", "min_k", "min_k_plus")
 """What needs no other model; `ratio` needs a reference."""
-MEMBERS = 2000
+MEMBERS = 1000
 """Training pairs at most that are asked about, of the concept and of retained items each."""
 LEAST = 10
 """Pairs without which nothing is measured."""
