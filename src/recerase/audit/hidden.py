@@ -1,16 +1,16 @@
 """What the hidden state after a history gives away: was a concept item in it, and is one next?
 
-The decision that shaped this file: the attacker knows the training interactions. He fits a classifier on the hidden states
-after training histories, and is asked about the test histories of users of whom he has seen none (folds go by user), so that
-what he reads is in the state and not in his memory. A question is only worth what it is worth beyond its control: the same
-question about retained items drawn to be as many and as popular, which tells how much of an AUC is popularity, length and a
-rich classifier (Hewitt & Liang 2019).
+The decision that shaped this file: the attacker knows the training interactions. He fits a classifier on the states after
+training histories, and is asked about histories before held-out interactions, of users of whom he has seen nothing (folds go by
+user). An AUC is worth what it is above its control: the same question about retained items, drawn to be as many and as popular,
+which tells how much of it is popularity, length and a rich classifier (Hewitt & Liang 2019). Intervals are over users, for the
+classifiers as they were fitted.
 
 Which histories. Every model reads the same, so that what differs is the weights. `next` is asked on histories without concept
-items, the only ones that a reference ever saw: whether the concept comes next must be told from retained items. `history` is
-the attack itself and needs the concept items in the input, the reference's too: untrained weights pass on what they read, and
-the codes of a concept item are those of retained items as well, so the AUC of a model that never saw one is well above .5;
-what counts is how far above *that* it is.
+items, all that a reference ever saw. `history` is the attack itself and needs the concept items in the input, the reference's too:
+any weights pass on something of what they read, and the codes of a concept item are those of retained items as well, so the AUC of
+a model that never saw one is above .5; what counts is how far above *that* it is. Retained items that go together (a genre) are
+also easier to see than a random set: selectivity is to be held against the reference's, not against 0.
 """
 
 from __future__ import annotations

@@ -1,19 +1,16 @@
-"""Were these interactions trained on? What the model says of training pairs that lead to the concept, beside pairs that are
-none.
+"""Were these interactions trained on? What the model says of training pairs that lead to the concept, beside pairs that are none.
 
 The decision that shaped this file: a member and its non-member share everything but membership. Members are training pairs
-whose target is a concept item. A non-member is the same user's same history with another concept item in its place, one that
-he never took and that is about as popular: so neither the user's taste for the concept, nor popularity, nor the length of the
-history tells them apart. What is left to a model that never saw the concept is which of its items goes with a history, and
-its AUC is the yardstick; .5 is not. As a second kind of non-members there are held-out interactions that lead to the concept,
-which no such taste tells apart; there are few of them, and they are later.
+whose target is a concept item. A non-member is the same history of the same user with another concept item in its place, one
+that he never took and that is about as popular: neither taste for the concept nor popularity nor length tells them apart.
+What does is which concept item goes with which history: learned by heart, or from other users, and either way from interactions
+with the concept. Against held-out interactions with the concept (`heldout`) only what was learned by heart helps.
 
-Scores, higher for members, each over the codes of the SID that the item had before the erasure (`membership.new` under the
-current one): its log-probability (loss); that of the least likely third of its codes (Min-K%, Shi et al. 2024, arXiv
-2310.16789); the same of codes' standings among all codes (Min-K%++, Zhang et al. 2025, arXiv 2404.02936); and the log-
-probability less that of a model that never saw the pair (the offline likelihood ratio of Carlini et al. 2022, arXiv
-2112.03570, with the one reference there is). The reference reads histories without concept items, as everywhere. Intervals
-are over users.
+Scores, higher for members, over the codes of the SID that the item had before the erasure (`new`: has now): its log-probability
+(loss), that of the least likely third of its codes (Min-K%, Shi et al. 2024, arXiv 2310.16789), the same of the codes' standings
+among all codes (Min-K%++, Zhang et al. 2025, arXiv 2404.02936), and the log-probability less that of a model that never saw the
+pair (the offline likelihood ratio of Carlini et al. 2022, arXiv 2112.03570, with the one reference there is). The reference
+reads histories without concept items, as everywhere. Intervals are over users, with the threshold of `tpr` as it was found.
 """
 
 from __future__ import annotations
@@ -45,7 +42,7 @@ LEAST = 10
 SHARE = 1 / 3
 """K of Min-K%: of three or four codes one, of six two."""
 _TRIED = 64
-"""Items drawn for a pair of a retained item among those as popular, of which the first that its user never took stands in."""
+"""Items nearest in popularity among which a pair's other item is looked for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,17 +64,17 @@ def membership(readings: Readings) -> list[Measurement | Skipped]:
     names = [f"membership.{a}.{what}" for a in (*ATTACKS, "ratio") for what in ("auc", "tpr")]
     names += ["membership.advantage", "membership.new.auc", "membership.heldout.auc"]
     found: list[Measurement | Skipped] = []
-    known = scores.known
-    if known.sum() < LEAST:
-        reason = (
-            f"only {int(known.sum())} training pairs lead to the concept and have a counterpart; {LEAST} are needed"
-        )
+    if (n := int(scores.known.sum())) < LEAST:
+        reason = f"only {n} training pairs lead to the concept and have a counterpart; {LEAST} are needed"
         found += [Skipped(name, role, reason) for name in names]
     else:
         found += _attacked(readings, pairs, scores)
-        found += _under_new(readings, pairs)
+        new, lacking = _scored(readings, "concept", pairs, "new"), "the concept has no SIDs in the current table"
+        found.append(_plain(readings, "membership.new.auc", pairs, new, lacking))
         found += _heldout(readings, pairs, scores)
-    return [*found, _control(readings, window)]
+    retained = matched_pairs(world, world.retained, window, "retained")
+    control, lacking = _scored(readings, "retained", retained, "old"), "too few training pairs lead to retained items"
+    return [*found, _plain(readings, "membership.retained.auc", retained, control, lacking)]
 
 
 def taken(world: AuditWorld) -> IntArray:
@@ -92,13 +89,16 @@ def matched_pairs(world: AuditWorld, among: BoolArray, window: int, purpose: str
     """At most MEMBERS training pairs whose target is in `among` [N], with another item of it for each.
 
     The other item is the nearest in log popularity that the user never took, of _TRIED that are nearest (all, where there are
-    no more), ties and near-ties by lot; a pair without one is left out. Drawn with the world's seed.
+    no more), ties and near-ties by lot; a pair without one is left out, and so is one whose item is in its history, to be copied.
+    Drawn with the world's seed.
     """
     from recerase.model.batches import pairs
 
     found = pairs(world.catalogue.interactions.split().train, 2 * window)
     rng = world.random(f"membership {purpose}")
-    rows = np.sort(rng.permutation(np.flatnonzero(among[found.targets]))[:MEMBERS])
+    owner = np.repeat(np.arange(len(found)), found.lengths)
+    again = np.bincount(owner, weights=found.items == found.targets[owner], minlength=len(found)) > 0
+    rows = np.sort(rng.permutation(np.flatnonzero(among[found.targets] & ~again))[:MEMBERS])
     members = found.take(rows)
     counts = np.log1p(np.bincount(world.catalogue.interactions.items, minlength=len(among)))
     items = np.flatnonzero(among)
@@ -207,9 +207,8 @@ def _attacked(readings: Readings, pairs: Pairs, scores: _Scores) -> list[Measure
     reference = None if reason else _scored(readings.beside["reference"], "concept", pairs, "old")
     if reference is not None:
         keep = keep & reference.known
-        told["ratio"] = tuple(
-            a - loss(b) for a, b in zip(told["loss"], (reference.members, reference.others), strict=True)
-        )
+        own, other = told["loss"]
+        told["ratio"] = own - loss(reference.members), other - loss(reference.others)
         reason = None if keep.sum() >= LEAST else f"the reference has SIDs for {int(keep.sum())} pairs"
     found: list[Measurement | Skipped] = []
     best: list[Measurement] = []
@@ -236,8 +235,7 @@ def _auc(
     readings: Readings, metric: str, own: FloatArray, other: FloatArray, users: IntArray, others: IntArray
 ) -> Measurement | Skipped:
     """AUC of scores `own` of `users` against scores `other` of `others`."""
-    positive = np.arange(len(own) + len(other)) < len(own)
-    values = auc_by_user(np.concatenate([own, other]), positive, np.concatenate([users, others]))
+    values = auc_by_user(*_joined(own, other), np.concatenate([users, others]))
     return measured(readings, metric, values)
 
 
@@ -249,9 +247,12 @@ def _hits(
     if len(other) < needed:
         reason = f"a rate of false alarms of {FALSE_ALARMS:.0%} needs {needed} non-members, and there are {len(other)}"
         return Skipped(metric, readings.model.role, reason)
-    positive = np.arange(len(own) + len(other)) < len(own)
-    hits = hits_at(np.concatenate([own, other]), positive)
-    return measured(readings, metric, mean_by_user(hits, users))
+    return measured(readings, metric, mean_by_user(hits_at(*_joined(own, other)), users))
+
+
+def _joined(own: FloatArray, other: FloatArray) -> tuple[FloatArray, BoolArray]:
+    """Both scores, one behind the other, and which of them are members'."""
+    return np.concatenate([own, other]), np.arange(len(own) + len(other)) < len(own)
 
 
 def _advantage(readings: Readings, found: list[Measurement]) -> Measurement:
@@ -265,14 +266,12 @@ def _advantage(readings: Readings, found: list[Measurement]) -> Measurement:
     return replace(made, interval=Interval(min(low, made.value), high, most.interval.confidence, most.interval.method))
 
 
-def _under_new(readings: Readings, pairs: Pairs) -> list[Measurement | Skipped]:
-    """The loss under the SIDs that the items have now."""
-    scores, users = _scored(readings, "concept", pairs, "new"), pairs.histories.users
-    keep = np.flatnonzero(scores.known)
+def _plain(readings: Readings, metric: str, pairs: Pairs, scores: _Scores, lacking: str) -> Measurement | Skipped:
+    """AUC of the loss; Skipped with what is `lacking` where too few pairs have SIDs."""
+    keep, users = np.flatnonzero(scores.known), pairs.histories.users
     if len(keep) < LEAST:
-        return [Skipped("membership.new.auc", readings.model.role, "the concept has no SIDs in the current table")]
-    own, other = loss(scores.members)[keep], loss(scores.others)[keep]
-    return [_auc(readings, "membership.new.auc", own, other, users[keep], users[keep])]
+        return Skipped(metric, readings.model.role, lacking)
+    return _auc(readings, metric, loss(scores.members)[keep], loss(scores.others)[keep], users[keep], users[keep])
 
 
 def _heldout(readings: Readings, pairs: Pairs, scores: _Scores) -> list[Measurement | Skipped]:
@@ -292,15 +291,3 @@ def _heldout(readings: Readings, pairs: Pairs, scores: _Scores) -> list[Measurem
         return [Skipped(metric, readings.model.role, f"only {len(some)} training pairs have histories as long")]
     own, users = loss(scores.members)[some], pairs.histories.users[some]
     return [_auc(readings, metric, own, loss(codes)[keep], users, held.users[keep])]
-
-
-def _control(readings: Readings, window: int) -> Measurement | Skipped:
-    """The loss of training pairs that lead to retained items, beside as popular retained items that the user never took."""
-    world, metric = readings.world, "membership.retained.auc"
-    pairs = matched_pairs(world, world.retained, window, "retained")
-    scores, users = _scored(readings, "retained", pairs, "old"), pairs.histories.users
-    keep = np.flatnonzero(scores.known)
-    if len(keep) < LEAST:
-        return Skipped(metric, readings.model.role, f"only {len(keep)} training pairs lead to retained items")
-    own, other = loss(scores.members)[keep], loss(scores.others)[keep]
-    return _auc(readings, metric, own, other, users[keep], users[keep])
