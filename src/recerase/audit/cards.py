@@ -12,7 +12,7 @@ from importlib import import_module
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from recerase.audit.card import CUTS, PROFILES, MetricSpec, ProbeCard
+from recerase.audit.card import CUTS, PROFILES, Better, MetricSpec, ProbeCard
 from recerase.errors import UsageError
 from recerase.types import Measurement, Profile, Skipped
 
@@ -29,6 +29,14 @@ def _masses(stem: str) -> tuple[MetricSpec, ...]:
 def _exposure(stem: str) -> MetricSpec:
     return MetricSpec(f"{stem}.exposure", "catalogue", per_k=True)
 
+
+_PROBED: tuple[tuple[str, Better], ...] = (
+    ("auc", "lower"),
+    ("mlp", "lower"),
+    ("control", "neither"),
+    ("selectivity", "lower"),
+    ("mlp_selectivity", "lower"),
+)
 
 _CARDS = (
     ProbeCard(
@@ -233,6 +241,46 @@ _CARDS = (
         cost="360 gradients of it, after worst_case; twice as many where SIDs moved",
         misses="that a longer ascent finds no more; and no server takes vectors: a reference can be talked into it too, so compare",
         profile="thorough",
+    ),
+    ),
+    ProbeCard(
+        "hidden",
+        "Does the state after a history tell that a concept item was in it, or that one comes next?",
+        "linear probes (Alain & Bengio 2017, arXiv 1610.01644), selectivity (Hewitt & Liang 2019, arXiv 1909.03368)",
+        tuple(
+            MetricSpec(f"hidden.{question}.{name}", "weights", better)
+            for question in ("next", "history")
+            for name, better in _PROBED
+        ),
+        "hidden:hidden",
+        how="logistic regression and a small MLP fitted on the states after training histories, asked about held-out histories of "
+        "other users; the same for 3 sets of retained items, as many and as popular",
+        cost="two states for each of up to 3,000 training histories and 12,000 held-out ones, 80 fits of a second or less",
+        misses="that no layer below the last holds it, and no classifier that has seen more finds it",
+        profile="standard",
+    ),
+    ProbeCard(
+        "membership",
+        "Can it be told which interactions with the concept were trained on?",
+        "loss, Min-K% (Shi et al. 2024, arXiv 2310.16789), Min-K%++ (Zhang et al. 2025, arXiv 2404.02936), "
+        "offline likelihood ratio (Carlini et al. 2022, arXiv 2112.03570)",
+        (
+            *(
+                MetricSpec(f"membership.{attack}.{what}", "weights")
+                for attack in ("loss", "min_k", "min_k_plus", "ratio")
+                for what in ("auc", "tpr")
+            ),
+            MetricSpec("membership.advantage", "weights"),
+            MetricSpec("membership.new.auc", "weights"),
+            MetricSpec("membership.heldout.auc", "weights"),
+            MetricSpec("membership.retained.auc", "weights", "neither"),
+        ),
+        "membership:membership",
+        how="training pairs that lead to the concept, beside the same histories with another, as popular concept item that "
+        "the user never took; AUC, and hits at 1 % false alarms",
+        cost="the SIDs of 4,000 pairs at most under each table, and of the held-out interactions with the concept",
+        misses="that an attacker with many models of his own (full LiRA) learns nothing; that single users are safe",
+        profile="standard",
     ),
 )
 
