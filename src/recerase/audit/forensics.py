@@ -23,6 +23,7 @@ from recerase.audit.cases import Case
 from recerase.audit.probes import counted, measured
 from recerase.audit.readings import Arrays, _spelling
 from recerase.audit.shared import shared, weights_of
+from recerase.errors import DataError
 from recerase.types import FloatArray, Measurement, Skipped
 
 if TYPE_CHECKING:
@@ -78,6 +79,10 @@ def typical_log_probs(readings: Readings, table: SidTable) -> FloatArray | str:
 
     def make() -> Arrays:
         case = typical(world)
+        if len(case) == 0:
+            raise DataError(
+                "No test user has an item of no concept, so there is no typical history.", "Give more --data."
+            )
         made = concept_mass(
             model.recommender,
             model.table,
@@ -126,9 +131,8 @@ def lengths(tensors: Mapping[str, Tensor], unit: Mapping[str, Tensor]) -> FloatA
 
 def over_codes(table: SidTable, rows: FloatArray) -> FloatArray:
     """[N] the mean of `rows` [V] over the codes of each item's SID; NaN without one."""
-    spelled = table.rows()
-    there = (spelled >= 0) & table.present[:, None]
-    total = np.where(there, rows[spelled], 0.0).sum(axis=1)
+    there = table.codes >= 0
+    total = np.where(there, rows[table.rows()], 0.0).sum(axis=1)
     return np.divide(total, there.sum(axis=1), out=np.full(len(total), np.nan), where=table.present)
 
 
@@ -169,7 +173,6 @@ def _beside(readings: Readings, original: AuditModel, before: FloatArray | str) 
         why = "the two checkpoints have no tensor of rows of one shape in common"
         return [*found, *(Skipped(f"forensics.{name}", role, why) for name in ("rows.auc", "moved"))]
     distance = lengths({name: own[name].double() - theirs[name].double() for name in both}, theirs)
-    used = np.unique(original.table.rows()[original.table.present])
-    used = used[used >= 0]
+    used = np.unique(original.table.rows()[original.table.codes >= 0])
     moved = counted(readings, "forensics.moved", float((distance[used] > 0).mean()), len(used), exact=True)
     return [*found, ranked(readings, "forensics.rows.auc", over_codes(original.table, distance)), moved]

@@ -88,8 +88,8 @@ def rank_biased_overlap(a: IntArray, b: IntArray) -> FloatArray:
     """
     depths = np.arange(1, a.shape[1] + 1)
     weights = PERSISTENCE ** (depths - 1.0)
-    shared = np.stack([overlap(a[:, :depth], b[:, :depth]) for depth in depths.tolist()])  # [k, B]
-    found: FloatArray = weights @ shared / weights.sum()
+    apart = np.stack([1.0 - overlap(a[:, :depth], b[:, :depth]) for depth in depths.tolist()])  # [k, B]
+    found: FloatArray = 1.0 - weights @ apart / weights.sum()
     return found
 
 

@@ -50,8 +50,10 @@ def few(readings: Readings) -> list[Measurement | Skipped]:
     """The forget attack by somebody who has 8 or 64 concept histories, and no more."""
     found: list[Measurement | Skipped] = []
     for shots in SHOTS:
-        config = replace(_config(readings), shots=shots, repeats=REPEATS)
-        found += _steps(readings, f"relearn_few.shots{shots}", "forget", attacked(readings, "forget", config))
+        stem, config = f"relearn_few.shots{shots}", replace(_config(readings), shots=shots, repeats=REPEATS)
+        level = _original(readings, "forget")  # without one there is nothing to attack for
+        sides = level if isinstance(level, str) else attacked(readings, "forget", config)
+        found += _steps(readings, stem, "forget", sides)
     return found
 
 
@@ -130,8 +132,11 @@ def _on_the_way(readings: Readings, stem: str, sides: list[Relearned] | str) -> 
     names = {mark: f"{stem}.exposure@s{mark}" for mark in MARKS}
     if isinstance(sides, str):
         return [Skipped(name, readings.model.role, sides) for name in names.values()]
-    found = []
+    found: list[Measurement | Skipped] = []
     for mark, name in names.items():
+        if mark not in sides[0].steps:
+            found.append(Skipped(name, readings.model.role, f"after step {mark} nothing was read"))
+            continue
         at = int(np.flatnonzero(sides[0].steps == mark)[0])
         side = max(sides, key=lambda x: float(x.exposure[at]))
         found.append(measured(readings, name, side.per_history[at]))
