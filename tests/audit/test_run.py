@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import date
+from typing import Any
 
 import numpy as np
 import pytest
 
-from recerase.audit.cards import PROBES
+from recerase.audit import relearn
+from recerase.audit.cards import PROBES, load_probe, probes_of
 from recerase.audit.cases import mass_users
 from recerase.audit.probes import AuditModel, AuditWorld
 from recerase.audit.readings import Readings
-from recerase.audit.run import AuditResult, compare, run_audit
+from recerase.audit.relearning import RelearnConfig
+from recerase.audit.run import AuditResult, _limits, compare, run_audit
 from recerase.model.recommender import ModelConfig, Recommender, new_recommender
-from recerase.sid.table import SidSchema
+from recerase.sid.table import SidSchema, SidTable
 from recerase.types import Measurement, Policy, Result, Rule, Skipped, Verdict
 
 POLICY = Policy(
@@ -93,7 +97,7 @@ def test_every_role_is_measured_by_every_probe_and_an_audit_repeats_itself(
     first = audit(audited(untrained), audited(planted(0)), audited(planted(1)))
     for role in ("subject", "original", "filter", "reference"):
         seen = {m.metric.split(".")[0].split("_")[0] for m in first.measurements if m.role == role}
-        assert seen == set(PROBES) - {"earlier"}
+        assert seen == set(probes_of("quick")) - {"earlier"}
     again = audit(audited(untrained), audited(planted(0)), audited(planted(1)))
     assert first.measurements == again.measurements
     assert first.decision == again.decision
@@ -107,7 +111,7 @@ def test_a_seq2seq_recommender_is_audited_alike(
     model = new_recommender(config, schema, 0)
     model.module.eval()
     found = audit(audited(model), audited(model), audited(model))
-    assert {m.metric.split(".")[0].split("_")[0] for m in found.measurements} == set(PROBES) - {"earlier"}
+    assert {m.metric.split(".")[0].split("_")[0] for m in found.measurements} == set(probes_of("quick")) - {"earlier"}
 
 
 def test_a_reference_is_never_shown_the_concept(
@@ -146,8 +150,8 @@ def test_the_original_as_subject_is_read_once(
 def test_what_did_not_run_is_said(audit: Callable[..., AuditResult], audited: Callable, untrained: Recommender) -> None:
     found = audit(audited(untrained), audited(untrained))
     skipped = {s.metric: s.reason for s in found.skipped if s.role == "subject"}
+    assert {f"{name}.*" for name in PROBES if name not in probes_of("quick")} <= {*skipped}
     assert "relearn.*" in skipped
-    assert "weights.*" in skipped
     assert "no" in skipped["natural.mass.old"]  # the ratio to a reference that was not given
     assert any("user-data" in text for text in found.limits)
 
@@ -177,3 +181,42 @@ def test_a_comparison_with_nothing_is_skipped(world: AuditWorld) -> None:
     assert isinstance(plain, Measurement)
     assert plain.value == pytest.approx(0.5)
     assert plain.interval is None
+
+
+@pytest.mark.parametrize("kind", ["causal", "seq2seq"])
+def test_probes_of_weights_read_a_causal_model_and_a_t5_with_a_moved_table_alike(
+    kind: Any,
+    world: AuditWorld,
+    audited: Callable[..., AuditModel],
+    schema: SidSchema,
+    moved: SidTable,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(relearn, "RelearnConfig", functools.partial(RelearnConfig, steps=(1, 5)))
+    monkeypatch.setattr(relearn, "MARKS", (0, 1, 5))
+    config = ModelConfig(kind, width=16, layers=1, heads=2, feed_forward=32, window=20, dropout=0.0)
+    knows, other = (new_recommender(config, schema, seed) for seed in (0, 1))
+    cache: dict[Any, Any] = {}
+    beside: dict[Any, Readings] = {}
+    models = [audited(other, table=moved), audited(knows, role="original")]
+    beside |= {model.role: Readings(model, world, cache, beside=beside) for model in models}
+    for name in ("relearn", "precision", "forensics", "influence"):
+        for readings in beside.values():
+            found = load_probe(name)(readings)
+            told = [m for m in found if isinstance(m, Skipped)]
+            assert all("shows nothing of the concept" in m.reason for m in told), told
+            assert len(told) < len(found)
+
+
+@pytest.mark.parametrize("scope", ["output", "influence"])
+def test_limits_say_which_probes_looked_at_the_weights(scope: Any, world: AuditWorld) -> None:
+    quick, standard = (
+        " ".join(_limits(replace(world, scope=scope, config=replace(world.config, profile=profile)), False))
+        for profile in ("quick", "standard")
+    )
+    assert "was not measured." in quick
+    told = standard.partition("by these probes alone: ")[2]
+    assert all(name in told for name in ("relearn", "precision", "forensics"))
+    assert "relearn_few" not in standard
+    assert ("influence.history" in standard) == (scope == "influence")
+    assert "influence.history" not in quick
