@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import date
+from typing import Any
 
 import numpy as np
 import pytest
 
-from recerase.audit.cards import PROBES, metrics, probes_of
+from recerase.audit import relearn
+from recerase.audit.cards import PROBES, load_probe, metrics, probes_of
 from recerase.audit.cases import mass_users
 from recerase.audit.probes import AuditModel, AuditWorld
 from recerase.audit.readings import Readings
-from recerase.audit.run import AuditResult, compare, run_audit
+from recerase.audit.relearning import RelearnConfig
+from recerase.audit.run import AuditResult, _limits, compare, run_audit
 from recerase.model.recommender import ModelConfig, Recommender, new_recommender
-from recerase.sid.table import SidSchema
+from recerase.sid.table import SidSchema, SidTable
 from recerase.types import Measurement, Policy, Result, Rule, Skipped, Verdict
 
 POLICY = Policy(
@@ -183,3 +187,42 @@ def test_a_comparison_with_nothing_is_skipped(world: AuditWorld) -> None:
     assert isinstance(plain, Measurement)
     assert plain.value == pytest.approx(0.5)
     assert plain.interval is None
+
+
+@pytest.mark.parametrize("kind", ["causal", "seq2seq"])
+def test_probes_of_weights_read_a_causal_model_and_a_t5_with_a_moved_table_alike(
+    kind: Any,
+    world: AuditWorld,
+    audited: Callable[..., AuditModel],
+    schema: SidSchema,
+    moved: SidTable,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(relearn, "RelearnConfig", functools.partial(RelearnConfig, steps=(1, 5)))
+    monkeypatch.setattr(relearn, "MARKS", (0, 1, 5))
+    config = ModelConfig(kind, width=16, layers=1, heads=2, feed_forward=32, window=20, dropout=0.0)
+    knows, other = (new_recommender(config, schema, seed) for seed in (0, 1))
+    cache: dict[Any, Any] = {}
+    beside: dict[Any, Readings] = {}
+    models = [audited(other, table=moved), audited(knows, role="original")]
+    beside |= {model.role: Readings(model, world, cache, beside=beside) for model in models}
+    for name in ("relearn", "precision", "forensics", "influence"):
+        for readings in beside.values():
+            found = load_probe(name)(readings)
+            told = [m for m in found if isinstance(m, Skipped)]
+            assert all("shows nothing of the concept" in m.reason for m in told), told
+            assert len(told) < len(found)
+
+
+@pytest.mark.parametrize("scope", ["output", "influence"])
+def test_limits_say_which_probes_looked_at_the_weights(scope: Any, world: AuditWorld) -> None:
+    quick, standard = (
+        " ".join(_limits(replace(world, scope=scope, config=replace(world.config, profile=profile)), False))
+        for profile in ("quick", "standard")
+    )
+    assert "was not measured." in quick
+    told = standard.partition("by these probes alone: ")[2]
+    assert all(name in told for name in ("relearn", "precision", "forensics"))
+    assert "relearn_few" not in standard
+    assert ("influence.history" in standard) == (scope == "influence")
+    assert "influence.history" not in quick

@@ -22,8 +22,25 @@ if TYPE_CHECKING:
 Probe = Callable[["Readings"], list[Measurement | Skipped]]
 
 
+MARKS = (0, 1, 5, 21, 89)
+"""Steps of the relearning attack after which exposure is a metric of its own; all that are read are in the report's curves."""
+
+
 def _masses(stem: str) -> tuple[MetricSpec, ...]:
     return (MetricSpec(f"{stem}.mass.old", "behaviour"), MetricSpec(f"{stem}.mass.new", "behaviour"))
+
+
+def _relearned(kind: str) -> tuple[MetricSpec, ...]:
+    marks = (MetricSpec(f"relearn.{kind}.exposure@s{mark}", "weights", "neither") for mark in MARKS)
+    return (*_steps(f"relearn.{kind}"), *marks)
+
+
+def _steps(stem: str) -> tuple[MetricSpec, ...]:
+    return (MetricSpec(f"{stem}.steps", "weights", "higher", most=MARKS[-1]), MetricSpec(f"{stem}.reached", "weights"))
+
+
+def _coarser(name: str) -> tuple[MetricSpec, ...]:
+    return tuple(MetricSpec(f"precision.{name}{part}", "weights") for part in ("exposure@10", "mass.old", "mass.new"))
 
 
 def _exposure(stem: str) -> MetricSpec:
@@ -242,7 +259,6 @@ _CARDS = (
         misses="that a longer ascent finds no more; and no server takes vectors: a reference can be talked into it too, so compare",
         profile="thorough",
     ),
-    ),
     ProbeCard(
         "hidden",
         "Does the state after a history tell that a concept item was in it, or that one comes next?",
@@ -280,6 +296,78 @@ _CARDS = (
         "the user never took; AUC, and hits at 1 % false alarms",
         cost="the SIDs of 4,000 pairs at most under each table, and of the held-out interactions with the concept",
         misses="that an attacker with many models of his own (full LiRA) learns nothing; that single users are safe",
+    ),
+    ProbeCard(
+        "relearn",
+        "How soon does further training bring the concept back, on the concept's interactions and on all others?",
+        "Lynch et al. 2024, arXiv 2402.16835; from harmless data: Hu et al. 2024, arXiv 2406.13356; for recommenders: recerase",
+        (*_relearned("forget"), *_relearned("benign")),
+        "relearn:relearn",
+        how="a copy is trained further (AdamW, 3e-4, 32 pairs a step, 89 steps), the same pairs in the same order for every model; "
+        "the step at which saturated histories show half of what the original's do, and exposure@10 on the way",
+        cost="two attacks, four where SIDs moved: 89 steps and 11 readings of 1,000 lists each",
+        misses="that another rate, longer training or better data does not; compare the steps with the reference's",
+        profile="standard",
+    ),
+    ProbeCard(
+        "relearn_few",
+        "How soon does further training on 8 or 64 concept histories bring the concept back?",
+        "as relearn, with few pairs, three draws of them",
+        (*_steps("relearn_few.shots8"), *_steps("relearn_few.shots64")),
+        "relearn:few",
+        how="as relearn's forget attack, by somebody who has 8 or 64 pairs; the mean over three draws",
+        cost="six attacks, twelve where SIDs moved",
+        misses="that well chosen pairs do not: these are drawn",
+        profile="thorough",
+    ),
+    ProbeCard(
+        "precision",
+        "Does rounding, pruning or noise bring the concept back?",
+        "Zhang et al. 2024, arXiv 2410.16454 (4 bits restore what was unlearned); exact concept mass of each copy: recerase",
+        (
+            *_coarser(""),
+            *(
+                spec
+                for name in ("stored", "bf16", "fp16", "int8", "int4", "pruned", "noise")
+                for spec in _coarser(f"{name}.")
+            ),
+        ),
+        "precision:precision",
+        how="copies in bf16, fp16, int8 (a scale a row), int4 (a scale for 128 weights), without the smallest 30 % of weights, "
+        "and with noise of .5 %; lists and exact mass, the concept in the trie; the worst of them, stored among them",
+        cost="seven times the lists and twice the exact masses of 1,000 users",
+        misses="that calibrated quantisers (GPTQ, AWQ) or other seeds of noise do not; only weights are rounded",
+        profile="standard",
+    ),
+    ProbeCard(
+        "forensics",
+        "What does the checkpoint give away of what was erased, alone or beside the one of before?",
+        "recerase: AUC of items ranked by row movement, row length, and change of exact log-probability",
+        (
+            *(MetricSpec(f"forensics.{way}.auc", "weights") for way in ("rows", "logprob", "norm", "alone")),
+            MetricSpec("forensics.table.auc", "catalogue", "neither"),
+            MetricSpec("forensics.moved", "weights", "neither"),
+            MetricSpec("forensics.identical", "weights", "neither"),
+        ),
+        "forensics:forensics",
+        how="all items ranked by how far their codes' rows moved, how much less likely their SID is than it was, whether it changed; "
+        "and off the model alone by how long the rows are and how unlikely the SID is",
+        cost="the exact log-probability of every item after 64 histories, twice where SIDs moved",
+        misses="that a cleverer reader finds nothing. A reference is not at .5 either: compare with it",
+        profile="standard",
+    ),
+    ProbeCard(
+        "influence",
+        "How much do a history's concept items move the rest of the list, beside as many other items?",
+        "recerase: overlap@10 and rank-biased overlap (Webber et al. 2010) of retained items, matched drops in the same history",
+        tuple(
+            MetricSpec(f"influence.{name}", "behaviour", "neither")
+            for name in ("history", "history.rbo", "matched.concept", "matched.other")
+        ),
+        "influence:influence",
+        how="the list's retained items with and without the history's concept items, and without as many others nearby",
+        cost="two lists for each of 1,000 users of the concept",
+        misses="that single items move nothing. Under scope output a concept item may inform the rest: then it is no fault",
         profile="standard",
     ),
 )

@@ -197,9 +197,12 @@ def compare(own: Measurement, versus: Measurement, kind: Kind, world: AuditWorld
 
 def _limits(world: AuditWorld, has_reference: bool) -> tuple[str, ...]:
     """What a pass does not mean, in sentences."""
+    profile = world.config.profile
     influence = {
         "output": "Scope output: a history that holds the concept may still inform other recommendations.",
-        "influence": "Scope influence: that the concept in a history moves nothing else was not measured here.",
+        "influence": "Scope influence: what the concept in a history moves is told (influence.history); no rule has to ask about it."
+        if "influence" in probes_of(profile)
+        else "Scope influence: that the concept in a history moves nothing else was not measured here.",
     }
     reference = (
         "One reference was given: its seed-to-seed spread is unknown, so likeness to it was not tested."
@@ -210,8 +213,17 @@ def _limits(world: AuditWorld, has_reference: bool) -> tuple[str, ...]:
         "Concept erasure is not user-data erasure: that users interacted with the concept may still be inferable.",
         influence[world.scope],
         reference,
-        "The weights layer (relearning, probes, membership, precision) was not measured.",
+        _weights_layer(profile),
         "The reference is read under the old table on histories without concept items; its saturated figures are "
         "those of the concept's own users, because a history of nothing but the concept is empty to it.",
         "Exposure is counted by item: where items share a SID, all of them are listed when it is generated.",
     )
+
+
+def _weights_layer(profile: Profile) -> str:
+    """Which probes looked at what the weights could give back."""
+    there = {name for name, card in PROBES.items() if any(spec.layer == "weights" for spec in card.metrics)}
+    asked = [name for name in probes_of(profile) if name in there]
+    if not asked:
+        return "The weights layer (relearning, probes, membership, precision) was not measured."
+    return f"The weights layer was measured by these probes alone: {', '.join(asked)}."
