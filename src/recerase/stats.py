@@ -186,6 +186,48 @@ def required_n(value: float, end: float, limit: float, n: int, method: str = "bo
     return max(math.ceil(needed * (1 - 1e-12)), 1)
 
 
+def enough_n(
+    value: float, end: float, limit: float, n: int, method: str, confidence: float = 0.95, power: float = 0.8
+) -> int | None:
+    """About how many units would bring the pessimistic end within `limit` with probability `power`, were `value` the truth.
+
+    `value`, `end` and `limit` are turned so that smaller is better: a minimum is given negated. `required_n` is for the value
+    staying where it is, and half of all samples lie above it: the distance that must fit between the value and the limit is
+    z(power) standard errors longer. A rate (`wilson`) is sought with the interval itself, for its width is not that of a normal
+    distribution where hits are few. No hit at all needs what the rule of three says. None as `required_n`.
+    Raises UsageError unless power is in [.5, 1).
+    """
+    _check_confidence(confidence)
+    if not 0.5 <= power < 1:
+        raise UsageError(f"A power of {power} cannot be planned for.", "Give one from .5 to below 1, such as .8.")
+    plain = required_n(value, end, limit, n, method)
+    if plain is None or end == value or method == "rule-of-three":
+        return plain
+    more = _NORMAL.inv_cdf(power)
+    if method == "wilson" and limit < 1 and -1 <= value <= 1:
+        hits, rate = (value, limit) if value >= 0 else (1 + value, 1 + limit)
+        return _enough_trials(hits, rate, confidence, more)
+    lengthened = 1 + more / _NORMAL.inv_cdf((1 + confidence) / 2)
+    return max(math.ceil(n * ((end - value) / (limit - value) * lengthened) ** 2 * (1 - 1e-12)), 1)
+
+
+def _enough_trials(rate: float, limit: float, confidence: float, more: float) -> int:
+    """Trials, to one percent, in which `rate`, and `more` standard errors of hits, keep the upper end of it within `limit`."""
+
+    def passes(n: int) -> bool:
+        hits = math.ceil(n * rate + more * math.sqrt(n * rate * (1 - rate)))
+        return wilson(min(hits, n), n, confidence).high <= limit
+
+    high = 1
+    while not passes(high):
+        high *= 2
+    low = high // 2
+    while high - low > max(1, high // 100):
+        middle = (low + high) // 2
+        low, high = (low, middle) if passes(middle) else (middle, high)
+    return high
+
+
 def _check_confidence(confidence: float) -> None:
     if not 0 < confidence < 1:
         raise UsageError(f"A confidence of {confidence} cannot be had.", "Give one between 0 and 1, such as .95.")
