@@ -194,7 +194,7 @@ def enough_n(
     `value`, `end` and `limit` are turned so that smaller is better: a minimum is given negated. `required_n` is for the value
     staying where it is, and half of all samples lie above it: the distance that must fit between the value and the limit is
     z(power) standard errors longer. A rate (`wilson`) is sought with the interval itself, for its width is not that of a normal
-    distribution where hits are few. No hit at all needs what the rule of three says. None as `required_n`.
+    distribution where hits are few; Gaffke's bound has a part that shrinks faster. No hit at all needs what the rule of three says. None as `required_n`.
     Raises UsageError unless power is in [.5, 1).
     """
     _check_confidence(confidence)
@@ -208,7 +208,16 @@ def enough_n(
         hits, rate = (value, limit) if value >= 0 else (1 + value, 1 + limit)
         return _enough_trials(hits, rate, confidence, more)
     lengthened = 1 + more / _NORMAL.inv_cdf((1 + confidence) / 2)
+    if method == "gaffke":
+        return _enough_units(end - value, limit - value, n, 1 - value if value >= 0 else -value, lengthened)
     return max(math.ceil(n * ((end - value) / (limit - value) * lengthened) ** 2 * (1 - 1e-12)), 1)
+
+
+def _enough_units(reach: float, room: float, n: int, shift: float, lengthened: float) -> int:
+    """As `enough_n` for Gaffke's bound: of its reach, `shift` / n is the one unseen unit's and goes with n, the rest with sqrt(n)."""
+    spread = max(reach - shift / n, 0.0) * math.sqrt(n) * lengthened
+    root = (math.sqrt(spread**2 + 4 * shift * room) - spread) / (2 * shift)  # 1 / sqrt(n) at which both fit into the room
+    return max(math.ceil(root**-2 * (1 - 1e-12)), 1)
 
 
 def _enough_trials(rate: float, limit: float, confidence: float, more: float) -> int:

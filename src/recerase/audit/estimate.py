@@ -45,8 +45,10 @@ class Asked:
     sample: int
     """Users whose exact mass is read."""
     concept_users: int
-    histories: int
-    """Synthetic histories a probe; none where the model never saw the concept."""
+    synthetic: int
+    """Synthetic histories a probe."""
+    reads_concept: bool
+    """False for a reference, to which a history of nothing but the concept is empty."""
     moved: bool
     """Whether its SIDs are others than those before the erasure: everything old is then read apart."""
     listed_anew: bool
@@ -67,12 +69,16 @@ def _natural(a: Asked) -> Work:
     return Work(lists=a.users, masses=a.sample * a.sides)
 
 
-def _synthetic(a: Asked, share: float = 1.0) -> Work:
-    return Work(lists=share * a.histories, masses=share * a.histories * a.sides)
+def _synthetic(a: Asked) -> Work:
+    return Work(lists=a.synthetic, masses=a.synthetic * a.sides)
 
 
-def _around(a: Asked) -> Work:
-    return Work(lists=1000, masses=1000 * a.sides) if a.has_embeddings else Work()
+def _saturated(a: Asked) -> Work:
+    return _synthetic(a) if a.reads_concept else Work()
+
+
+def _neighbours(a: Asked) -> Work:
+    return _synthetic(a) if a.has_embeddings else Work()
 
 
 def _replay(a: Asked) -> Work:
@@ -98,8 +104,8 @@ def _nothing(a: Asked) -> Work:
 WORK: Mapping[str, Callable[[Asked], Work]] = MappingProxyType(
     {
         "natural": _natural,
-        "saturated": _synthetic,
-        "neighbours": _around,
+        "saturated": _saturated,
+        "neighbours": _neighbours,
         "replay": _replay,
         "nearest": _nearest,
         "free": _free,
@@ -189,7 +195,8 @@ def _asked(readings: Sequence[Readings]) -> list[Asked]:
                 users=users,
                 sample=len(sample.rows),
                 concept_users=len(concept_users_case(world)),
-                histories=world.config.saturated_histories if model.reads_concept else 0,
+                synthetic=world.config.saturated_histories,
+                reads_concept=model.reads_concept,
                 moved=bool(model.old_table.moved(model.table).any()),
                 listed_anew=listing not in lists,
                 weighed_anew=key not in weights,
