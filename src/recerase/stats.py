@@ -11,6 +11,7 @@ values as a set (or as a set of pairs), never on their order.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from statistics import NormalDist
 
 import numpy as np
@@ -194,7 +195,8 @@ def enough_n(
     `value`, `end` and `limit` are turned so that smaller is better: a minimum is given negated. `required_n` is for the value
     staying where it is, and half of all samples lie above it: the distance that must fit between the value and the limit is
     z(power) standard errors longer. A rate (`wilson`) is sought with the interval itself, for its width is not that of a normal
-    distribution where hits are few; Gaffke's bound has a part that shrinks faster. No hit at all needs what the rule of three says. None as `required_n`.
+    distribution where hits are few; Gaffke's bound has a part that shrinks faster. No hit at all needs what the rule of three
+    says. None as `required_n`.
     Raises UsageError unless power is in [.5, 1).
     """
     _check_confidence(confidence)
@@ -207,26 +209,33 @@ def enough_n(
     if method == "wilson" and limit < 1 and -1 <= value <= 1:
         hits, rate = (value, limit) if value >= 0 else (1 + value, 1 + limit)
         return _enough_trials(hits, rate, confidence, more)
-    lengthened = 1 + more / _NORMAL.inv_cdf((1 + confidence) / 2)
+    z = _NORMAL.inv_cdf((1 + confidence) / 2)
     if method == "gaffke":
-        return _enough_units(end - value, limit - value, n, 1 - value if value >= 0 else -value, lengthened)
-    return max(math.ceil(n * ((end - value) / (limit - value) * lengthened) ** 2 * (1 - 1e-12)), 1)
+        unseen_unit = -math.log((1 - confidence) / 2) * (1 - value if value >= 0 else -value)
+        return _enough_units(end - value, limit - value, n, unseen_unit, more / z)
+    return max(math.ceil(n * ((end - value) / (limit - value) * (1 + more / z)) ** 2 * (1 - 1e-12)), 1)
 
 
-def _enough_units(reach: float, room: float, n: int, shift: float, lengthened: float) -> int:
-    """As `enough_n` for Gaffke's bound: of its reach, `shift` / n is the one unseen unit's and goes with n, the rest with sqrt(n)."""
-    spread = max(reach - shift / n, 0.0) * math.sqrt(n) * lengthened
-    root = (math.sqrt(spread**2 + 4 * shift * room) - spread) / (2 * shift)  # 1 / sqrt(n) at which both fit into the room
-    return max(math.ceil(root**-2 * (1 - 1e-12)), 1)
+def _enough_units(reach: float, room: float, n: int, unseen_unit: float, lengthened: float) -> int:
+    """As `enough_n` for Gaffke's bound, whose `reach` at n is made of two parts: the spread of the units, which shrinks with
+    sqrt(n) and is `lengthened` by what the power asks, and the one unit that was not seen, which shrinks with n. They add up as
+    squares, to a few percent (a normal variable and an exponential one)."""
+    spread = n * max(reach**2 - (unseen_unit / n) ** 2, 0.0)
+    return _least(lambda m: math.sqrt(spread / m + (unseen_unit / m) ** 2) + lengthened * math.sqrt(spread / m) <= room)
 
 
 def _enough_trials(rate: float, limit: float, confidence: float, more: float) -> int:
-    """Trials, to one percent, in which `rate`, and `more` standard errors of hits, keep the upper end of it within `limit`."""
+    """Trials in which `rate`, and `more` standard errors of hits, keep the upper end of its interval within `limit`."""
 
     def passes(n: int) -> bool:
         hits = math.ceil(n * rate + more * math.sqrt(n * rate * (1 - rate)))
         return wilson(min(hits, n), n, confidence).high <= limit
 
+    return _least(passes)
+
+
+def _least(passes: Callable[[int], bool]) -> int:
+    """The least n that passes, to one percent; what passes at some n passes at any larger one."""
     high = 1
     while not passes(high):
         high *= 2

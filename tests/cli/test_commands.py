@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,12 @@ import pytest
 
 from recerase import api
 from recerase.__main__ import run
+from recerase.audit import cards
 from recerase.catalog import load_catalogue
 from recerase.catalog.demo import DEMO_CONCEPT, demo_catalogue
 from recerase.catalog.readers import write_catalogue
 from recerase.cli.verdict import tell
+from recerase.errors import UsageError
 from recerase.layouts.native import load_checkpoint, load_sids
 from recerase.model.recommender import ModelConfig
 from recerase.model.training import TrainConfig
@@ -299,7 +302,14 @@ def test_a_policy_check_warns_of_what_will_not_do_what_it_looks_like(
     mine.write_text(f'schema = "recerase.policy/1"\n{broken}profile = "fast"\n[audit]\nprofile = "fast"\n')
     assert run(["policy", "check", str(mine)]) == 2
     told = " ".join(capsys.readouterr().err.split())
-    for part in ("'maks'", "sets no limit", "reason is missing", "expires must be a date", "profile must be one of", "key 'profile'"):
+    for part in (
+        "'maks'",
+        "sets no limit",
+        "reason is missing",
+        "expires must be a date",
+        "profile must be one of",
+        "key 'profile'",
+    ):
         assert part in told
 
 
