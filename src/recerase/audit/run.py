@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import Any, Literal
 
@@ -65,7 +65,7 @@ class AuditResult:
     examples: tuple[Example, ...]
     curves: Mapping[str, Any]
     limits: tuple[str, ...]
-    seconds: Mapping[str, float]
+    seconds: Mapping[str, float] = field(default_factory=dict)
     """Probe -> seconds it took on all models together; what two probes both read is counted with the first."""
 
 
