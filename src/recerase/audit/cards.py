@@ -399,6 +399,19 @@ def load_probe(name: str) -> Probe:
     return probe
 
 
+def card_of(metric: str) -> ProbeCard | None:
+    """The card of the probe that yields a metric, whatever its cut-off; None where there is none."""
+    stem = metric.partition("@")[0]
+    yielding = (c for c in PROBES.values() if any(stem == spec.name.partition("@")[0] for spec in c.metrics))
+    return next(yielding, None)
+
+
+def cards_beyond(profile: Profile) -> tuple[ProbeCard, ...]:
+    """The cards of the probes that a profile does not run, in the order of the registry."""
+    run = probes_of(profile)
+    return tuple(card for name, card in PROBES.items() if name not in run)
+
+
 def probes_of(profile: Profile) -> tuple[str, ...]:
     """The names of the probes that a profile runs, in the order of the registry."""
     upto = PROFILES[: PROFILES.index(profile) + 1]

@@ -24,6 +24,8 @@ from recerase.cli.options import (
     OriginalOption,
     OutputOption,
     PolicyOption,
+    ProfileName,
+    ProfileOption,
     QuietOption,
     ReferenceOption,
     ResumeOption,
@@ -56,6 +58,7 @@ def audit(
     fail_on: FailOnOption = FailOnName.policy,
     output: OutputOption = None,
     scope: ScopeOption = ScopeName.output,
+    profile: ProfileOption = None,
     max_users: MaxUsersOption = None,
     name: NameOption = None,
     yes: YesOption = False,
@@ -77,6 +80,7 @@ def audit(
     """Audit a checkpoint for a concept: is it recommended, and could it be?
 
     Exit codes: 0 every rule passes, 1 a rule is violated, 5 inconclusive (say, no --original to hold it against).
+    Before it starts, stderr says about how long each probe will take, from a few timed readings of this model.
     With a recerase.toml that names data, checkpoint, concepts and policy, a bare `recerase audit` is a CI step.
 
     **Examples**
@@ -84,6 +88,8 @@ def audit(
         recerase audit model --concept brand=Acme --data data
 
         recerase audit erased --original model --concept brand=Acme --data data -o audit.json -o audit.html
+
+        recerase audit erased --original model --concept brand=Acme --data data --profile standard
 
         recerase audit erased --original model --reference retrained --concept 'category="Vaping"' --data data
     """
@@ -94,6 +100,7 @@ def audit(
     source = choose(checkpoint, known.checkpoint, "CKPT", "checkpoint")
     spec = concept_spec(choose(concept, known.concepts, "--concept", "concepts"), name, yes)
     place = choose(data, known.data, "--data", "data")
+    asked = profile or (ProfileName(known.profile) if known.profile is not None else None)
     with observing(quiet) as observer:
         report = api.audit(
             source,
@@ -104,6 +111,7 @@ def audit(
             reference=reference or known.reference,
             earlier=earlier_specs(already),
             scope=scope.value,
+            profile=asked.value if asked is not None else None,
             max_users=max_users,
             baseline=baseline,
             fail_on=fail_on.value,

@@ -170,6 +170,24 @@ SettingsOption = Annotated[
     Path | None,
     typer.Option("--settings", metavar="FILE", help="Settings file. Default: recerase.toml here, or pyproject.toml."),
 ]
+
+
+class ProfileName(str, Enum):
+    """How much an audit asks."""
+
+    quick = "quick"
+    standard = "standard"
+    thorough = "thorough"
+
+
+ProfileOption = Annotated[
+    ProfileName | None,
+    typer.Option(
+        "--profile",
+        help="Which probes are run: quick (no training, no gradients), standard (minutes on two cores), thorough (all). "
+        "Default: the policy's.",
+    ),
+]
 MaxUsersOption = Annotated[
     int | None, typer.Option("--max-users", min=1, help="Read at most this many users, drawn with --seed.")
 ]

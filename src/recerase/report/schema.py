@@ -26,7 +26,7 @@ from recerase.report.codec import (
     sealed_bytes,
 )
 from recerase.store import read_bytes
-from recerase.types import Control, Decision, Finding, Report, Verdict
+from recerase.types import Control, Decision, Finding, Profile, Report, Verdict
 
 SCHEMA = "recerase.audit/1"
 
@@ -37,6 +37,7 @@ _DECISION: Mapping[str, tuple[str, Any]] = {
     "controls": ("controls", tuple[Control, ...]),
     "warnings": ("warnings", tuple[str, ...]),
     "as_of": ("as_of", str),
+    "profile": ("profile", Profile),
 }
 """Key in the document -> field of Decision and its type: a reader finds the verdict at the top, not a level down."""
 _FULL = "recerase report show reads reports as recerase wrote them; audit again to get one."
