@@ -80,7 +80,7 @@ def _front_matter(report: Report) -> Iterator[str]:
         for metric, label, value in metrics:
             yield f"    - type: {_quoted(metric)}"
             yield f"      name: {_quoted(label)}"
-            yield f"      value: {value!r}"
+            yield f"      value: {_float(value)}"
             yield "      verified: false"
     yield "recerase:"
     yield f"  verdict: {_quoted(report.decision.verdict.value)}"
@@ -116,6 +116,12 @@ def _reproduced(report: Report) -> list[str]:
 
 def _concept(report: Report) -> str:
     return title_text(str(report.concept.get("name", "concept")))
+
+
+def _float(value: float) -> str:
+    """A number that YAML 1.1 reads as one: its exponent needs a point before it."""
+    written = repr(float(value))
+    return written if "." in written else written.replace("e", ".0e")
 
 
 def _quoted(text: str) -> str:
