@@ -143,7 +143,7 @@ def schema() -> int:
 
     **Examples**
 
-        recerase report schema > audit.schema.json
+        recerase report schema
     """
     from recerase.report.json_schema import schema_text
 

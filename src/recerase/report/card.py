@@ -28,7 +28,8 @@ _TAGS = ("recerase", "generative-recommendation", "semantic-ids", "machine-unlea
 _UNPRINTED = re.compile("[^\u0020-\u007e\u00a0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """What YAML 1.1 does not allow in a document, escaped or not."""
 _MEANS = {
-    Verdict.PASS: "Every rule of the policy held for this concept, on the histories and attacks that were tried.",
+    Verdict.PASS: "No rule of the policy is violated for this concept, on the histories and attacks that were tried; rules that "
+    "were waived, or are optional and could not be decided, are in the table below.",
     Verdict.FAIL: "At least one rule of the policy is violated. Do not serve this checkpoint as one without the concept.",
     Verdict.INCONCLUSIVE: "The audit could not decide. Do not take it for a pass.",
 }
