@@ -26,7 +26,7 @@ FLOORS = {
     **dict.fromkeys(["earlier", "streaming", "sid_export", "preparing", "planning", "api"], 4),
     "prefixes": 2,
     **dict.fromkeys(["exporting", "patches", "comparing"], 4),
-    "demo": 5,
+    **dict.fromkeys(["demo", "doctor"], 5),
     "cli": 6,
     **dict.fromkeys(["__main__", "__init__"], 7),
 }

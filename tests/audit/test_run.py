@@ -9,7 +9,7 @@ from datetime import date
 import numpy as np
 import pytest
 
-from recerase.audit.cards import PROBES
+from recerase.audit.cards import probes_of
 from recerase.audit.cases import mass_users
 from recerase.audit.probes import AuditModel, AuditWorld
 from recerase.audit.readings import Readings
@@ -93,7 +93,7 @@ def test_every_role_is_measured_by_every_probe_and_an_audit_repeats_itself(
     first = audit(audited(untrained), audited(planted(0)), audited(planted(1)))
     for role in ("subject", "original", "filter", "reference"):
         seen = {m.metric.split(".")[0].split("_")[0] for m in first.measurements if m.role == role}
-        assert seen == set(PROBES) - {"earlier"}
+        assert seen == set(probes_of("quick")) - {"earlier"}
     again = audit(audited(untrained), audited(planted(0)), audited(planted(1)))
     assert first.measurements == again.measurements
     assert first.decision == again.decision
@@ -107,7 +107,7 @@ def test_a_seq2seq_recommender_is_audited_alike(
     model = new_recommender(config, schema, 0)
     model.module.eval()
     found = audit(audited(model), audited(model), audited(model))
-    assert {m.metric.split(".")[0].split("_")[0] for m in found.measurements} == set(PROBES) - {"earlier"}
+    assert {m.metric.split(".")[0].split("_")[0] for m in found.measurements} == set(probes_of("quick")) - {"earlier"}
 
 
 def test_a_reference_is_never_shown_the_concept(

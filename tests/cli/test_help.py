@@ -33,8 +33,8 @@ def test_the_commands_of_the_design_are_there() -> None:
     names = {" ".join(path) for path in COMMANDS}
     assert names >= {
         "demo", "inspect", "tokenize", "train", "concept", "audit", "erase", "compare", "prepare", "recommend", "list", "import",
-        "report show", "report verify", "policy init", "policy check", "policy explain", "export blocklist", "export prefixes",
-        "patch make", "patch apply", "patch revert", "patch show",
+        "doctor", "report show", "report verify", "policy init", "policy check", "policy explain", "export blocklist",
+        "export prefixes", "patch make", "patch apply", "patch revert", "patch show",
     }  # fmt: skip
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 import torch
 from tests.erase.conftest import World
@@ -12,12 +11,11 @@ from tests.erase.conftest import World
 from recerase.erase.method import EraseRequest
 from recerase.erase.supply import Supply
 from recerase.erase.target import Teacher
-from recerase.erase.tracer import _Run
 from recerase.erase.tracer_config import TracerConfig
 from recerase.model.recommender import Recommender
 
 Loud = Callable[..., Recommender]
-CONFIG = TracerConfig(batch=6, pool=4, sequences=3, items=4)
+CONFIG = TracerConfig(batch=6, pool=4, sequences=3)
 
 
 def request_of(world: World, model: Recommender, seed: int = 0) -> EraseRequest:
@@ -65,16 +63,3 @@ def test_retained_sequences_hold_no_concept_item(world: World, loud: Loud) -> No
         tokens = supply.sequences()[0]["input_ids"][:, 1:]
         sids = tokens[:, : tokens.shape[1] // 3 * 3].reshape(-1, 3).tolist()
         assert not rows & {tuple(sid) for sid in sids}
-
-
-def test_new_sids_that_are_furthest_above_their_target_come_first(world: World, loud: Loud) -> None:
-    run = _Run(request_of(world, loud("causal")), CONFIG)
-    inside = np.flatnonzero(world.members)
-    run.above[inside] = np.linspace(-3, 3, len(inside))
-    for _ in range(20):
-        some = run._some()
-        assert len(set(some.tolist())) == CONFIG.items
-        assert world.members[some].all()
-        assert set(inside[-CONFIG.items // 2 :]) <= set(some.tolist())
-    seen = {int(i) for _ in range(60) for i in run._some()}
-    assert seen == set(inside.tolist())

@@ -214,31 +214,6 @@ def test_whole_sequences_have_the_same_target(world: World, loud: Loud) -> None:
                 torch.testing.assert_close(found[b, t].double().exp(), expected, rtol=1e-3, atol=1e-6)
 
 
-def test_new_sids_get_what_the_unseen_get_and_together_as_much_as_the_old_ones(
-    world: World, loud: Loud, kind: str, batch: Histories
-) -> None:
-    model, table = loud(kind), world.table
-    items = np.flatnonzero(world.members)
-    used = {tuple(c) for c in table.codes.tolist()}
-    free = [c for c in np.ndindex(*table.schema.codes) if c not in used]
-    codes = np.array([free[i * 7] for i in range(len(items))], np.int32)
-    moved = table.replace(items, codes)
-    teacher = Teacher(model, table, world.members, "output", 0)
-    before = teacher.target(batch, np.full(len(batch), 12))
-    after = teacher.with_moved(before, moved, items)
-    assert after.items is not None
-    assert after.moved is not None
-    assert after.items.tolist() == items.tolist()
-    names = closed_rows(teacher.frontier)
-    owner = [[e for e, n in enumerate(names) if tuple(row[: len(n)]) == n] for row in table.rows()[items].tolist()]
-    assert all(len(found) == 1 for found in owner)
-    size = {e: sum(found == [e] for found in owner) for e in range(len(names))}
-    assert max(size.values()) > 1
-    for p, (e,) in enumerate(owner):
-        torch.testing.assert_close(after.moved[:, p], before.closed[:, e] - np.log(size[e]))
-    torch.testing.assert_close(after.moved.logsumexp(1), before.closed.logsumexp(1))
-
-
 def test_the_original_is_read_only_and_leaves_no_graph(world: World, loud: Loud, batch: Histories) -> None:
     model = loud("causal")
     target = Teacher(model, world.table, world.members, "output", 0).target(batch, np.full(len(batch), -1))

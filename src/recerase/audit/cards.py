@@ -6,6 +6,7 @@ A new probe is a file of its own and a card here. The registry is explicit, lazy
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from types import MappingProxyType
@@ -138,6 +139,70 @@ _CARDS = (
         how="as natural, for the items of earlier concepts",
         cost="the exact mass of 2,000 users at most",
         misses="that attacks on the earlier concepts fail: audit each of them for that",
+    ),
+    ProbeCard(
+        "co_consumed",
+        "Do items that people take with the concept bring it back?",
+        "pointwise mutual information (Church & Hanks 1990) with the concept in the training interactions",
+        (_exposure("co_consumed"), *_masses("co_consumed")),
+        "co_consumed:co_consumed",
+        how="histories of the retained items that stand beside the concept most above chance; lists and exact mass after them",
+        cost="1,000 lists and masses",
+        misses="that rarer items do not: those with fewer than five training interactions are left out",
+        profile="standard",
+    ),
+    ProbeCard(
+        "depth",
+        "How far down the list does the concept begin?",
+        "recerase: every listed item scored, no beam",
+        (
+            *(MetricSpec(f"depth.exposure@{k}", "catalogue") for k in (50, 100, 500)),
+            MetricSpec("depth.first_rank.old", "behaviour", "higher"),
+            MetricSpec("depth.first_rank.new", "behaviour", "higher"),
+        ),
+        "depth:depth",
+        how="the exact score of every item, and the place of the likeliest concept item among the retained, as a share of them",
+        cost="one pass over the whole trie for 200 users",
+        misses="that no user was missed: it is a sample; nor anything below rank 500 of a list in a catalogue above 50,000 items",
+        profile="standard",
+    ),
+    ProbeCard(
+        "forced_prefix",
+        "Given the first codes of a concept item's SID, does the model write the rest?",
+        "extraction strength (Carlini et al. 2021), beside retained items of the same popularity",
+        (
+            *(
+                MetricSpec(f"forced_prefix.{kind}.{side}", "behaviour")
+                for kind in ("strength", "trie", "empty", "over")
+                for side in ("old", "new")
+            ),
+            MetricSpec("forced_prefix.retained", "behaviour", "neither"),
+        ),
+        "forced_prefix:forced_prefix",
+        how="the SID's own codes are given one after another, and it is looked whether each next one is the likeliest",
+        cost="a pass over three SIDs after 1,000 histories, and over each concept item's after none",
+        misses="that sampling, which writes less likely codes as well, does not get there",
+        profile="standard",
+    ),
+    ProbeCard(
+        "spill",
+        "Did the erasure take near misses along, and did it reach beyond the request?",
+        "recerase: exact mass and exposure of the nearest retained items, beside the original",
+        (
+            MetricSpec("spill.exposure", "utility", "neither", per_k=True),
+            MetricSpec("spill.mass", "utility", "neither"),
+            MetricSpec("spill.lost.exposure", "utility", per_k=True),
+            MetricSpec("spill.lost.mass", "utility"),
+            MetricSpec("spill.gained.mass", "utility", "neither", most=math.inf),
+            MetricSpec("spill.held_out.exposure", "behaviour", "neither", per_k=True),
+            MetricSpec("spill.held_out.mass", "behaviour", "neither"),
+        ),
+        "spill:spill",
+        how="the five nearest retained items of every concept item, as natural reads the concept; paired with the original",
+        cost="the exact mass of 2,000 users at most, over several times as many items as the concept has",
+        misses="that items near in taste and far in words were spared",
+        needs=("embeddings",),
+        profile="standard",
     ),
 )
 

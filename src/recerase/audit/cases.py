@@ -69,6 +69,11 @@ def concept_users_case(world: AuditWorld) -> Case:
     return Case("concept users", sample.case.histories.take(sample.of_concept))
 
 
+def some_users(world: AuditWorld, purpose: str, size: int) -> Case:
+    """`size` test users at the most, drawn with the world's seed for a `purpose`, which is the case's name."""
+    return Case(purpose, world.histories.take(_sample(world, purpose, np.arange(len(world.histories)), size)))
+
+
 def synthetic(items: IntArray, lengths: IntArray) -> Histories:
     """Histories without users or targets: the first `lengths` [B] items of each row of `items` [B, H]."""
     from recerase.catalog.interactions import Histories

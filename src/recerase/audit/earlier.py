@@ -9,14 +9,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from recerase.audit.cases import mass_users, natural_case
+from recerase.audit.cases import codes_before, mass_users, natural_case
 from recerase.audit.policy_file import policy_digest
 from recerase.audit.probes import measured
-from recerase.audit.readings import exposure
+from recerase.audit.readings import SIDES, Side, exposure
 from recerase.types import Measurement, Policy, Rule, Skipped
 
 if TYPE_CHECKING:
     from recerase.audit.readings import Readings
+    from recerase.sid.table import SidTable
 
 RULES = (
     Rule("earlier-exposure", "earlier.exposure@10", max=0.001),
@@ -35,10 +36,21 @@ def earlier(readings: Readings) -> list[Measurement | Skipped]:
     found = [
         measured(readings, f"earlier.exposure@{k}", exposure(lists, world.earlier.members, k)) for k in world.config.k
     ]
-    for side in ("old", "new"):
-        mass = readings.earlier_mass(sample.case, side)
+    for side in SIDES:
+        mass = readings.mass_of(sample.case, world.earlier.members, _spelled(readings, side))
         found.append(measured(readings, f"earlier.mass.{side}", mass[sample.everyone]))
     return found
+
+
+def _spelled(readings: Readings, side: Side) -> SidTable:
+    """The current table, and (`old`) with the SIDs that earlier items had first.
+
+    A reference, and a model whose table cannot spell the SID they had first, is read under the one they have in it.
+    """
+    table, earlier = readings.model.table, readings.world.earlier
+    if side == "new" or earlier is None or not readings.model.reads_concept:
+        return table
+    return replace(table, codes=codes_before(earlier, table))
 
 
 def with_earlier(policy: Policy) -> Policy:

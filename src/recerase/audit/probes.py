@@ -65,6 +65,8 @@ class AuditConfig:
     """Nearest outside items a concept item whose users make up the `utility_neighbours` segment."""
     free_beam: int = 20
     """Generations a user without a trie."""
+    depth_users: int = 200
+    """Users for whom the depth probe scores every listed item."""
     profile: Profile = "quick"
     """Which probes are run."""
     seed: int = 0
@@ -98,6 +100,8 @@ class AuditWorld:
     config: AuditConfig = field(default_factory=AuditConfig)
     earlier: Earlier | None = None
     """Items that were erased with concepts before this one; None: there are none."""
+    held_out: BoolArray | None = None
+    """[N] items of the concept's kind that were not in the request, and count as retained; None: none are known."""
 
     @property
     def members(self) -> BoolArray:
@@ -158,7 +162,7 @@ def build_world(
 
 def _check_config(config: AuditConfig) -> None:
     counts = ("mass_users", "saturated_histories", "saturated_items", "neighbours", "target_neighbours", "free_beam")
-    wrong = [name for name in (*counts, "batch", "mass_batch") if getattr(config, name) < 1]
+    wrong = [name for name in (*counts, "depth_users", "batch", "mass_batch") if getattr(config, name) < 1]
     wrong += ["max_users"] if config.max_users is not None and config.max_users < 1 else []
     wrong += ["k"] if not config.k or min(config.k) < 1 else []
     wrong += ["confidence"] if not 0 < config.confidence < 1 else []

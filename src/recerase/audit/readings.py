@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from recerase.audit.cases import Case, codes_before
+from recerase.audit.cases import Case
 from recerase.audit.probes import AuditModel, AuditWorld
 from recerase.errors import CheckpointError, DataError
 from recerase.parallel import workers
@@ -132,19 +132,16 @@ class Readings:
         found: Arrays = self.cache[key]
         return found
 
-    def earlier_mass(self, case: Case, side: Side) -> FloatArray:
-        """[B] exact probability of generating a SID of an item of an earlier concept: the one it has, or (`old`) had first.
+    def mass_of(self, case: Case, items: BoolArray, output: SidTable | None = None) -> FloatArray:
+        """[B] exact probability of generating a SID of one of `items` [N], as `output` (default: the current table) spells them.
 
-        A reference, and a model whose table cannot spell the SID they had first, is read under the one they have in it.
-        Needs the world's `earlier`. Raises as `mass`.
+        Zero where none has a SID. Raises as `mass`.
         """
-        assert self.world.earlier is not None
-        members, table, output = self.world.earlier.members, self.model.table, self.model.table
-        if side == "old" and self.model.reads_concept:
-            output = replace(table, codes=codes_before(self.world.earlier, table))
-        key = self._key("mass", case, _spelling(table), _spelling(output), _digest(members))
+        table = self.model.table
+        output = table if output is None else output
+        key = self._key("mass", case, _spelling(table), _spelling(output), _digest(items))
         if key not in self.cache:
-            self.cache[key] = self._mass(key, case, table, output, members)
+            self.cache[key] = self._mass(key, case, table, output, items)
         found: FloatArray = self.cache[key]["mass"]
         return found
 

@@ -15,6 +15,7 @@ from recerase.cli import (
     compare,
     concept,
     demo,
+    doctor,
     erase,
     export,
     export_sids,
@@ -70,6 +71,7 @@ def root(
 START, CHECKPOINT, PAPERS = "Data and models", "A concept and a checkpoint", "Reports and policies"
 
 app.command("demo", rich_help_panel=START)(demo.demo)
+app.command("doctor", rich_help_panel=START)(doctor.doctor)
 app.command("import", rich_help_panel=START)(import_data.import_data)
 app.command("tokenize", rich_help_panel=START)(tokenize.tokenize)
 app.command("train", rich_help_panel=START)(train.train)

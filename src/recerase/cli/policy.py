@@ -38,17 +38,33 @@ def init(
 
 
 @app.command("check")
-def check(path: PolicyArgument = None) -> int:
-    """Check a policy: every unknown key, metric, duplicate and bad waiver at once. Exit code 2 when there is one.
+def check(
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="POLICY.toml...", help="Policy files. Default: the one recerase ships."),
+    ] = None,
+) -> int:
+    """Check policies: every unknown key, metric, duplicate and bad waiver of every file at once. Exit code 2 when there is one.
 
     **Examples**
 
         recerase policy check policy.toml
     """
     from recerase import api
+    from recerase.errors import PolicyError
 
-    policy = api.read_policy(path)
-    emit(f"{path or 'the shipped policy'}: {len(policy.rules)} rules, {len(policy.waivers)} waivers, all usable")
+    problems: list[PolicyError] = []
+    chosen: list[Path | None] = [*paths] if paths else [None]
+    for path in chosen:
+        try:
+            policy = api.read_policy(path)
+        except PolicyError as error:
+            problems.append(error)
+            continue
+        emit(f"{path or 'the shipped policy'}: {len(policy.rules)} rules, {len(policy.waivers)} waivers, all usable")
+    if problems:
+        remedies = " ".join(dict.fromkeys(error.remedy for error in problems if error.remedy))
+        raise PolicyError(" ".join(error.message for error in problems), remedies)
     return 0
 
 

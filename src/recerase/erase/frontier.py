@@ -8,7 +8,7 @@ every concept item in every step.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -32,7 +32,8 @@ class Rank:
     closed: Tensor
     """int64 [n_closed] nodes that only concept items have."""
     virgin: Tensor
-    """float32 [n_closed, V] even weights over the codes that no item has after the closed node's parent; 0 if there are none."""
+    """float32 [n_closed, V] even weights over the codes that no item has after the closed node's parent; 0 if there are none.
+    [0, V] where nobody asks."""
     codes: Tensor
     """int64 [K] vocabulary rows of the codes of this depth."""
     below: tuple[IntArray, ...]
@@ -55,16 +56,45 @@ class Frontier:
     def closed(self) -> int:
         return sum(len(r.closed) for r in self.ranks)
 
+    def owners(self, n: int) -> IntArray:
+        """int64 [n] for each item its closed prefix, in the order of `Walk.closed`; -1: none."""
+        owner = np.full(n, -1, np.int64)
+        closed = [items for rank in self.ranks for items in rank.below]
+        owner[np.concatenate([*closed, np.empty(0, np.int64)]).astype(np.int64)] = np.repeat(
+            np.arange(len(closed)), [len(items) for items in closed]
+        )
+        return owner
+
 
 def frontier(table: SidTable, members: BoolArray, device: torch.device | str = "cpu") -> Frontier:
     """The frontier of the concept `members` [N] in a table."""
-    rows, present = table.rows(), table.present
-    inside, outside = present & members, present & ~members
-    alive, above = inside.copy(), np.zeros(len(table), np.int64)
+    found = _frontier(table, table.rows(), table.present & members, table.present & ~members, device)
+    virgin = [_virgin(table, depth, [int(items[0]) for items in rank.below]) for depth, rank in enumerate(found.ranks)]
+    ranks = (replace(rank, virgin=torch.from_numpy(v).to(device)) for rank, v in zip(found.ranks, virgin, strict=True))
+    return replace(found, ranks=tuple(ranks))
+
+
+def frontier_of_both(before: SidTable, after: SidTable, members: BoolArray, device: torch.device | str) -> Frontier:
+    """The frontier of the concept under the SIDs it had and those it has got, walked at once; without `virgin`.
+
+    Items are numbered as in the tables where they are meant under the SID of `before`, and N further under that of `after`, which
+    counts only where it is another one.
+    """
+    moved = members & after.moved(before) & after.present
+    rows, none = np.concatenate([before.rows(), after.rows()]), np.zeros(len(before), bool)
+    inside = np.concatenate([before.present & members, moved])
+    return _frontier(before, rows, inside, np.concatenate([before.present & ~members, none]), device)
+
+
+def _frontier(
+    table: SidTable, rows: IntArray, inside: BoolArray, outside: BoolArray, device: torch.device | str
+) -> Frontier:
+    """The frontier of the SIDs `inside` [M] beside those `outside`, among rows [M, L] of vocabulary rows."""
+    present, alive, above = inside | outside, inside.copy(), np.zeros(len(rows), np.int64)
     ranks = []
     for depth in range(1, table.levels + 1):
         prefix, group = np.unique(rows[present][:, :depth], axis=0, return_inverse=True)
-        of = np.full(len(table), -1, np.int64)
+        of = np.full(len(rows), -1, np.int64)
         of[present] = group.reshape(-1)
         shared = np.bincount(of[outside], minlength=len(prefix)) > 0
         nodes = np.unique(of[alive])
@@ -77,14 +107,13 @@ def frontier(table: SidTable, members: BoolArray, device: torch.device | str = "
         order = np.flatnonzero(alive)
         below = tuple(order[mine[order] == c] for c in closed)
         owner, following = _children(rows, below, depth) if depth < table.levels else (mine[:0], mine[:0])
-        virgin = _virgin(table, rows, depth, [int(b[0]) for b in below])
         ranks.append(
             Rank(
                 rows=torch.from_numpy(prefix[nodes, depth - 1]).to(device),
                 parent=torch.from_numpy(parent).to(device),
                 open=torch.from_numpy(open_nodes).to(device),
                 closed=torch.from_numpy(closed).to(device),
-                virgin=torch.from_numpy(virgin).to(device),
+                virgin=torch.zeros(0, table.schema.vocabulary, device=device),
                 codes=torch.from_numpy(table.schema.rows[depth - 1][table.schema.rows[depth - 1] >= 0]).to(device),
                 below=below,
                 owner=torch.from_numpy(owner).to(device),
@@ -106,17 +135,17 @@ def _children(rows: IntArray, below: tuple[IntArray, ...], depth: int) -> tuple[
     return pairs[:, 0], pairs[:, 1]
 
 
-def _virgin(table: SidTable, rows: IntArray, depth: int, examples: list[int]) -> np.ndarray:
-    """[E, V] even weights over codes that no item has after the prefix of `depth - 1` codes of each example item."""
+def _virgin(table: SidTable, depth: int, examples: list[int]) -> np.ndarray:
+    """[E, V] even weights over codes that no item has after the first `depth` codes of each example item."""
     out = np.zeros((len(examples), table.schema.vocabulary), np.float32)
     if not examples:
         return out
-    spelled = table.schema.rows[depth - 1]
+    rows, spelled = table.rows(), table.schema.rows[depth]
     spelled = spelled[spelled >= 0]
-    _, group = np.unique(rows[:, : depth - 1], axis=0, return_inverse=True)
+    _, group = np.unique(rows[:, :depth], axis=0, return_inverse=True)
     group = group.reshape(-1)
     counts = np.zeros((group.max() + 1, table.schema.vocabulary))
-    np.add.at(counts, (group[table.present], rows[table.present, depth - 1]), 1)
+    np.add.at(counts, (group[table.present], rows[table.present, depth]), 1)
     used = counts[group[examples]][:, spelled]  # [E, K]
     out[:, spelled] = (used == 0) / np.maximum((used == 0).sum(1, keepdims=True), 1)
     return out

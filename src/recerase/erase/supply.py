@@ -20,6 +20,8 @@ from recerase.erase.tracer_config import TracerConfig
 
 _AHEAD = 8
 """Batches of retained sequences that are drawn together."""
+_LOOKED_AT = 8
+"""Histories after which what follows the concept's codes is read."""
 
 
 class Supply:
@@ -63,6 +65,10 @@ class Supply:
             with self.precision():
                 self._pool.append(self.teacher.target(batch, np.where(free, -1, batch.targets)))
         return self._pool[index]
+
+    def few(self) -> Histories:
+        """A few histories without concept items, the same for a whole run."""
+        return self.batch(0).histories.without(self._deleted).take(np.arange(min(_LOOKED_AT, self.config.batch)))
 
     def sequences(self) -> tuple[dict[str, Tensor], Tensor]:
         """Fresh retained sequences with their target, as `Teacher.sequences` gives them."""

@@ -17,7 +17,7 @@ that never saw an item cannot take one as evidence for another.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from recerase.catalog.interactions import Histories
 from recerase.erase.frontier import Frontier, Walk, frontier, walk
-from recerase.erase.paths import item_rows, node_log_probs, sid_log_probs, start
+from recerase.erase.paths import item_rows, node_log_probs, start
 from recerase.erase.twins import Unseen, drawn_twins
 from recerase.model.batches import causal_inputs
 from recerase.model.recommender import Recommender, State
@@ -53,10 +53,6 @@ class Target:
     """[B, E] log p* of the frontier's closed prefixes: what their virgin twins get."""
     mass: Tensor
     """[B] the original's probability of all closed prefixes."""
-    items: IntArray | None = None
-    """int64 [P] concept items whose new SIDs have a target, once there are any."""
-    moved: Tensor | None = None
-    """[B, P] log p* of those SIDs."""
 
 
 class Teacher:
@@ -154,30 +150,9 @@ class Teacher:
             found.append(torch.log1p(-above[:, rank.parent[rank.closed]].clamp(max=1 - 1e-4)))
         return torch.cat(found, 1)
 
-    def with_moved(self, target: Target, table: SidTable, items: IntArray) -> Target:
-        """The target with what the items' SIDs in `table` are to get: what an unseen item has, its part of its closed prefix's target.
-
-        So all of them together are as likely under the new table as under the old one. An item without a closed prefix keeps what
-        its new SID had.
-        """
-        with torch.no_grad():
-            state = start(self.model, self.table, target.histories.without(self.members))
-            log_p = sid_log_probs(self.model, state, item_rows(self.model, table, items)).sum(2)
-            owner, part = self._owners, self._twins(target.histories).part
-            known = owner[items] >= 0
-            unseen = target.closed[:, owner[items].clip(min=0)] + part[torch.from_numpy(items).to(part.device)]
-            moved = torch.where(torch.from_numpy(known).to(log_p.device), unseen, log_p)
-            return replace(target, items=items, moved=moved)
-
-    @cached_property
-    def _owners(self) -> IntArray:
-        """For each item [N] its closed prefix, -1: none."""
-        owner = np.full(len(self.table), -1, np.int64)
-        closed = [items for rank in self.frontier.ranks for items in rank.below]
-        owner[np.concatenate([*closed, np.empty(0, np.int64)]).astype(np.int64)] = np.repeat(
-            np.arange(len(closed)), [len(items) for items in closed]
-        )
-        return owner
+    def parts(self, histories: Histories) -> Tensor:
+        """[N] log of each concept item's part of what its closed prefix is to get; `histories`: as for `meet`."""
+        return self._twins(histories).part
 
     def _shares(self, seen: Walk) -> list[Tensor]:
         """R of every frontier node, a depth [B, n_d] (depth 0: [B, 1]), bottom-up: 1 if closed, else what flows below."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from recerase.erase import objectives
+from recerase.erase.both import Both
 from recerase.erase.examples import draw, neighbours
 from recerase.erase.frontier import continuation, walk
 from recerase.erase.method import Erased, EraseRequest
@@ -37,7 +38,6 @@ from recerase.errors import ConceptError, EraseError
 from recerase.model.batches import IGNORED
 from recerase.model.recommender import Recommender, State
 from recerase.sid.table import SidTable
-from recerase.types import FloatArray, IntArray
 
 
 def erase(request: EraseRequest, config: TracerConfig) -> Erased:
@@ -79,8 +79,8 @@ def erase(request: EraseRequest, config: TracerConfig) -> Erased:
     return Erased(run.model, table, summary)
 
 
-_CELLS = 1 << 25
-"""Log-probabilities (histories x items x vocabulary) that are looked at together before settling."""
+_LOOKS = 4
+"""Times in settling that what follows the concept's codes is read anew."""
 
 
 class _Run:
@@ -93,7 +93,6 @@ class _Run:
         self.supply = Supply(request, config)
         self.teacher, self.rng = self.supply.teacher, self.supply.rng
         self.members = request.concept & request.table.present
-        self.above = np.zeros(len(request.table))  # log of how much likelier a new SID was than its target
         self.reachable = int(np.setdiff1d(np.flatnonzero(self.members), self.teacher.frontier.unreachable).size)
 
     # -- phase A: learn where the items go -------------------------------------------------------------------------
@@ -203,8 +202,7 @@ class _Run:
         """How far the old SIDs are from their target: each closed prefix, and all of them together."""
         found = self.teacher.frontier
         reached = walk(self.model, state, found).closed(found)
-        few = state.take(torch.from_numpy(self.rng.permutation(len(target.histories))[: self.config.forced]))
-        onwards = continuation(self.model, few, found).mean(0)  # hardly depends on the history
+        onwards = continuation(self.model, self._few(state, target), found).mean(0)  # hardly depends on the history
         return _matched(reached + onwards, target.closed)
 
     def _commit(self, quant: Quantiser, phi: list[Tensor]) -> SidTable:
@@ -234,24 +232,19 @@ class _Run:
         batches = self.supply.batches()
         observer = request.observer
         observer.start("settle", config.settle_steps)
-        self._look(table)
+        both, few = Both(self.teacher, table), self.supply.few()
         figures: dict[str, float] = {}
-        moves = bool(table.moved(request.table).any())
         for step in range(config.settle_steps):
             for group in optimizer.param_groups:
                 group["lr"] = config.settle_lr * _between(1.0, 0.05, step / max(1, config.settle_steps - 1))
+            if step % -(-config.settle_steps // _LOOKS) == 0:
+                both.look(model, few)
             target = next(batches)
-            if moves:
-                target = self.teacher.with_moved(target, table, self._some())
             stale = self.rng.random() < config.stale
             with self.supply.precision():
                 state = start(model, request.table if stale else table, target.histories)
                 kept = objectives.distil(node_log_probs(model, state, target.path), target.log_probs)
-                lost = self._reached(state, target)
-                if target.items is not None and target.moved is not None:
-                    found = sid_log_probs(model, state, item_rows(model, table, target.items)).sum(2)
-                    lost = lost + _matched(found, target.moved)
-                    self.above[target.items] = _above(found, target.moved)
+                lost = self._both_reached(both, state, target)
                 if config.sequences:
                     kept = kept + self._retained()
             optimizer.zero_grad()
@@ -263,19 +256,14 @@ class _Run:
         observer.finish("settle")
         return {"settle_losses": {k: round(v, 5) for k, v in figures.items()}}
 
-    def _look(self, table: SidTable) -> None:
-        """See how likely every new SID is after a few histories, so that the first steps begin with the likeliest."""
-        inside, few = np.flatnonzero(self.members & table.moved(self.request.table)), self.supply.batch(0)
-        if not len(inside):
-            return
-        most = max(self.config.items, _CELLS // (len(few.histories) * table.schema.vocabulary))
-        with torch.no_grad():
-            state = start(self.model, table, few.histories)
-            for some in np.array_split(inside, -(-len(inside) // most)):
-                target = self.teacher.with_moved(few, table, some)
-                found = sid_log_probs(self.model, state, item_rows(self.model, table, some)).sum(2)
-                assert target.moved is not None
-                self.above[some] = _above(found, target.moved)
+    def _both_reached(self, both: Both, state: State, target: Target) -> Tensor:
+        """How far the SIDs of either table are from their target: each closed prefix, and all of a table's together."""
+        found, wanted = both.found(self.model, state, self._few(state, target)), both.wanted(target)
+        groups = (torch.from_numpy(group).to(found.device) for group in both.groups)
+        return torch.stack([_matched(found[:, group], wanted[:, group]) for group in groups]).sum()
+
+    def _few(self, state: State, target: Target) -> State:
+        return state.take(torch.from_numpy(self.rng.permutation(len(target.histories))[: self.config.forced]))
 
     def _retained(self) -> Tensor:
         """KL from p* on fresh retained data: whole sequences of a causal model on bare SIDs, pairs of any other.
@@ -293,13 +281,6 @@ class _Run:
         divergence = (wanted.exp() * (wanted - log_probs)).sum(2)[known]
         return divergence.mean() * self.request.table.levels
 
-    def _some(self) -> IntArray:
-        """Concept items whose new SIDs are looked at in this step: half of them those furthest above their target when last seen."""
-        inside = self.rng.permutation(np.flatnonzero(self.members))
-        first = np.argsort(-self.above[inside], kind="stable")[: self.config.items // 2]
-        rest = np.setdiff1d(np.arange(len(inside)), first)[: self.config.items - len(first)]
-        return inside[np.concatenate([first, rest])]
-
 
 def _matched(found: Tensor, target: Tensor) -> Tensor:
     """Each of P log-probabilities [B, P] beside its target, and their total beside the targets' total.
@@ -307,12 +288,6 @@ def _matched(found: Tensor, target: Tensor) -> Tensor:
     The total is what leaks; alone it would let one prefix hide behind another.
     """
     return objectives.match(found, target) + objectives.match(found.logsumexp(1), target.logsumexp(1))
-
-
-def _above(found: Tensor, target: Tensor) -> FloatArray:
-    """[P] log of the mean probability over histories, found beside wanted; both [B, P] log-probabilities."""
-    gap: FloatArray = (found.detach().logsumexp(0) - target.logsumexp(0)).double().cpu().numpy()
-    return gap
 
 
 def _between(first: float, last: float, t: float) -> float:

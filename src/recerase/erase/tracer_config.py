@@ -22,7 +22,7 @@ class TracerConfig:
 
     reassign_steps: int = 8
     """Steps in which phi is learned (0: no item moves)."""
-    settle_steps: int = 60
+    settle_steps: int = 100
     """Steps after the commit, on both tables."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: float = 5e-4
@@ -32,14 +32,12 @@ class TracerConfig:
     tau_end: float = 0.02
     batch: int = 12
     """Histories a step (paper: pairs of D_F and of D_R each)."""
-    sequences: int = 16
+    sequences: int = 8
     """Retained sequences (seq2seq: pairs) distilled in each settling step besides the batch; 0: none."""
-    forced: int = 4
+    forced: int = 2
     """Histories of a step after which what follows the concept's own prefixes is read, and pressed on."""
-    natural: float = 0.15
+    natural: float = 0.4
     """Share of the histories of a step drawn as users are; the rest have to do with the concept."""
-    items: int = 8
-    """Concept items whose new SIDs are matched in one step of settling."""
     pool: int = 24
     """Batches whose targets are computed once and used in turn."""
     neighbours: int = 5
@@ -66,7 +64,7 @@ class TracerConfig:
     min_agreement: float = 0.1
     """Refuse codebooks fitted to a table made elsewhere that explain less of its first codes than this share, with what fitting
     explains of a shuffled table taken off: their distances say nothing. Public tables reach .25 to .82 from the items' words."""
-    settle_lr: float = 1.5e-3
+    settle_lr: float = 8e-4
     """Peak rate of settling; it falls to 5 %."""
     clip: float = 1.0
     bf16: bool = False
@@ -74,7 +72,7 @@ class TracerConfig:
 
     def __post_init__(self) -> None:
         """Raises UsageError for settings with which no step could be taken, all at once."""
-        least = {"batch": 4, "pool": 1, "items": 1, "forced": 1, "neighbours": 1, "commit_candidates": 1}
+        least = {"batch": 4, "pool": 1, "forced": 1, "neighbours": 1, "commit_candidates": 1}
         problems = [f"{name} must be at least {n}" for name, n in least.items() if getattr(self, name) < n]
         positive = ("lr", "phi_lr", "settle_lr", "tau_start", "tau_end", "beta")
         problems += [f"{name} must be above 0" for name in positive if not getattr(self, name) > 0]

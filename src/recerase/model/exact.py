@@ -17,7 +17,7 @@ from recerase.model.decode import Recommendations, _best, _items_of, length_batc
 from recerase.model.recommender import Recommender, State
 from recerase.sid.table import SidTable
 from recerase.sid.trie import TorchTrie, Trie
-from recerase.types import SILENT, Observer
+from recerase.types import SILENT, FloatArray, Observer
 
 MOST_ITEMS = 50_000
 """Listed items a catalogue may have."""
@@ -73,6 +73,39 @@ def recommend_exact(
             observer.advance(task, len(rows))
     observer.finish(task)
     return Recommendations(items, scores)
+
+
+def catalogue_scores(
+    model: Recommender,
+    table: SidTable,
+    histories: Histories,
+    trie: Trie,
+    *,
+    batch: int = 256,
+    observer: Observer = SILENT,
+    task: str = "every item",
+) -> FloatArray:
+    """float32 [B, n_L] log p(SID | history) of every leaf of the trie; `table` spells the histories.
+
+    All of it is held at once. Raises UsageError when the trie has more than MOST_ITEMS leaves.
+    """
+    leaves = trie.n_nodes(trie.levels)
+    if leaves > MOST_ITEMS:
+        raise UsageError(
+            f"Every item is to be scored, and there are {leaves:,}; at most {MOST_ITEMS:,} are.", "Use a wide beam."
+        )
+    out = np.full((len(histories), leaves), -np.inf, np.float32)
+    if leaves == 0 or len(histories) == 0:
+        return out
+    arrays = trie.torch(model.device)
+    observer.start(task, len(histories))
+    with torch.inference_mode():
+        for rows in length_batches(model, table, histories, max(1, min(batch, _SCORES // leaves))):
+            state = model.start(*model.tokens(histories.take(rows), table))
+            out[rows] = leaf_scores(model, state, arrays).cpu().numpy()
+            observer.advance(task, len(rows))
+    observer.finish(task)
+    return out
 
 
 def leaf_scores(model: Recommender, state: State, trie: TorchTrie, nodes: int | None = None) -> Tensor:

@@ -1,0 +1,111 @@
+"""Old and new SIDs in one walk: what a model gives them, what they are to get, and which prefixes only the concept has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from tests.erase.conftest import World
+
+from recerase.catalog.interactions import Histories
+from recerase.erase.both import Both
+from recerase.erase.frontier import frontier_of_both
+from recerase.erase.paths import item_rows, sid_log_probs, start
+from recerase.erase.target import Target, Teacher
+from recerase.model.recommender import Recommender
+from recerase.sid.table import SidTable
+from recerase.types import IntArray
+
+Loud = Callable[..., Recommender]
+
+
+def moved_to_free(world: World, items: IntArray) -> SidTable:
+    """`items` with SIDs that nobody has, some of which share prefixes with retained items and with one another."""
+    table = world.table
+    used = {tuple(c) for c in table.codes.tolist()}
+    free = [c for c in np.ndindex(*table.schema.codes) if c not in used]
+    return table.replace(items, np.array([free[i // 2 * 9 + i % 2] for i in range(len(items))], np.int32))
+
+
+def both_of(world: World, model: Recommender, table: SidTable, batch: Histories) -> tuple[Both, Target]:
+    teacher = Teacher(model, world.table, world.members, "output", 0)
+    return Both(teacher, table), teacher.target(batch, np.full(len(batch), 12))
+
+
+@pytest.mark.parametrize("kind", ["causal", "seq2seq"])
+def test_what_is_found_is_the_mass_of_the_items_below(world: World, loud: Loud, kind: str, batch: Histories) -> None:
+    """The twin: every item's whole SID, scored on its own. Exact after the very history that was looked at."""
+    model, items = loud(kind), np.flatnonzero(world.members)
+    table = moved_to_free(world, items)
+    both, _ = both_of(world, model, table, batch)
+    one = batch.take(np.arange(1)).without(world.members)  # the same under either table
+    with torch.no_grad():
+        state = start(model, table, one)
+        both.look(model, one)
+        found = both.found(model, state, state)[0]
+        each = [sid_log_probs(model, state, item_rows(model, t, items)).sum(2)[0] for t in (world.table, table)]
+    n, by_item = len(table), {}
+    for shift, log_p in zip((0, n), each, strict=True):
+        by_item |= {int(i) + shift: float(p) for i, p in zip(items, log_p, strict=True)}
+    below = [rows for rank in both.frontier.ranks for rows in rank.below]
+    assert max(map(len, below)) > 1
+    assert {i >= n for rows in below for i in rows} == {True, False}
+    truth = [np.logaddexp.reduce([by_item[int(i)] for i in rows]) for rows in below]
+    np.testing.assert_allclose(found.numpy(), truth, atol=2e-3)
+
+
+def test_new_sids_get_together_as_much_as_the_old_ones(world: World, loud: Loud, batch: Histories) -> None:
+    items = np.flatnonzero(world.members)
+    both, target = both_of(world, loud("causal"), moved_to_free(world, items), batch)
+    wanted, (old, new) = both.wanted(target), both.groups
+    assert wanted.isfinite().all()
+    assert not {*old.tolist()} & {*new.tolist()}
+    torch.testing.assert_close(wanted[:, old].logsumexp(1), target.closed.logsumexp(1))
+    torch.testing.assert_close(wanted[:, new].logsumexp(1), target.closed.logsumexp(1))
+    owner, part = both.teacher.frontier.owners(len(both.table)), both.teacher.parts(batch)
+    n, at = len(both.table), 0
+    for rank in both.frontier.ranks:
+        for rows in rank.below:
+            fresh = rows[rows >= n] - n
+            if len(fresh):
+                shares = [target.closed[:, owner[i]] + part[int(i)] for i in fresh]
+                torch.testing.assert_close(wanted[:, at], torch.stack(shares, 1).logsumexp(1))
+            at += 1
+
+
+def test_without_a_move_there_are_the_old_sids_alone(world: World, loud: Loud, batch: Histories) -> None:
+    both, target = both_of(world, loud("causal"), world.table, batch)
+    (old,) = both.groups
+    assert old.tolist() == list(range(both.teacher.frontier.closed))
+    torch.testing.assert_close(both.wanted(target), target.closed)
+
+
+def test_an_item_that_did_not_move_is_met_once(world: World, loud: Loud, batch: Histories) -> None:
+    items = np.flatnonzero(world.members)
+    table = moved_to_free(world, items[::2])
+    both, target = both_of(world, loud("causal"), table, batch)
+    n = len(table)
+    below = np.concatenate([rows for rank in both.frontier.ranks for rows in rank.below])
+    assert sorted(below[below < n].tolist()) == items.tolist()
+    assert sorted((below[below >= n] - n).tolist()) == items[::2].tolist()
+    wanted, (old, new) = both.wanted(target), both.groups
+    torch.testing.assert_close(wanted[:, old].logsumexp(1), target.closed.logsumexp(1))
+    assert (wanted[:, new].logsumexp(1) < target.closed.logsumexp(1)).all()
+
+
+def test_closed_prefixes_are_those_that_no_retained_item_has_under_either_table(world: World) -> None:
+    items = np.flatnonzero(world.members)
+    table = moved_to_free(world, items)
+    found = frontier_of_both(world.table, table, world.members, "cpu")
+    kept = {tuple(row[:d]) for row in world.table.rows()[world.retained].tolist() for d in range(1, 4)}
+    expected = set()
+    for row in [*world.table.rows()[items].tolist(), *table.rows()[items].tolist()]:
+        depth = next((d for d in range(1, 4) if tuple(row[:d]) not in kept), None)
+        if depth:
+            expected.add(tuple(row[:depth]))
+    rows = np.concatenate([world.table.rows(), table.rows()])
+    named = [tuple(rows[b[0], : d + 1].tolist()) for d, rank in enumerate(found.ranks) for b in rank.below]
+    assert len(named) == len(set(named))
+    assert set(named) == expected
