@@ -41,12 +41,14 @@ from recerase.planning import Plan, plan_erase
 from recerase.preparing import prepare
 from recerase.recommending import Recommended, recommend
 from recerase.reporting import (
+    attest_report,
     bless_report,
     check_baseline,
     check_outputs,
     gated,
     read_baseline,
     verify_report,
+    write_card,
     write_report,
     write_reports,
 )
@@ -72,6 +74,7 @@ __all__ = [
     "Tokenized",
     "Trained",
     "apply_patch",
+    "attest_report",
     "audit",
     "bless_report",
     "compare",
@@ -94,6 +97,7 @@ __all__ = [
     "tokenize",
     "train",
     "verify_report",
+    "write_card",
     "write_report",
     "write_reports",
 ]

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from recerase.cli.options import (
+    AnnotateOption,
     BaselineOption,
     CheckpointArgument,
     ConceptOption,
@@ -75,6 +76,7 @@ def audit(
     layout_set: LayoutSetOption = None,
     trust_pickle: TrustOption = False,
     settings: SettingsOption = None,
+    annotate: AnnotateOption = None,
     quiet: QuietOption = False,
 ) -> int:
     """Audit a checkpoint for a concept: is it recommended, and could it be?
@@ -129,4 +131,4 @@ def audit(
             ),
             observer=observer,
         )
-    return tell(report, output or (), as_json=as_json, quiet=quiet)
+    return tell(report, output or (), as_json=as_json, quiet=quiet, annotate=annotate)

@@ -115,6 +115,14 @@ ResumeOption = Annotated[
         show_default=False,
     ),
 ]
+AnnotateOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--annotate/--no-annotate",
+        help="On stderr, GitHub's annotations: an error for each violated rule. Default: when GITHUB_ACTIONS is true.",
+        show_default=False,
+    ),
+]
 OriginalOption = Annotated[
     Path | None,
     typer.Option(
