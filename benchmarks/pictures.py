@@ -1,4 +1,4 @@
-"""The pictures of the README: what `recerase demo` says in a terminal, and its page; written to docs/pictures.
+"""The pictures of the README: what `recerase demo` says in a terminal, and its page; written to benchmarks/pictures.
 
     python benchmarks/pictures.py             # runs `recerase demo` first, about a minute on two idle cores
     python benchmarks/pictures.py DEMO-OUT    # from a demo that ran before
