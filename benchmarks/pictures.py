@@ -28,7 +28,7 @@ from recerase.report.text import before_after_table, rules_table, verdict_panel
 from recerase.runtime import RunConfig
 from recerase.types import Report
 
-PICTURES = Path(__file__).resolve().parents[1] / "docs" / "pictures"
+PICTURES = Path(__file__).resolve().parents[1] / "benchmarks" / "pictures"
 WIDTH, PAGE = 104, (1280, 1600)
 FORMAT = """<svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
 <style>
