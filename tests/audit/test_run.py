@@ -122,7 +122,7 @@ def test_the_standard_profile_runs_every_probe_of_it_on_every_role(
     monkeypatch.setattr(relearn, "MARKS", (0, 1, 5))
     monkeypatch.setattr(hidden, "CONTROLS", 1)
     monkeypatch.setattr(hidden, "FOLDS", 3)
-    wide = replace(world, config=replace(world.config, profile="standard", saturated_histories=20, worst_rounds=2))
+    wide = replace(world, config=replace(world.config, profile="standard", worst_rounds=2))
     subject, original, reference = audited(untrained), audited(planted(0), digest="o"), audited(planted(1))
     found = run_audit(subject, original, reference, wide, POLICY, today=TODAY)
     run = {*probes_of("standard")} - {"earlier"}
