@@ -26,6 +26,12 @@ def read(model: AuditModel, world: AuditWorld) -> Found:
     return {m.metric: m for m in hidden(Readings(model, world)) if isinstance(m, Measurement)}
 
 
+@pytest.fixture
+def next_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other question is not asked: its classifiers take half of the time."""
+    monkeypatch.setattr("recerase.audit.hidden.QUESTIONS", ("next",))
+
+
 def lived(world: AuditWorld, told: bool) -> AuditWorld:
     """240 users of 8 to 12 items: the next is of the concept after a retained item whose second code is 8 or more, or by lot."""
     rng = np.random.default_rng(5)
@@ -46,6 +52,7 @@ def lived(world: AuditWorld, told: bool) -> AuditWorld:
     return replace(world, catalogue=catalogue, histories=made.split().test)
 
 
+@pytest.mark.usefixtures("next_alone")
 def test_what_the_state_tells_is_found_and_is_not_the_controls(
     world: AuditWorld, audited: Callable, planted: Callable[[int], Recommender]
 ) -> None:
@@ -59,6 +66,7 @@ def test_what_the_state_tells_is_found_and_is_not_the_controls(
         assert m.interval.low > 0.1
 
 
+@pytest.mark.usefixtures("next_alone")
 def test_where_nothing_tells_there_is_no_selectivity(
     world: AuditWorld, audited: Callable, planted: Callable[[int], Recommender]
 ) -> None:
@@ -85,6 +93,7 @@ def test_next_is_asked_on_histories_without_the_concept_and_history_on_all_of_it
         return real(readings, histories, task)
 
     monkeypatch.setattr("recerase.audit.hidden.hidden_states", spy)
+    monkeypatch.setattr("recerase.audit.hidden.crossed", lambda kind, known, answers, asked, *_: asked[:, 0])
     hidden(Readings(audited(untrained, role="reference", reads_concept=False), world))
     assert seen == {"hidden next": [False, False], "hidden history": [True, True]}
 
@@ -146,8 +155,9 @@ def test_too_few_answers_are_skipped_with_a_reason(
 
 
 def test_order_batches_and_the_model_are_left_alone(
-    world: AuditWorld, audited: Callable, untrained: Recommender
+    world: AuditWorld, audited: Callable, untrained: Recommender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("recerase.audit.hidden.CONTROLS", 1)
     before = {k: v.clone() for k, v in untrained.module.state_dict().items()}
     drawn, torch_drawn = np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002
     found = read(audited(untrained), world)
@@ -169,6 +179,7 @@ def test_order_batches_and_the_model_are_left_alone(
     assert torch.equal(torch.get_rng_state(), torch_drawn)
 
 
+@pytest.mark.usefixtures("next_alone")
 def test_models_of_the_same_weights_are_read_once(
     world: AuditWorld, audited: Callable, untrained: Recommender, moved: SidTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:

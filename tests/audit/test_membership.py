@@ -35,7 +35,7 @@ def by_lot(world: AuditWorld) -> AuditWorld:
 
 
 def fresh(table: SidTable, seed: int) -> Recommender:
-    shape = ModelConfig("causal", width=48, layers=2, heads=2, feed_forward=96, window=20, dropout=0.0)
+    shape = ModelConfig("causal", width=48, layers=1, heads=2, feed_forward=96, window=20, dropout=0.0)
     model = new_recommender(shape, table.schema, seed)
     model.module.eval()
     return model
@@ -53,7 +53,7 @@ def test_what_was_learned_by_heart_is_told_and_what_was_not_is_not(
     by_lot: AuditWorld, audited: Callable[..., AuditModel], table: SidTable
 ) -> None:
     learned = fresh(table, 0)
-    config = TrainConfig(epochs=80, batch=16, lr=5e-3, weight_decay=0.0, dropout=0.0, validate_every=100, patience=100)
+    config = TrainConfig(epochs=150, batch=80, lr=1e-2, weight_decay=0.0, dropout=0.0, validate_every=200)
     train(learned, table, by_lot.catalogue.interactions.split(), config)
     never = Readings(audited(fresh(table, 1), role="reference", reads_concept=False), by_lot)
     found, passed_over = both(Readings(audited(learned), by_lot, beside={"reference": never}))

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from recerase.audit import relearn
+from recerase.audit import hidden, relearn, soft_prompt
 from recerase.audit.card import PROFILES
 from recerase.audit.cards import PROBES, known_metrics, load_probe, metrics, probes_of
 from recerase.audit.probes import AuditConfig, AuditModel, AuditWorld, Earlier, build_world, measured
@@ -25,8 +25,11 @@ from recerase.types import Measurement, Skipped
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Attacks of five steps."""
+    """Attacks of five steps, and classifiers for one control set in three folds."""
     monkeypatch.setattr(relearn, "RelearnConfig", functools.partial(RelearnConfig, steps=(1, 5)))
+    monkeypatch.setattr(soft_prompt, "ascend", functools.partial(soft_prompt.ascend, steps=5))
+    monkeypatch.setattr(hidden, "CONTROLS", 1)
+    monkeypatch.setattr(hidden, "FOLDS", 3)
 
 
 def test_every_card_loads_and_metric_names_belong_to_one_probe() -> None:

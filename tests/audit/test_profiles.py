@@ -66,7 +66,7 @@ LEAKS: dict[Role, float] = {"subject": 0.0, "original": 1.0, "filter": 1.0, "ref
 
 @pytest.fixture
 def deep(monkeypatch: pytest.MonkeyPatch) -> dict[Role, float]:
-    """A probe of the standard profile in the weights layer; what it finds of each role can be changed."""
+    """Beside three quick probes one of the standard profile, in the weights layer; what it finds of each role can be changed."""
     found = dict(LEAKS)
     module = ModuleType("recerase.audit.planted_deep")
 
@@ -76,7 +76,8 @@ def deep(monkeypatch: pytest.MonkeyPatch) -> dict[Role, float]:
 
     module.deep = probe  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "recerase.audit.planted_deep", module)
-    monkeypatch.setattr(cards, "PROBES", MappingProxyType({**cards.PROBES, "deep": CARD}))
+    quick = {name: cards.PROBES[name] for name in ("natural", "saturated", "utility")}
+    monkeypatch.setattr(cards, "PROBES", MappingProxyType({**quick, "deep": CARD}))
     return found
 
 

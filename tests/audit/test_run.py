@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from recerase.audit import relearn
+from recerase.audit import hidden, relearn
 from recerase.audit.cards import PROBES, cards_beyond, load_probe, metrics, probes_of
 from recerase.audit.cases import mass_users
 from recerase.audit.probes import AuditModel, AuditWorld
@@ -108,6 +108,31 @@ def test_every_role_is_measured_by_every_probe_and_an_audit_repeats_itself(
     assert first.measurements == again.measurements
     assert first.decision == again.decision
     assert first.curves == again.curves
+
+
+def test_the_standard_profile_runs_every_probe_of_it_on_every_role(
+    world: AuditWorld,
+    audited: Callable[..., AuditModel],
+    untrained: Recommender,
+    planted: Callable[[int], Recommender],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whole, with attacks of five steps, short searches, and classifiers for one control set in three folds."""
+    monkeypatch.setattr(relearn, "RelearnConfig", functools.partial(RelearnConfig, steps=(1, 5)))
+    monkeypatch.setattr(relearn, "MARKS", (0, 1, 5))
+    monkeypatch.setattr(hidden, "CONTROLS", 1)
+    monkeypatch.setattr(hidden, "FOLDS", 3)
+    wide = replace(world, config=replace(world.config, profile="standard", worst_rounds=2))
+    subject, original, reference = audited(untrained), audited(planted(0), digest="o"), audited(planted(1))
+    found = run_audit(subject, original, reference, wide, POLICY, today=TODAY)
+    run = {*probes_of("standard")} - {"earlier"}
+    for role in ("subject", "original", "filter", "reference"):
+        assert probes_among(m for m in found.measurements if m.role == role) == run, role
+    assert {c.name: c.holds for c in found.controls} == {"original": True, "filter": True, "reference": True}
+    assert {"relearn_forget", "relearn_benign"} <= {*found.curves}
+    assert {*found.seconds} == {*probes_of("standard")}
+    beyond = {s.metric for s in found.skipped if "--profile" in s.reason}
+    assert beyond == {f"{spec.name.partition('.')[0]}.*" for card in cards_beyond("standard") for spec in card.metrics}
 
 
 def test_a_seq2seq_recommender_is_audited_alike(

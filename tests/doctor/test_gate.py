@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import tomllib
@@ -14,6 +15,7 @@ from tests.conftest import REPOSITORY
 from tests.doctor import planting
 
 from recerase.__main__ import run
+from recerase.audit import probes
 from recerase.catalog import load_catalogue
 from recerase.doctor import gate, prove_gate
 from recerase.doctor.gate import DIGESTS, PLANTED, Proof, exit_code_of, judge
@@ -30,8 +32,9 @@ EXPOSURE = '[[rule]]\nid = "window"\nmetric = "natural.exposure@10"\nmax = 0.05\
 
 @pytest.fixture
 def few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The same planted models for 200 users, in the place of those that are shipped."""
+    """The same planted models for 200 users, in the place of those that are shipped; as many made histories."""
     monkeypatch.setattr(planting, "USERS", 200)
+    monkeypatch.setattr(probes, "AuditConfig", functools.partial(probes.AuditConfig, saturated_histories=200))
     place = tmp_path / "planted"
     planting.plant(place)
     monkeypatch.setattr(gate, "PLANTED", place)
@@ -75,7 +78,9 @@ def test_models_that_were_changed_prove_nothing(tmp_path: Path, monkeypatch: pyt
         prove_gate(run=RUN)
 
 
-def test_the_shipped_policy_blocks(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_shipped_policy_blocks(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that is shipped, in larger batches than an audit's own: models as small as these take half of the time."""
+    monkeypatch.setattr(probes, "AuditConfig", functools.partial(probes.AuditConfig, batch=512, mass_batch=256))
     assert run(["doctor", "--gate", "--json", "--threads", "1", "--device", "cpu", "-q"]) == 0
     out, err = capsys.readouterr()
     told = json.loads(out)

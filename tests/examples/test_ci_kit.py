@@ -6,6 +6,7 @@ ones that `recerase doctor --gate` ships: leaky must fail, and clean must pass.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shlex
@@ -21,6 +22,7 @@ import pytest
 import yaml
 from tests.examples.runner import Done, Runner, runner
 
+from recerase.audit import probes
 from recerase.doctor.gate import CONCEPT, PLANTED
 
 __all__ = ["runner"]
@@ -49,8 +51,10 @@ BASH = ["bash", "--noprofile", "--norc", "-eo", "pipefail"]
 
 
 @pytest.fixture
-def repository(tmp_path: Path) -> Path:
-    """A user's repository, with names that a careless shell would trip over."""
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's repository, with names that a careless shell would trip over. Audits make 60 histories, and draw no plots."""
+    monkeypatch.setattr(probes, "AuditConfig", functools.partial(probes.AuditConfig, saturated_histories=60))
+    monkeypatch.setattr("recerase.report.html.plots", lambda report: ())
     place = tmp_path / "a repository"
     shutil.copytree(PLANTED, place / "models; touch stolen")
     (place / "policy.toml").write_text(POLICY)
