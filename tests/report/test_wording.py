@@ -11,6 +11,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from recerase.report.labels import metric_label
 from recerase.report.wording import (
     TITLE_LENGTH,
     all_rows,
@@ -18,7 +19,6 @@ from recerase.report.wording import (
     facts,
     grouped_skips,
     headline_rows,
-    metric_label,
     number,
     role_names,
     title_text,
@@ -124,6 +124,51 @@ def test_every_metric_of_the_registry_has_words() -> None:
 
     assert [name for name in metrics() if metric_label(name) == name] == []
     assert metric_label("unknown.metric@10") == "unknown.metric@10"
+
+
+def test_labels_are_short_tell_metrics_apart_and_say_their_unit() -> None:
+    from recerase.audit.cards import metrics
+
+    labels = {name: metric_label(name) for name in metrics()}
+    assert len(set(labels.values())) == len(labels)
+    assert max(map(len, labels.values())) <= 80
+    units = {
+        "auc": "AUC", "mlp": "AUC", "control": "AUC", "selectivity": "AUC", "mlp_selectivity": "AUC", "tpr": "share",
+        "steps": "steps", "reached": "1 yes, 0 no", "exposure": "exposure@", "mass": "mass",
+    }  # fmt: skip
+    for name, label in labels.items():
+        stem = name.partition("@")[0].removesuffix(".old").removesuffix(".new")
+        assert units.get(stem.rpartition(".")[2], "") in label, name
+        if name.startswith("influence.") or stem.startswith("forced_prefix."):
+            assert label.startswith(("share of", "chance that")), name
+
+
+def test_steps_of_an_attack_are_counted_in_the_label() -> None:
+    told = [metric_label(f"relearn.benign.exposure@s{step}") for step in (1, 5)]
+    assert told == [
+        "exposure@10 after 1 step, further training on anything else",
+        "exposure@10 after 5 steps, further training on anything else",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("metric", "better", "shown"),
+    [
+        ("hidden.next.auc", "lower", ""),
+        ("relearn.forget.reached", "lower", ""),
+        ("forensics.identical", "neither", ""),
+        ("membership.advantage", "lower", "-50.0 %"),
+    ],
+)
+def test_a_change_is_told_only_where_half_of_it_means_half(
+    make_report: Any, metric: str, better: Any, shown: str
+) -> None:
+    found = tuple(
+        Measurement(metric, role, value, 10, "weights", better=better)
+        for role, value in (("original", 0.8), ("subject", 0.4))
+    )
+    (row,) = all_rows(replace(make_report(), measurements=found))
+    assert change_text(row) == shown
 
 
 def test_skips_are_grouped_by_reason_and_none_is_lost() -> None:
