@@ -39,7 +39,7 @@ def half_level(report: Report, kind: str) -> float | None:
 
 
 def steps_text(report: Report, kind: str) -> str:
-    """Who is at half after how many steps: `half of it: after 12.4 steps, reference not within 89`; empty where nobody was asked."""
+    """When each is at half: `Reached in 12.4 steps (after), not within 89 (reference).`; empty where nobody was asked."""
     steps, reached = (find_row(report, f"relearn.{kind}.{what}") for what in ("steps", "reached"))
     if steps is None or reached is None:
         return ""
@@ -47,10 +47,9 @@ def steps_text(report: Report, kind: str) -> str:
     roles: tuple[Role, ...] = ("subject", "reference")
     for role in roles:
         if role in steps.by_role and role in reached.by_role:
-            count = number(steps.by_role[role].value)
-            came = reached.by_role[role].value > 0
-            told.append(f"{names[role]} {count if came else f'not within {count}'}")
-    return f"Steps to half of it: {', '.join(told)}." if told else ""
+            count, came = number(steps.by_role[role].value), reached.by_role[role].value > 0
+            told.append(f"{f'in {count} steps' if came else f'not within {count}'} ({names[role]})")
+    return f"Reached {', '.join(told)}." if told else ""
 
 
 def _plot(report: Report, kind: str, title: str, trained: str) -> Plot | None:
@@ -83,7 +82,7 @@ def _plot(report: Report, kind: str, title: str, trained: str) -> Plot | None:
 
 def _steps_axis(axes: Axes, x: list[float]) -> None:
     """Steps from 0 on, the later ones closer together, as they were read."""
-    axes.set_xscale("symlog", linthresh=1)
+    axes.set_xscale("symlog", linthresh=1, linscale=0.5)
     axes.margins(x=0.03)
     axes.set_xlim(-0.05, max(1.0, x[-1]) * 1.08)
     shown = x if len(x) <= _TICKS else [*x[:2], *x[2:-1:2], x[-1]]
