@@ -19,11 +19,12 @@ from recerase.report.wording import (
     facts,
     grouped_skips,
     headline_rows,
+    interval_text,
     number,
     role_names,
     title_text,
 )
-from recerase.types import Measurement, Skipped
+from recerase.types import Interval, Measurement, Role, Skipped
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False, min_value=-1e12, max_value=1e12))
@@ -169,6 +170,25 @@ def test_a_change_is_told_only_where_half_of_it_means_half(
     )
     (row,) = all_rows(replace(make_report(), measurements=found))
     assert change_text(row) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "shown"),
+    [(0.0, 0.0, 0.02, "at most 0.02"), (1.0, 0.98, 1.0, "at least 0.98")],
+)
+def test_a_one_sided_interval_names_the_end_that_is_not_certain(
+    value: float, low: float, high: float, shown: str
+) -> None:
+    found = replace(measurement("subject", value), interval=Interval(low, high, 0.95, "rule-of-three"))
+    assert interval_text(found) == shown
+
+
+TOLD: tuple[Role, ...] = ("subject", "original", "filter")
+
+
+def test_models_that_were_skipped_alike_are_named_together() -> None:
+    skipped = tuple(Skipped(name, role, "r") for role in TOLD for name in ("a", "b"))
+    assert grouped_skips(skipped) == (("r", ("a (subject, original, filter)", "b (subject, original, filter)")),)
 
 
 def test_skips_are_grouped_by_reason_and_none_is_lost() -> None:

@@ -107,8 +107,8 @@ WHOLE = {
     "forensics.identical": "share of tensors identical to the original's, bit for bit",
     "influence.history": "share of the list that concept items in the history change",
     "influence.history.rbo": "share of the list that concept items in the history change, by rank",
-    "influence.matched.concept": "share of the list that dropping concept items changes",
-    "influence.matched.other": "share of the list that dropping as many others changes",
+    "influence.matched.concept": "share of the list that dropping concept items changes, matched users",
+    "influence.matched.other": "share of the list that dropping as many others changes, matched users",
 }
 """Names that are no population and quantity."""
 

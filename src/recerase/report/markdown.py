@@ -30,7 +30,7 @@ SUMMARY_BYTES = 900 * 1024
 _SPECIAL = re.compile(r"[\\`*_\[\]#|~]")
 _LINKED = re.compile(r"@(?!\d)|(?<=:)//|(?<=www)\.", re.IGNORECASE)
 """What GitHub links without any markup: names, addresses."""
-_HOLDS = {True: "holds", False: "**broken**", None: "not run"}
+_HOLDS = {True: "holds", False: "**broken**", None: "undecided"}
 
 
 def report_markdown(report: Report) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from recerase.report.drawing import COLOURS, DASHES, INK, MARKS, ORDER, Plot, as_percent, curve_of, plot_of
 from recerase.report.wording import find_row, number, percent, role_names
@@ -66,8 +66,8 @@ def _plot(report: Report, kind: str, title: str, trained: str) -> Plot | None:
             )  # fmt: skip
         if level is not None:
             axes.axhline(level, color=INK, linewidth=1, linestyle=(0, (2, 2)), zorder=1.5)
-            at = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": "right"}
-            axes.annotate("half", (1, level), xytext=(-2, 3), **at)
+            at: Any = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+            axes.annotate("half", (0, level), xytext=(4, 3), **at)
         top = max((value for y in lines.values() for value in y if math.isfinite(value)), default=0.0)
         axes.set_ylim(0, 1.08 * top if top > 0 else 0.01)
         _steps_axis(axes, x)

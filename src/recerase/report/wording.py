@@ -99,14 +99,16 @@ def value_text(found: Measurement) -> str:
 
 
 def interval_text(found: Measurement) -> str:
-    """Where the truth lies: `[0.01, 0.02]`, `at most 0.003`, `exact`, or nothing when there is no interval."""
+    """Where the truth lies: `[0.01, 0.02]`, `at most 0.003`, `at least 0.997`, `exact`, or nothing when there is no interval."""
     if found.interval is None:
         return ""
     low, high, method = found.interval.low, found.interval.high, found.interval.method
     if method == "exact":
         return "exact"
     shown = percent if found.kind == "drop" else number
-    return f"at most {shown(high)}" if method == "rule-of-three" else f"[{shown(low)}, {shown(high)}]"
+    if method == "rule-of-three":  # of hits none at all, or nothing else
+        return f"at least {shown(low)}" if found.value >= high else f"at most {shown(high)}"
+    return f"[{shown(low)}, {shown(high)}]"
 
 
 def role_names(report: Report) -> dict[Role, str]:
@@ -196,13 +198,16 @@ def gate_text(gate: Gate) -> str:
 
 
 def grouped_skips(skipped: Sequence[Skipped]) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """(reason, what it kept from being measured), reasons in the order of the report."""
-    found: dict[str, list[str]] = {}
+    """(reason, what it kept from being measured), reasons in the order of the report; of the subject where no model is named."""
+    found: dict[str, dict[str, list[str]]] = {}
     for s in skipped:
-        name = s.metric if s.role == "subject" else f"{s.metric} ({s.role})"
-        if name not in found.setdefault(s.reason, []):
-            found[s.reason].append(name)
-    return tuple((reason, tuple(names)) for reason, names in found.items())
+        roles = found.setdefault(s.reason, {}).setdefault(s.metric, [])
+        if s.role not in roles:
+            roles.append(s.role)
+    return tuple(
+        (reason, tuple(name if roles == ["subject"] else f"{name} ({', '.join(roles)})" for name, roles in by.items()))
+        for reason, by in found.items()
+    )
 
 
 def title_text(title: str, length: int = TITLE_LENGTH) -> str:
