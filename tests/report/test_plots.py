@@ -42,8 +42,8 @@ def test_relearning_is_drawn_where_it_was_run(report: Report) -> None:
     forget, benign = drawn["relearn_forget"], drawn["relearn_benign"]
     assert forget.roles == ("original", "subject", "reference")
     assert "half of what the original shows at first, 40 %" in forget.caption
-    assert "Reached in 12.4 steps (after), in 20.5 steps (reference)." in forget.caption
-    assert "Reached not within 89 (after), not within 89 (reference)." in benign.caption
+    assert "Reached in 12.4 steps (after). Reached in 20.5 steps (reference)." in forget.caption
+    assert "Not reached within 89 steps (after). Not reached within 89 steps (reference)." in benign.caption
     assert ">half<" in forget.svg
     assert "Relearning" not in " ".join(plot.title for plot in plots(report))
 

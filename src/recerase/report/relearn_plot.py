@@ -39,7 +39,7 @@ def half_level(report: Report, kind: str) -> float | None:
 
 
 def steps_text(report: Report, kind: str) -> str:
-    """When each is at half: `Reached in 12.4 steps (after), not within 89 (reference).`; empty where nobody was asked."""
+    """When each is at half: `Reached in 12.4 steps (after). Not reached within 89 steps (reference).`; empty: nobody was asked."""
     steps, reached = (find_row(report, f"relearn.{kind}.{what}") for what in ("steps", "reached"))
     if steps is None or reached is None:
         return ""
@@ -48,8 +48,8 @@ def steps_text(report: Report, kind: str) -> str:
     for role in roles:
         if role in steps.by_role and role in reached.by_role:
             count, came = number(steps.by_role[role].value), reached.by_role[role].value > 0
-            told.append(f"{f'in {count} steps' if came else f'not within {count}'} ({names[role]})")
-    return f"Reached {', '.join(told)}." if told else ""
+            told.append(f"{'Reached in' if came else 'Not reached within'} {count} steps ({names[role]}).")
+    return " ".join(told)
 
 
 def _plot(report: Report, kind: str, title: str, trained: str) -> Plot | None:
