@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from tests.report.browser import chromium, measured, run_chromium
 from tests.report.conftest import examples
+from tests.report.widened import widened
 
 from recerase.report.html import report_html
 from recerase.types import Report, Verdict
@@ -25,7 +26,7 @@ def many(report: Report, users: int) -> Report:
 
 
 def test_a_page_of_500_users_is_small(make_report: Any) -> None:
-    page = report_html(many(make_report(Verdict.FAIL), 500)).encode()
+    page = report_html(widened(many(make_report(Verdict.FAIL), 500))).encode()
     assert len(page) < 500_000
 
 
@@ -33,7 +34,9 @@ def test_a_page_of_500_users_is_small(make_report: Any) -> None:
 def page(make_report: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     chromium()
     path: Path = tmp_path_factory.mktemp("page") / "report.html"
-    path.write_text(report_html(many(make_report(Verdict.FAIL, titles=LONGEST, concept="brand=" + "W" * 110), 500)))
+    path.write_text(
+        report_html(widened(many(make_report(Verdict.FAIL, titles=LONGEST, concept="brand=" + "W" * 110), 500)))
+    )
     return path
 
 

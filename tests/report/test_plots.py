@@ -9,8 +9,10 @@ from xml.etree import ElementTree
 
 import matplotlib
 import pytest
+from tests.report.widened import widened
 
 from recerase.report.plots import exposure_plot, mass_by_rank_plot, plots, utility_plot
+from recerase.report.relearn_plot import half_level, steps_text
 from recerase.types import Interval, Report
 
 
@@ -31,6 +33,39 @@ def test_a_plot_needs_its_data(make_report: Any) -> None:
     bare = replace(make_report(original=False, reference=False), curves={}, measurements=())
     assert plots(bare) == ()
     assert utility_plot(make_report(original=False)) is None
+
+
+def test_relearning_is_drawn_where_it_was_run(report: Report) -> None:
+    wide = widened(report)
+    drawn = {plot.name: plot for plot in plots(wide)}
+    assert list(drawn)[-3:] == ["relearn_forget", "relearn_benign", "utility"]
+    forget, benign = drawn["relearn_forget"], drawn["relearn_benign"]
+    assert forget.roles == ("original", "subject", "reference")
+    assert "half of what the original shows at first, 40 %" in forget.caption
+    assert "Reached in 12.4 steps (after). Reached in 20.5 steps (reference)." in forget.caption
+    assert "Not reached within 89 steps (after). Not reached within 89 steps (reference)." in benign.caption
+    assert ">half<" in forget.svg
+    assert "Relearning" not in " ".join(plot.title for plot in plots(report))
+
+
+def test_relearning_without_an_original_has_no_level(make_report: Any) -> None:
+    alone = widened(make_report(original=False, reference=False))
+    assert half_level(alone, "forget") is None
+    (plot,) = (plot for plot in plots(alone) if plot.name == "relearn_forget")
+    assert plot.roles == ("subject",)
+    assert ">half<" not in plot.svg
+    assert half_level(widened(make_report()), "forget") == pytest.approx(0.4)
+    nothing = {"relearn_forget": {"x": [0.0, 1.0], "original": [0.0, 0.0], "subject": [0.0, math.nan]}}
+    drawn = plots(replace(alone, curves=nothing))
+    assert half_level(replace(alone, curves=nothing), "forget") is None
+    assert [plot.name for plot in drawn if plot.name.startswith("relearn")] == ["relearn_forget"]
+
+
+def test_steps_are_told_only_with_whether_they_sufficed(make_report: Any) -> None:
+    wide = widened(make_report())
+    unsure = tuple(m for m in wide.measurements if m.metric != "relearn.forget.reached")
+    assert steps_text(replace(wide, measurements=unsure), "forget") == ""
+    assert steps_text(make_report(), "forget") == ""
 
 
 def test_a_curve_that_does_not_belong_to_x_is_left_out(report: Report) -> None:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from recerase.report.labels import metric_label
 from recerase.report.wording import (
     TITLE_LENGTH,
     all_rows,
@@ -18,12 +19,12 @@ from recerase.report.wording import (
     facts,
     grouped_skips,
     headline_rows,
-    metric_label,
+    interval_text,
     number,
     role_names,
     title_text,
 )
-from recerase.types import Measurement, Skipped
+from recerase.types import Interval, Measurement, Role, Skipped
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False, min_value=-1e12, max_value=1e12))
@@ -124,6 +125,70 @@ def test_every_metric_of_the_registry_has_words() -> None:
 
     assert [name for name in metrics() if metric_label(name) == name] == []
     assert metric_label("unknown.metric@10") == "unknown.metric@10"
+
+
+def test_labels_are_short_tell_metrics_apart_and_say_their_unit() -> None:
+    from recerase.audit.cards import metrics
+
+    labels = {name: metric_label(name) for name in metrics()}
+    assert len(set(labels.values())) == len(labels)
+    assert max(map(len, labels.values())) <= 80
+    units = {
+        "auc": "AUC", "mlp": "AUC", "control": "AUC", "selectivity": "AUC", "mlp_selectivity": "AUC", "tpr": "share",
+        "steps": "steps", "reached": "1 yes, 0 no", "exposure": "exposure@", "mass": "mass",
+    }  # fmt: skip
+    for name, label in labels.items():
+        stem = name.partition("@")[0].removesuffix(".old").removesuffix(".new")
+        assert units.get(stem.rpartition(".")[2], "") in label, name
+        if name.startswith("influence.") or stem.startswith("forced_prefix."):
+            assert label.startswith(("share of", "chance that")), name
+
+
+def test_steps_of_an_attack_are_counted_in_the_label() -> None:
+    told = [metric_label(f"relearn.benign.exposure@s{step}") for step in (1, 5)]
+    assert told == [
+        "exposure@10 after 1 step, further training on anything else",
+        "exposure@10 after 5 steps, further training on anything else",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("metric", "better", "shown"),
+    [
+        ("hidden.next.auc", "lower", ""),
+        ("relearn.forget.reached", "lower", ""),
+        ("forensics.identical", "neither", ""),
+        ("membership.advantage", "lower", "-50.0 %"),
+    ],
+)
+def test_a_change_is_told_only_where_half_of_it_means_half(
+    make_report: Any, metric: str, better: Any, shown: str
+) -> None:
+    found = tuple(
+        Measurement(metric, role, value, 10, "weights", better=better)
+        for role, value in (("original", 0.8), ("subject", 0.4))
+    )
+    (row,) = all_rows(replace(make_report(), measurements=found))
+    assert change_text(row) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "shown"),
+    [(0.0, 0.0, 0.02, "at most 0.02"), (1.0, 0.98, 1.0, "at least 0.98")],
+)
+def test_a_one_sided_interval_names_the_end_that_is_not_certain(
+    value: float, low: float, high: float, shown: str
+) -> None:
+    found = replace(measurement("subject", value), interval=Interval(low, high, 0.95, "rule-of-three"))
+    assert interval_text(found) == shown
+
+
+TOLD: tuple[Role, ...] = ("subject", "original", "filter")
+
+
+def test_models_that_were_skipped_alike_are_named_together() -> None:
+    skipped = tuple(Skipped(name, role, "r") for role in TOLD for name in ("a", "b"))
+    assert grouped_skips(skipped) == (("r", ("a (subject, original, filter)", "b (subject, original, filter)")),)
 
 
 def test_skips_are_grouped_by_reason_and_none_is_lost() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from recerase.report.compared import APART, LEAK, Comparison, Figure, Row, axis_of
-from recerase.report.plots import COLOURS, FLOOR, INK, MARKS, Plot, as_percent, plot_of
+from recerase.report.drawing import COLOURS, FLOOR, INK, MARKS, Plot, as_percent, plot_of
 from recerase.report.wording import number, percent, title_text
 from recerase.types import Role, Scope
 

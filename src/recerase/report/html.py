@@ -12,21 +12,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from recerase.report.plots import Plot, plots
+from recerase.report.drawing import Plot
+from recerase.report.labels import UNITS, metric_label
+from recerase.report.layers import all_groups, headline_groups
+from recerase.report.plots import plots
 from recerase.report.schema import SCHEMA, report_digest
 from recerase.report.wording import (
     ROLES,
     Row,
-    all_rows,
     change_text,
     comparison,
     facts,
     find_row,
     gate_text,
     grouped_skips,
-    headline_rows,
     interval_text,
-    metric_label,
     number,
     percent,
     role_names,
@@ -132,8 +132,9 @@ def _page(report: Report) -> dict[str, Any]:
         "tally": rules_tally(report),
         "tiles": tiles(report),
         "rules": tuple(rule_line(finding) for finding in report.decision.findings),
-        "rows": headline_rows(report),
-        "all_rows": all_rows(report),
+        "units": UNITS,
+        "groups": headline_groups(report),
+        "all_groups": all_groups(report),
         "comparisons": tuple(m for m in report.measurements if m.kind != "value" and m.role == "subject"),
         "role_order": tuple(role for role in ROLES if role in names),
         "change_text": change_text,

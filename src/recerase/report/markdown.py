@@ -9,13 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from recerase.report.labels import UNITS
+from recerase.report.layers import headline_groups
 from recerase.report.schema import SCHEMA, report_digest
 from recerase.report.wording import (
     change_text,
     facts,
     gate_text,
     grouped_skips,
-    headline_rows,
     interval_text,
     role_names,
     rules_tally,
@@ -29,7 +30,7 @@ SUMMARY_BYTES = 900 * 1024
 _SPECIAL = re.compile(r"[\\`*_\[\]#|~]")
 _LINKED = re.compile(r"@(?!\d)|(?<=:)//|(?<=www)\.", re.IGNORECASE)
 """What GitHub links without any markup: names, addresses."""
-_HOLDS = {True: "holds", False: "**broken**", None: "not run"}
+_HOLDS = {True: "holds", False: "**broken**", None: "undecided"}
 
 
 def report_markdown(report: Report) -> str:
@@ -107,22 +108,25 @@ def rule_blocks(report: Report) -> list[str]:
 
 
 def figure_blocks(report: Report) -> list[str]:
-    """The headline figures, a column for each model; nothing where none was measured."""
-    names, rows = role_names(report), headline_rows(report)
-    if not rows:
+    """The headline figures layer by layer, a column for each model; nothing where none was measured."""
+    names, groups = role_names(report), headline_groups(report)
+    if not groups:
         return []
     compared = "original" in names
     headers = ("measured", *names.values(), *(["change"] if compared else []))
-    lines = [
-        (
-            escaped(row.label),
-            *(value_text(row.by_role[role]) if role in row.by_role else "" for role in names),
-            *([change_text(row)] if compared else []),
-        )
-        for row in rows
-    ]
-    title = "## Before and after" if names.get("original") == "before" else "## Measured"
-    return [title, table_lines(headers, lines, set(range(1, len(headers))))]
+    blocks = ["## Before and after" if names.get("original") == "before" else "## Measured", escaped(UNITS)]
+    for group in groups:
+        lines = [
+            (
+                escaped(row.label),
+                *(value_text(row.by_role[role]) if role in row.by_role else "" for role in names),
+                *([change_text(row)] if compared else []),
+            )
+            for row in group.rows
+        ]
+        blocks.append(f"{'####' if group.informs else '###'} {escaped(group.title)}")
+        blocks += [table_lines(headers, lines, set(range(1, len(headers))))] if lines else []
+    return blocks
 
 
 def control_blocks(report: Report) -> list[str]:

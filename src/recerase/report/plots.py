@@ -1,27 +1,32 @@
-"""The report's plots as inline SVG that takes its ink and its colours from the page around it.
-
-The decision that shaped this file: matplotlib draws with placeholder colours, which are then replaced by currentColor
-and CSS variables, so that one drawing is readable in light, in dark and on paper. Figures are plain Figure objects
-(no pyplot, no backend is chosen), ids are salted with the plot's name, and no date or font is embedded: the same
-report draws the same bytes.
-"""
+"""The report's plots: what of a report is drawn, and what is said around it. How it is drawn: drawing.py."""
 
 from __future__ import annotations
 
-import io
 import math
-import re
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from recerase.report.drawing import (
+    COLOURS,
+    DASHES,
+    FLOOR,
+    INK,
+    MARKS,
+    ORDER,
+    TALL,
+    Plot,
+    as_percent,
+    curve_of,
+    plot_of,
+    shown_roles,
+)
+from recerase.report.labels import metric_label
+from recerase.report.relearn_plot import relearn_plots
 from recerase.report.wording import (
     Row,
     all_rows,
     comparison,
     find_row,
-    metric_label,
     number,
     percent,
     role_names,
@@ -31,50 +36,6 @@ from recerase.types import Measurement, Report, Role
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-INK, _GRID, _GOOD = "#010203", "#010204", "#010205"
-COLOURS: Mapping[Role, str] = {
-    "original": "#010206",
-    "subject": "#010207",
-    "reference": "#010208",
-    "filter": "#010209",
-}
-_CSS = {
-    INK: "currentColor",
-    _GRID: "var(--grid)",
-    _GOOD: "var(--pass)",
-    **{colour: f"var(--{role})" for role, colour in COLOURS.items()},
-}
-MARKS: Mapping[Role, str] = {"original": "s", "subject": "o", "reference": "D", "filter": "^"}
-_DASHES: Mapping[Role, Any] = {"original": "-", "subject": "-", "reference": (0, (4, 2)), "filter": (0, (1, 1.5))}
-_ORDER: Mapping[Role, float] = {"original": 2.0, "filter": 2.1, "reference": 2.2, "subject": 2.3}
-"""What is drawn over what: the audited model is never hidden behind another one."""
-_STYLE = {
-    "svg.fonttype": "none",
-    "font.size": 8.5,
-    "text.color": INK,
-    "text.parse_math": False,
-    "axes.edgecolor": _GRID,
-    "axes.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": _GRID,
-    "grid.linewidth": 0.6,
-    "xtick.color": _GRID,
-    "ytick.color": _GRID,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "lines.linewidth": 1.8,
-    "lines.markersize": 5,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-}
-_WIDTH, _HEIGHT, _TALL = 4.5, 2.8, 3.6
-FLOOR = 1e-12
-"""Masses below this are drawn here; float32 log-probabilities say nothing about them."""
 
 EXPOSURES = (
     ("natural.exposure", "all users"),
@@ -85,19 +46,6 @@ EXPOSURES = (
 )
 
 
-@dataclass(frozen=True)
-class Plot:
-    """One drawing, and what is said around it."""
-
-    name: str
-    title: str
-    caption: str
-    svg: str
-    """An `<svg>` element, safe to put into a page as it is."""
-    roles: tuple[Role, ...]
-    """Whose colours are in it, for the legend; empty where it needs none."""
-
-
 def plots(report: Report) -> tuple[Plot, ...]:
     """Every plot the report has data for, in the order of the page."""
     makers: tuple[Callable[[Report], Plot | None], ...] = (
@@ -105,9 +53,8 @@ def plots(report: Report) -> tuple[Plot, ...]:
         mass_by_rank_plot,
         exposure_by_k_plot,
         saturated_plot,
-        utility_plot,
     )
-    made = (maker(report) for maker in makers)
+    made = (*(maker(report) for maker in makers), *relearn_plots(report), utility_plot(report))
     return tuple(plot for plot in made if plot is not None)
 
 
@@ -117,7 +64,7 @@ def exposure_plot(report: Report) -> Plot | None:
     rows = [(label, row) for label, row in found if row is not None]
     if not rows:
         return None
-    roles = _shown(report, {role for _, row in rows for role in row.by_role})
+    roles = shown_roles({role for _, row in rows for role in row.by_role})
 
     def draw(axes: Axes) -> None:
         _dots(axes, rows, roles)
@@ -130,21 +77,21 @@ def exposure_plot(report: Report) -> Plot | None:
 
     told = "; ".join(f"{row.label}: {_said(row, roles, report)}" for _, row in rows)
     caption = "Share of recommended slots given to the concept. Bars are the intervals the rules are decided on."
-    return plot_of("exposure", "Exposure", caption, told, roles, draw, height=_TALL)
+    return plot_of("exposure", "Exposure", caption, told, roles, draw, height=TALL)
 
 
 def mass_by_rank_plot(report: Report) -> Plot | None:
     """Exact concept mass user by user, most exposed first; the subject under its current SIDs as a thin line."""
-    series = _series(report, "mass_by_rank")
+    series = curve_of(report, "mass_by_rank")
     if series is None:
         return None
     x, lines = series
-    new = _series(report, "mass_by_rank_new")
+    new = curve_of(report, "mass_by_rank_new")
     current = new[1].get("subject") if new is not None and new[0] == x else None
 
     def draw(axes: Axes) -> None:
         for role, y in lines.items():
-            axes.plot(x, _floored(y), color=COLOURS[role], linestyle=_DASHES[role], zorder=_ORDER[role])
+            axes.plot(x, _floored(y), color=COLOURS[role], linestyle=DASHES[role], zorder=ORDER[role])
         if current is not None and current != lines.get("subject"):
             axes.plot(x, _floored(current), color=COLOURS["subject"], linewidth=1, linestyle=(0, (1, 1)))
         axes.set_yscale("log")
@@ -158,7 +105,7 @@ def mass_by_rank_plot(report: Report) -> Plot | None:
     caption = "Exact probability of generating a concept item's old SID, user by user, on a log scale."
     if current is not None:
         caption += f" Dotted: {role_names(report).get('subject', 'audited')}, under the current SIDs."
-    return plot_of("mass", "Concept mass by rank", caption, caption, tuple(lines), draw, height=_TALL)
+    return plot_of("mass", "Concept mass by rank", caption, caption, tuple(lines), draw, height=TALL)
 
 
 def exposure_by_k_plot(report: Report) -> Plot | None:
@@ -202,7 +149,7 @@ def utility_plot(report: Report) -> Plot | None:
 
 
 def _lines(report: Report, name: str, title: str, caption: str, xlabel: str) -> Plot | None:
-    series = _series(report, name)
+    series = curve_of(report, name)
     if series is None:
         return None
     x, lines = series
@@ -214,8 +161,8 @@ def _lines(report: Report, name: str, title: str, caption: str, xlabel: str) -> 
             mark: dict[str, Any] = {"marker": MARKS[role], "markersize": 3.5} if len(x) <= 30 else {}
             look: dict[str, Any] = {
                 "color": COLOURS[role],
-                "linestyle": _DASHES[role],
-                "zorder": _ORDER[role],
+                "linestyle": DASHES[role],
+                "zorder": ORDER[role],
                 "clip_on": False,
             }
             axes.plot(x, y, **look, **mark)
@@ -247,23 +194,8 @@ def _whisker(axes: Axes, height: float, found: Measurement, role: Role, negate: 
         axes.plot([sign * found.value], [height], MARKS[role], color=COLOURS[role], clip_on=False)
 
 
-def _series(report: Report, name: str) -> tuple[list[float], dict[Role, list[float]]] | None:
-    """x, and y a role, of a curve; roles whose y does not belong to x are left out, and so is the filter control."""
-    curve = report.curves.get(name)
-    if not isinstance(curve, Mapping) or not curve.get("x"):
-        return None
-    x = list(curve["x"])
-    lines = {role: list(curve[role]) for role in _shown(report, curve) if len(curve[role]) == len(x)}
-    return (x, lines) if lines else None
-
-
 def _tick(metric: str) -> str:
     return title_text(metric_label(metric), 60).replace(", ", "\n")
-
-
-def _shown(report: Report, among: Any) -> tuple[Role, ...]:
-    roles: tuple[Role, ...] = ("original", "subject", "reference")
-    return tuple(role for role in roles if role in among)
 
 
 def _said(row: Row, roles: Sequence[Role], report: Report) -> str:
@@ -273,60 +205,3 @@ def _said(row: Row, roles: Sequence[Role], report: Report) -> str:
 
 def _floored(values: Sequence[float]) -> list[float]:
     return [max(value, FLOOR) if math.isfinite(value) else math.nan for value in values]
-
-
-def as_percent(axis: Any, signed: bool = False) -> None:
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
-    def text(value: float, _: int) -> str:
-        shown = f"{100 * value:.6g}"
-        return f"+{shown} %" if signed and value > 0 else f"{shown} %"
-
-    axis.set_major_locator(MaxNLocator(5))
-    axis.set_major_formatter(FuncFormatter(text))
-
-
-def plot_of(
-    name: str,
-    title: str,
-    caption: str,
-    told: str,
-    roles: tuple[Role, ...],
-    draw: Callable[[Any], None],
-    height: float = _HEIGHT,
-) -> Plot:
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # text stays text: the page's reader has the glyph
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_STYLE)
-        matplotlib.rcParams["svg.hashsalt"] = f"recerase-{name}"
-        figure = Figure(figsize=(_WIDTH, height), layout="constrained")
-        draw(figure.add_subplot())
-        svg = _inline(_svg(figure), name, title_text(f"{title}. {told}", 2000))
-    return Plot(name, title, caption, svg, roles)
-
-
-def _svg(figure: Figure) -> str:
-    sink = io.BytesIO()
-    figure.savefig(sink, format="svg", transparent=True, metadata={"Date": None})
-    return sink.getvalue().decode()
-
-
-def _inline(drawing: str, name: str, told: str) -> str:
-    """An SVG file as an element of an HTML page: no prolog, metadata or style sheet, own ids, the page's colours."""
-    from html import escape
-
-    svg = drawing[drawing.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style.*?</style>\s*</defs>|<!--.*?-->", "", svg, flags=re.DOTALL)
-    view = re.search(r'viewBox="([\d. -]+)"', svg)
-    svg = re.sub(r"<svg[^>]*>", "", svg, count=1)
-    svg = re.sub(r'\bid="', f'id="{name}-', svg)
-    svg = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{name}-", svg)
-    svg = re.sub(r"font: ([\d.]+)px [^;\"]+", r"font-size: \1px", svg)
-    svg = re.sub("|".join(_CSS), lambda colour: _CSS[colour.group()], svg)
-    svg = re.sub(r"\s*\n\s*", "\n", svg)
-    box = view.group(1) if view else "0 0 360 216"
-    return f'<svg class="plot" viewBox="{box}" role="img" aria-label="{escape(told, quote=True)}">{svg.strip()}'

@@ -13,8 +13,9 @@ from importlib import metadata
 from typing import Any
 
 from recerase.report.codec import document_bytes, plain
+from recerase.report.labels import metric_label
 from recerase.report.schema import report_digest
-from recerase.report.wording import gate_text, interval_text, metric_label, title_text, value_text
+from recerase.report.wording import gate_text, interval_text, title_text, value_text
 from recerase.store import canonical_json, sha256_bytes
 from recerase.types import Finding, Report, Result, Verdict
 

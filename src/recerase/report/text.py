@@ -39,7 +39,7 @@ _STYLES: dict[Result | Verdict, str] = {
     Verdict.FAIL: "red",
     Verdict.INCONCLUSIVE: "yellow",
 }
-_HOLDS = {True: ("holds", "green"), False: ("broken", "bold red"), None: ("not run", "yellow")}
+_HOLDS = {True: ("holds", "green"), False: ("broken", "bold red"), None: ("undecided", "yellow")}
 _GAP = 2
 _FOLDED = 13
 """Narrowest that a column which may fold is allowed to become."""

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from recerase.report.labels import metric_label
 from recerase.types import Gate, Layer, Measurement, Report, Result, Role, Skipped
 
 TITLE_LENGTH = 120
@@ -36,41 +37,25 @@ HEADLINE = (
     "free.invalid",
     "free.old_concept",
     "aliasing.shared_sid",
+    "depth.first_rank.old",
+    "forced_prefix.strength.old",
+    "worst_case.mass.old",
+    "relearn.forget.steps",
+    "relearn.forget.reached",
+    "relearn.benign.steps",
+    "relearn.benign.reached",
+    "hidden.next.auc",
+    "hidden.history.auc",
+    "membership.advantage",
+    "precision.exposure",
+    "precision.mass.old",
+    "precision.mass.new",
     "utility.ndcg",
     "utility.recall",
     "utility_concept_users.ndcg",
     "utility_neighbours.ndcg",
 )
 """Stems of the metrics in the before and after table, in its order; `@10` where there is a choice."""
-
-POPULATIONS = {
-    "natural": "all users",
-    "natural_concept_users": "users of the concept",
-    "saturated": "concept-only histories",
-    "neighbours": "histories of its nearest items",
-    "replay": "stale client, old SIDs",
-    "earlier": "what was erased before, all users",
-    "utility": "all users",
-    "utility_concept_users": "users of the concept",
-    "utility_neighbours": "buyers of its nearest items",
-}
-QUANTITIES = {
-    "exposure": "exposure",
-    "hit": "hit",
-    "mass.old": "mass of old SIDs",
-    "mass.new": "mass of current SIDs",
-    "recall": "recall",
-    "ndcg": "ndcg",
-    "coverage": "coverage",
-}
-WHOLE = {
-    "nearest.leak": "free generations that mean the concept",
-    "nearest.random": "random SIDs that mean the concept",
-    "free.invalid": "free generations that are no item",
-    "free.old_concept": "free generations of old concept SIDs",
-    "aliasing.shared_sid": "concept items sharing a retained SID",
-    "aliasing.shared_prefix": "concept items sharing a retained prefix",
-}
 
 _UNSEEN = re.compile(
     "[\u0000-\u001f\u007f-\u009f\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]+"
@@ -114,25 +99,16 @@ def value_text(found: Measurement) -> str:
 
 
 def interval_text(found: Measurement) -> str:
-    """Where the truth lies: `[0.01, 0.02]`, `at most 0.003`, `exact`, or nothing when there is no interval."""
+    """Where the truth lies: `[0.01, 0.02]`, `at most 0.003`, `at least 0.997`, `exact`, or nothing when there is no interval."""
     if found.interval is None:
         return ""
     low, high, method = found.interval.low, found.interval.high, found.interval.method
     if method == "exact":
         return "exact"
     shown = percent if found.kind == "drop" else number
-    return f"at most {shown(high)}" if method == "rule-of-three" else f"[{shown(low)}, {shown(high)}]"
-
-
-def metric_label(metric: str) -> str:
-    """A metric in words, `exposure@10, all users`; the name itself when it is not known."""
-    stem, at, cut = metric.partition("@")
-    if stem in WHOLE:
-        return f"{WHOLE[stem]} ({cut})" if at else WHOLE[stem]
-    probe, _, quantity = stem.partition(".")
-    if probe in POPULATIONS and quantity in QUANTITIES:
-        return f"{QUANTITIES[quantity]}{at}{cut}, {POPULATIONS[probe]}"
-    return metric
+    if method == "rule-of-three":  # of hits none at all, or nothing else
+        return f"at least {shown(low)}" if found.value >= high else f"at most {shown(high)}"
+    return f"[{shown(low)}, {shown(high)}]"
 
 
 def role_names(report: Report) -> dict[Role, str]:
@@ -161,8 +137,13 @@ def all_rows(report: Report) -> tuple[Row, ...]:
 
 def headline_rows(report: Report) -> tuple[Row, ...]:
     """The rows of the before and after table: one for each headline metric that was measured."""
+    return rows_of(report, HEADLINE)
+
+
+def rows_of(report: Report, stems: Sequence[str]) -> tuple[Row, ...]:
+    """The row of each of `stems` that was measured, in their order; at cut-off 10 where there is a choice."""
     rows = {row.metric: row for row in all_rows(report)}
-    names = (_preferred(stem, rows) for stem in HEADLINE)
+    names = (_preferred(stem, rows) for stem in stems)
     return tuple(rows[name] for name in names if name is not None)
 
 
@@ -182,8 +163,15 @@ def comparison(report: Report, metric: str, kind: str, versus: Role) -> Measurem
 
 
 def change_text(row: Row) -> str:
-    """From the original to the subject: `-99.8 %`, `gone`, or nothing where there is no original or it was zero."""
+    """From the original to the subject: `-99.8 %`, `gone`, or nothing where there is no original or it was zero.
+
+    Nothing either where no way is the better one, for an AUC, whose zero is at .5, and for an answer of yes or no.
+    """
     before, after = row.by_role.get("original"), row.by_role.get("subject")
+    if before is not None and (
+        before.better == "neither" or row.label.startswith("AUC") or row.metric.endswith(".reached")
+    ):
+        return ""
     if before is None or after is None or not before.value > 0 or math.isnan(after.value):
         return ""
     if after.value == 0:
@@ -210,13 +198,16 @@ def gate_text(gate: Gate) -> str:
 
 
 def grouped_skips(skipped: Sequence[Skipped]) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """(reason, what it kept from being measured), reasons in the order of the report."""
-    found: dict[str, list[str]] = {}
+    """(reason, what it kept from being measured), reasons in the order of the report; of the subject where no model is named."""
+    found: dict[str, dict[str, list[str]]] = {}
     for s in skipped:
-        name = s.metric if s.role == "subject" else f"{s.metric} ({s.role})"
-        if name not in found.setdefault(s.reason, []):
-            found[s.reason].append(name)
-    return tuple((reason, tuple(names)) for reason, names in found.items())
+        roles = found.setdefault(s.reason, {}).setdefault(s.metric, [])
+        if s.role not in roles:
+            roles.append(s.role)
+    return tuple(
+        (reason, tuple(name if roles == ["subject"] else f"{name} ({', '.join(roles)})" for name, roles in by.items()))
+        for reason, by in found.items()
+    )
 
 
 def title_text(title: str, length: int = TITLE_LENGTH) -> str:
