@@ -12,7 +12,7 @@ OUT    ?= demo-out
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench results soak coverage mutants reliability clean
+.PHONY: help demo test check bench results pictures soak coverage mutants reliability clean
 
 help:
 	@echo "make demo     the whole job on an embedded catalogue, offline (writes $(OUT)/)"
@@ -20,6 +20,7 @@ help:
 	@echo "make check    ruff, format and mypy"
 	@echo "make bench    side-by-side timings against peers: benchmarks/BENCH.md (an hour; ONLY=bench_decode: one of them)"
 	@echo "make results  the numbers of the README, on the real data sets"
+	@echo "make pictures the pictures of the README, from a demo (docs/pictures; the page's needs chromium)"
 	@echo "make soak     the reliability tests in their long form, for hours (SHARE=0.1: a tenth of the counts)"
 	@echo "make coverage the test suite again, with branch coverage and its gate"
 	@echo "make mutants  mutation testing of the modules that promise most"
@@ -52,6 +53,9 @@ bench: $(STAMP)
 
 results: $(STAMP)
 	$(BIN)/python benchmarks/results.py
+
+pictures: $(STAMP)
+	$(BIN)/python benchmarks/pictures.py
 
 soak: $(STAMP)
 	@mkdir -p .reliability; start=$$(date +%s); \

@@ -27,12 +27,21 @@ def test_no_file_is_empty_settings() -> None:
 
 
 def test_every_key_is_read_and_says_where_it_came_from(here: Path) -> None:
-    paths = [key for key in KEYS if key != "concepts"]
-    write(here / "recerase.toml", "\n".join([f'{key} = "{key}-dir"' for key in paths] + ["concepts = ['a=b', '!c=d']"]))
+    paths = [key for key in KEYS if key not in ("concepts", "profile")]
+    more = ["concepts = ['a=b', '!c=d']", "profile = 'standard'"]
+    write(here / "recerase.toml", "\n".join([f'{key} = "{key}-dir"' for key in paths] + more))
     found = load_settings()
     assert {key: getattr(found, key) for key in paths} == {key: Path(f"{key}-dir") for key in paths}
     assert found.concepts == ("a=b", "!c=d")
+    assert found.profile == "standard"
     assert dict(found.sources) == {key: f"recerase.toml: {key}" for key in KEYS}
+
+
+@pytest.mark.parametrize("value", ["'fast'", "3", "['quick']", "''"])
+def test_a_profile_is_one_of_three(here: Path, value: str) -> None:
+    write(here / "recerase.toml", f"profile = {value}")
+    with pytest.raises(SettingsError, match="quick, standard, thorough"):
+        load_settings()
 
 
 def test_one_concept_needs_no_list(here: Path) -> None:

@@ -41,12 +41,14 @@ from recerase.planning import Plan, plan_erase
 from recerase.preparing import prepare
 from recerase.recommending import Recommended, recommend
 from recerase.reporting import (
+    attest_report,
     bless_report,
     check_baseline,
     check_outputs,
     gated,
     read_baseline,
     verify_report,
+    write_card,
     write_report,
     write_reports,
 )
@@ -55,7 +57,7 @@ from recerase.runtime import RunConfig, choose_device, choose_dtype, environment
 from recerase.sid_export import Exported, export_sids
 from recerase.store import check_file_output, publish, write_bytes
 from recerase.tokenizing import Tokenized, tokenize
-from recerase.types import SILENT, FailOn, Observer, Policy, Report, Scope
+from recerase.types import SILENT, FailOn, Observer, Policy, Profile, Report, Scope
 
 if TYPE_CHECKING:
     from recerase.layouts.describe import Description
@@ -72,6 +74,7 @@ __all__ = [
     "Tokenized",
     "Trained",
     "apply_patch",
+    "attest_report",
     "audit",
     "bless_report",
     "compare",
@@ -94,6 +97,7 @@ __all__ = [
     "tokenize",
     "train",
     "verify_report",
+    "write_card",
     "write_report",
     "write_reports",
 ]
@@ -215,6 +219,7 @@ def audit(
     reference: str | Path | None = None,
     earlier: Sequence[ConceptSpec] = (),
     scope: Scope = "output",
+    profile: Profile | None = None,
     max_users: int | None = None,
     baseline: str | Path | None = None,
     fail_on: FailOn = "policy",
@@ -223,7 +228,8 @@ def audit(
     run: RunConfig = RUN,
     observer: Observer = SILENT,
 ) -> Report:
-    """Run the probes on a checkpoint, decide the policy, and write the report to every one of `outputs`.
+    """Run the probes of `profile` (None: the policy's) on a checkpoint, decide the policy, and write the report to every one of
+    `outputs`.
 
     Settings that cannot work (policy, baseline, outputs) are refused before a model is loaded. `fail_on` says what makes
     the exit code 1 (`Gate`): the policy's verdict, a regression against `baseline`, either, or nothing. `earlier` are concepts that
@@ -263,9 +269,11 @@ def audit(
             "concept": chosen.digest,
             "earlier concepts": gone.digest,
             "settings": [scope, max_users],
+            "profile": profile or rules.profile,
         }
         state.open(run_key(run, run.seed, data_digest(catalogue), **entries), resume, observer)
-        report = gated(audited(inputs, run, observer, max_users=max_users, state=state), fail_on, accepted)
+        made = audited(inputs, run, observer, max_users=max_users, profile=profile, state=state)
+        report = gated(made, fail_on, accepted)
         if workers().main:
             write_reports(report, outputs)
     return report

@@ -20,7 +20,7 @@ from recerase.growing import codebooks_for
 from recerase.resume import Pieces
 from recerase.runtime import RunConfig, choose_device, code_digest, environment
 from recerase.store import canonical_json, sha256_bytes
-from recerase.types import BoolArray, Move, Observer, Policy, Report, Scope
+from recerase.types import BoolArray, Move, Observer, Policy, Profile, Report, Scope
 
 if TYPE_CHECKING:
     from recerase.audit.probes import AuditConfig, AuditModel
@@ -58,15 +58,17 @@ def audited(
     observer: Observer,
     *,
     max_users: int | None = None,
+    profile: Profile | None = None,
     state: Pieces | None = None,
 ) -> Report:
-    """Run the probes, decide the policy, and put everything a report needs around the result."""
+    """Run the probes of `profile` (None: the policy's), decide the policy, and put everything a report needs around the result."""
     from recerase.audit.probes import AuditConfig, Earlier, build_world
     from recerase.audit.run import run_audit
 
     started, began = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), time.monotonic()
     policy = inputs.policy
-    config = AuditConfig(max_users=max_users, profile=policy.profile, seed=run.seed, confidence=policy.confidence)
+    profile = profile or policy.profile
+    config = AuditConfig(max_users=max_users, profile=profile, seed=run.seed, confidence=policy.confidence)
     source = inputs.original or inputs.subject
     world = build_world(
         inputs.catalogue,
@@ -91,6 +93,7 @@ def audited(
     volatile = {
         "started": started,
         "seconds": round(time.monotonic() - began, 3),
+        "seconds_a_probe": dict(result.seconds),
         "environment": asdict(environment(run.seed, run.threads, device, _dtype(inputs.subject))),
     }
     return _report(result, inputs, config, volatile)

@@ -6,6 +6,7 @@ before the first is written; it is read back by its seal, and believed only wher
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import date
@@ -19,7 +20,15 @@ from recerase.catalog import load_catalogue
 from recerase.errors import ArtefactError, UsageError, WriteError
 from recerase.report.baseline import baseline_bytes, load_baseline, parse_baseline
 from recerase.report.schema import read_report, report_bytes, report_digest
-from recerase.store import MANIFEST, check_file_output, read_bytes, verify_manifest, write_bytes
+from recerase.store import (
+    MANIFEST,
+    check_file_output,
+    read_bytes,
+    sha256_bytes,
+    sha256_file,
+    verify_manifest,
+    write_bytes,
+)
 from recerase.types import Baseline, FailOn, Report
 
 _FORMATS = {
@@ -162,6 +171,48 @@ def verify_report(
     for role, place in given.items():
         problems += [] if place is None else _unlike(report, role, Path(place), layout, options)
     return tuple(problems)
+
+
+def write_card(path: str | Path, out: str | Path, *, force: bool = False) -> Path:
+    """Write the model card of the report at `path` to `out`. Raises ArtefactError when it is no report as it was written."""
+    from recerase.report.card import report_card
+
+    check_file_output(out, inputs=[Path(path)], force=force)
+    write_bytes(out, report_card(read_report(path)).encode())
+    return Path(out)
+
+
+def attest_report(
+    path: str | Path,
+    checkpoint: str | Path | None,
+    out: str | Path,
+    *,
+    url: str | None = None,
+    layout: str | None = None,
+    options: Mapping[str, str] = MappingProxyType({}),
+    force: bool = False,
+) -> int:
+    """Write an in-toto statement of the verdict in the report at `path` about the files of `checkpoint`; returns how many.
+
+    `checkpoint` None: the directory that the report lies in. Its files are all below it but hidden ones and the report itself.
+    Raises ArtefactError when the report does not hold, or is of another checkpoint than this one.
+    """
+    from recerase.disk import listing
+    from recerase.report.intoto import report_statement
+
+    path, place = Path(path), Path(path).absolute().parent if checkpoint is None else Path(checkpoint)
+    check_file_output(out, inputs=[path], force=force)
+    if not place.is_dir():
+        raise UsageError(f"{place} is not a directory.", "Give the checkpoint that was audited.")
+    problems = verify_report(path, subject=place, layout=layout, options=options)
+    if problems:
+        raise ArtefactError(f"{path} says nothing of {place}: {problems[0]}", "Audit this checkpoint, and attest that.")
+    besides = {os.path.realpath(path), os.path.realpath(out)}
+    names = [name for name, _ in listing(place) if not any(part.startswith(".") for part in Path(name).parts)]
+    files = {name: sha256_file(place / name) for name in names if os.path.realpath(place / name) not in besides}
+    statement = report_statement(read_report(path), files, sha256_bytes(read_bytes(path)), url)
+    write_bytes(out, statement)
+    return len(files)
 
 
 def _unlike(report: Report, role: str, place: Path, name: str | None, options: Mapping[str, str]) -> Iterator[str]:

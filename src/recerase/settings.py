@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from recerase.errors import SettingsError
+from recerase.types import Profile
 
 FILE_NAME = "recerase.toml"
 PYPROJECT = "pyproject.toml"
@@ -35,6 +36,8 @@ class Settings:
     """A checkpoint trained without the concept."""
     policy: Path | None = None
     """Policy file."""
+    profile: Profile | None = None
+    """Which probes an audit runs."""
     concepts: tuple[str, ...] = ()
     """Concept specs; their union is the concept."""
     sources: Mapping[str, str] = field(default_factory=dict)
@@ -42,7 +45,8 @@ class Settings:
 
 
 KEYS = tuple(f.name for f in fields(Settings) if f.name != "sources")
-_PATHS = tuple(key for key in KEYS if key != "concepts")
+_PATHS = tuple(key for key in KEYS if key not in ("concepts", "profile"))
+_PROFILES: tuple[Profile, ...] = ("quick", "standard", "thorough")
 
 
 def load_settings(path: str | os.PathLike[str] | None = None) -> Settings:
@@ -73,6 +77,8 @@ def _settings(path: Path, *, required: bool) -> Settings:
     if problems:
         raise SettingsError(f"{path} cannot be used: {'; '.join(problems)}.", f"Known keys: {', '.join(KEYS)}.")
     found: dict[str, Any] = {key: path.parent / os.path.expanduser(table[key]) for key in _PATHS if key in table}
+    if "profile" in table:
+        found["profile"] = table["profile"]
     if "concepts" in table:
         given = table["concepts"]
         found["concepts"] = (given,) if isinstance(given, str) else tuple(given)
@@ -96,6 +102,8 @@ def _problem(key: str, value: object) -> str:
     if key in _PATHS:
         usable = isinstance(value, str) and value.strip() != "" and "\0" not in value
         return "" if usable else f"{key} must be a path, not {_shown(value)}"
+    if key == "profile":
+        return "" if value in _PROFILES else f"profile must be one of {', '.join(_PROFILES)}, not {_shown(value)}"
     specs = [value] if isinstance(value, str) else value
     usable = isinstance(specs, list) and bool(specs) and all(isinstance(s, str) and s.strip() for s in specs)
     return "" if usable else f"concepts must be a spec or a list of specs, not {_shown(value)}"

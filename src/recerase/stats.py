@@ -11,6 +11,7 @@ values as a set (or as a set of pairs), never on their order.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from statistics import NormalDist
 
 import numpy as np
@@ -184,6 +185,65 @@ def required_n(value: float, end: float, limit: float, n: int, method: str = "bo
         return None
     needed = n * (share if method == "rule-of-three" else share * share)
     return max(math.ceil(needed * (1 - 1e-12)), 1)
+
+
+def enough_n(
+    value: float, end: float, limit: float, n: int, method: str, confidence: float = 0.95, power: float = 0.8
+) -> int | None:
+    """About how many units would bring the pessimistic end within `limit` with probability `power`, were `value` the truth.
+
+    `value`, `end` and `limit` are turned so that smaller is better: a minimum is given negated. `required_n` is for the value
+    staying where it is, and half of all samples lie above it: the distance that must fit between the value and the limit is
+    z(power) standard errors longer. A rate (`wilson`) is sought with the interval itself, for its width is not that of a normal
+    distribution where hits are few; Gaffke's bound has a part that shrinks faster. No hit at all needs what the rule of three
+    says. None as `required_n`.
+    Raises UsageError unless power is in [.5, 1).
+    """
+    _check_confidence(confidence)
+    if not 0.5 <= power < 1:
+        raise UsageError(f"A power of {power} cannot be planned for.", "Give one from .5 to below 1, such as .8.")
+    plain = required_n(value, end, limit, n, method)
+    if plain is None or end == value or method == "rule-of-three":
+        return plain
+    more = _NORMAL.inv_cdf(power)
+    if method == "wilson" and limit < 1 and -1 <= value <= 1:
+        hits, rate = (value, limit) if value >= 0 else (1 + value, 1 + limit)
+        return _enough_trials(hits, rate, confidence, more)
+    z = _NORMAL.inv_cdf((1 + confidence) / 2)
+    if method == "gaffke":
+        unseen_unit = -math.log((1 - confidence) / 2) * (1 - value if value >= 0 else -value)
+        return _enough_units(end - value, limit - value, n, unseen_unit, more / z)
+    return max(math.ceil(n * ((end - value) / (limit - value) * (1 + more / z)) ** 2 * (1 - 1e-12)), 1)
+
+
+def _enough_units(reach: float, room: float, n: int, unseen_unit: float, lengthened: float) -> int:
+    """As `enough_n` for Gaffke's bound, whose `reach` at n is made of two parts: the spread of the units, which shrinks with
+    sqrt(n) and is `lengthened` by what the power asks, and the one unit that was not seen, which shrinks with n. They add up as
+    squares, to a few percent (a normal variable and an exponential one)."""
+    spread = n * max(reach**2 - (unseen_unit / n) ** 2, 0.0)
+    return _least(lambda m: math.sqrt(spread / m + (unseen_unit / m) ** 2) + lengthened * math.sqrt(spread / m) <= room)
+
+
+def _enough_trials(rate: float, limit: float, confidence: float, more: float) -> int:
+    """Trials in which `rate`, and `more` standard errors of hits, keep the upper end of its interval within `limit`."""
+
+    def passes(n: int) -> bool:
+        hits = math.ceil(n * rate + more * math.sqrt(n * rate * (1 - rate)))
+        return wilson(min(hits, n), n, confidence).high <= limit
+
+    return _least(passes)
+
+
+def _least(passes: Callable[[int], bool]) -> int:
+    """The least n that passes, to one percent; what passes at some n passes at any larger one."""
+    high = 1
+    while not passes(high):
+        high *= 2
+    low = high // 2
+    while high - low > max(1, high // 100):
+        middle = (low + high) // 2
+        low, high = (low, middle) if passes(middle) else (middle, high)
+    return high
 
 
 def _check_confidence(confidence: float) -> None:

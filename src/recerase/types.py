@@ -106,6 +106,10 @@ class Rule:
     """Largest relative drop against `max_drop_vs`."""
     optional: bool = False
     """An optional rule that could not be measured is reported, and does not make the verdict inconclusive."""
+    profile: Profile | None = None
+    """The first profile whose audits ask it; None: all do, and where its probe is not run it is inconclusive."""
+    scope: Scope | None = None
+    """The scope in which it is asked; None: in both."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +147,9 @@ class Finding:
     measurement: Measurement | None = None
     limit: str = ""
     """The limit as it is shown: `<= 0.001`, `drop vs original <= 1 %`."""
+    enough: int | None = None
+    """Of an inconclusive rule that was measured: how many units (as `n` counts them) would have been enough to pass it in four
+    audits of five, were the value the truth. None: of other rules, and where no number would be."""
 
 
 @dataclass(frozen=True)
@@ -169,6 +176,8 @@ class Decision:
     as_of: str = ""
     """ISO date that makes the same decision again: the day after the last of the concept's waivers that had expired;
     empty when none had. Not the day of the audit, so that equal runs on two days stay equal."""
+    profile: Profile = "quick"
+    """The profile that was run: which probes, and which rules were asked."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,10 @@ from recerase.sid.table import SidSchema, SidTable
 
 GROUPS, IN_GROUP, SECOND = 3, 12, 16
 N = GROUPS * IN_GROUP
-CONFIG = AuditConfig(k=(5, 10, 20), mass_users=40, saturated_histories=40, neighbours=6, free_beam=6, batch=32)
+SEARCH = {"worst_items": 5, "worst_starts": 4, "worst_rounds": 4}
+CONFIG = AuditConfig(
+    k=(5, 10, 20), mass_users=40, saturated_histories=40, neighbours=6, free_beam=6, batch=32, **SEARCH
+)
 
 
 @pytest.fixture

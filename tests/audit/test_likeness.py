@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from recerase.audit.cases import concept_users, concept_users_case, mass_users, natural_case
+from recerase.audit.influence import history_influence
 from recerase.audit.likeness import (
     Features,
     columns,
     features_of,
-    history_influence,
     likeness,
     overlap,
     retained,

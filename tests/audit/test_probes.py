@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,14 +11,22 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from recerase.audit import relearn
 from recerase.audit.card import PROFILES
 from recerase.audit.cards import PROBES, known_metrics, load_probe, metrics, probes_of
 from recerase.audit.probes import AuditConfig, AuditModel, AuditWorld, Earlier, build_world, measured
 from recerase.audit.readings import Readings
+from recerase.audit.relearning import RelearnConfig
 from recerase.audit.run import not_run
 from recerase.catalog.interactions import Catalogue
 from recerase.errors import DataError, UsageError
 from recerase.types import Measurement, Skipped
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attacks of five steps."""
+    monkeypatch.setattr(relearn, "RelearnConfig", functools.partial(RelearnConfig, steps=(1, 5)))
 
 
 def test_every_card_loads_and_metric_names_belong_to_one_probe() -> None:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import date
+from typing import Any
 
 import numpy as np
 import pytest
 
-from recerase.audit.cards import probes_of
+from recerase.audit import relearn
+from recerase.audit.cards import PROBES, cards_beyond, load_probe, metrics, probes_of
 from recerase.audit.cases import mass_users
 from recerase.audit.probes import AuditModel, AuditWorld
 from recerase.audit.readings import Readings
-from recerase.audit.run import AuditResult, compare, run_audit
+from recerase.audit.relearning import RelearnConfig
+from recerase.audit.run import AuditResult, _limits, compare, run_audit
 from recerase.model.recommender import ModelConfig, Recommender, new_recommender
-from recerase.sid.table import SidSchema
+from recerase.sid.table import SidSchema, SidTable
 from recerase.types import Measurement, Policy, Result, Rule, Skipped, Verdict
 
 POLICY = Policy(
@@ -87,13 +91,19 @@ def test_an_original_without_the_concept_makes_the_audit_invalid(
     assert {c.name: c.holds for c in found.controls}["original"] is False
 
 
+def probes_among(found: Iterable[Measurement]) -> set[str]:
+    """The probes whose metrics these are."""
+    specs = {metrics()[m.metric] for m in found}
+    return {name for name, card in PROBES.items() if specs & {*card.metrics}}
+
+
 def test_every_role_is_measured_by_every_probe_and_an_audit_repeats_itself(
     audit: Callable[..., AuditResult], audited: Callable, untrained: Recommender, planted: Callable[[int], Recommender]
 ) -> None:
     first = audit(audited(untrained), audited(planted(0)), audited(planted(1)))
     for role in ("subject", "original", "filter", "reference"):
-        seen = {m.metric.split(".")[0].split("_")[0] for m in first.measurements if m.role == role}
-        assert seen == set(probes_of("quick")) - {"earlier"}
+        seen = probes_among(m for m in first.measurements if m.role == role)
+        assert seen == {*probes_of("quick")} - {"earlier"}
     again = audit(audited(untrained), audited(planted(0)), audited(planted(1)))
     assert first.measurements == again.measurements
     assert first.decision == again.decision
@@ -107,7 +117,7 @@ def test_a_seq2seq_recommender_is_audited_alike(
     model = new_recommender(config, schema, 0)
     model.module.eval()
     found = audit(audited(model), audited(model), audited(model))
-    assert {m.metric.split(".")[0].split("_")[0] for m in found.measurements} == set(probes_of("quick")) - {"earlier"}
+    assert probes_among(found.measurements) == {*probes_of("quick")} - {"earlier"}
 
 
 def test_a_reference_is_never_shown_the_concept(
@@ -146,8 +156,9 @@ def test_the_original_as_subject_is_read_once(
 def test_what_did_not_run_is_said(audit: Callable[..., AuditResult], audited: Callable, untrained: Recommender) -> None:
     found = audit(audited(untrained), audited(untrained))
     skipped = {s.metric: s.reason for s in found.skipped if s.role == "subject"}
-    assert "relearn.*" in skipped
-    assert "weights.*" in skipped
+    for card in cards_beyond("quick"):
+        for spec in card.metrics:
+            assert f"--profile {card.profile}" in skipped[f"{spec.name.partition('.')[0]}.*"]
     assert "no" in skipped["natural.mass.old"]  # the ratio to a reference that was not given
     assert any("user-data" in text for text in found.limits)
 
@@ -177,3 +188,42 @@ def test_a_comparison_with_nothing_is_skipped(world: AuditWorld) -> None:
     assert isinstance(plain, Measurement)
     assert plain.value == pytest.approx(0.5)
     assert plain.interval is None
+
+
+@pytest.mark.parametrize("kind", ["causal", "seq2seq"])
+def test_probes_of_weights_read_a_causal_model_and_a_t5_with_a_moved_table_alike(
+    kind: Any,
+    world: AuditWorld,
+    audited: Callable[..., AuditModel],
+    schema: SidSchema,
+    moved: SidTable,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(relearn, "RelearnConfig", functools.partial(RelearnConfig, steps=(1, 5)))
+    monkeypatch.setattr(relearn, "MARKS", (0, 1, 5))
+    config = ModelConfig(kind, width=16, layers=1, heads=2, feed_forward=32, window=20, dropout=0.0)
+    knows, other = (new_recommender(config, schema, seed) for seed in (0, 1))
+    cache: dict[Any, Any] = {}
+    beside: dict[Any, Readings] = {}
+    models = [audited(other, table=moved), audited(knows, role="original")]
+    beside |= {model.role: Readings(model, world, cache, beside=beside) for model in models}
+    for name in ("relearn", "precision", "forensics", "influence"):
+        for readings in beside.values():
+            found = load_probe(name)(readings)
+            told = [m for m in found if isinstance(m, Skipped)]
+            assert all("shows nothing of the concept" in m.reason for m in told), told
+            assert len(told) < len(found)
+
+
+@pytest.mark.parametrize("scope", ["output", "influence"])
+def test_limits_say_which_probes_looked_at_the_weights(scope: Any, world: AuditWorld) -> None:
+    quick, standard = (
+        " ".join(_limits(replace(world, scope=scope, config=replace(world.config, profile=profile)), False))
+        for profile in ("quick", "standard")
+    )
+    assert "was not measured." in quick
+    told = standard.partition("by these probes alone: ")[2]
+    assert all(name in told for name in ("relearn", "precision", "forensics"))
+    assert "relearn_few" not in standard
+    assert ("influence.history" in standard) == (scope == "influence")
+    assert "influence.history" not in quick

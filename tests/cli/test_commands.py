@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,12 @@ import pytest
 
 from recerase import api
 from recerase.__main__ import run
+from recerase.audit import cards
 from recerase.catalog import load_catalogue
 from recerase.catalog.demo import DEMO_CONCEPT, demo_catalogue
 from recerase.catalog.readers import write_catalogue
 from recerase.cli.verdict import tell
+from recerase.errors import UsageError
 from recerase.layouts.native import load_checkpoint, load_sids
 from recerase.model.recommender import ModelConfig
 from recerase.model.training import TrainConfig
@@ -255,6 +258,81 @@ def test_policies_are_written_checked_and_explained(tmp_path: Path, capsys: pyte
     mine.write_text(mine.read_text().replace("metric =", "metrik =", 1))
     assert run(["policy", "check", str(mine)]) == 2
     assert "metrik" in capsys.readouterr().err
+
+
+def test_one_rule_is_explained_with_all_there_is_to_say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["policy", "explain", "exposure", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["asks"].startswith("natural.exposure@10 is at most 0.001")
+    assert (facts["probe"], facts["layer"], facts["limit"]) == ("natural", "catalogue", "<= 0.001")
+    assert facts["users it needs"].startswith("2,996 with no hit among them; about ")
+    assert facts["a pass does not mean"]
+    assert run(["policy", "explain", "twins", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["users it needs"].startswith("all there are")
+    assert run(["policy", "explain", "utility"]) == 0
+    assert "drops by at most 5.00%" in " ".join(capsys.readouterr().out.split())
+    mine = tmp_path / "mine.toml"
+    rule = '[[rule]]\nid = "only"\nmetric = "natural.hit@10"\nmax = 0.5\nprofile = "standard"\nscope = "influence"\n'
+    mine.write_text(f'schema = "recerase.policy/1"\n{rule}')
+    assert run(["policy", "explain", str(mine), "only"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "from the standard profile on; in scope influence" in told
+    for wrong in (["explain", "exposuer"], ["explain", str(mine), "only", "more"], ["explain", "only"]):
+        assert run(["policy", *wrong]) == 2
+    assert "Did you mean 'exposure'?" in capsys.readouterr().err
+
+
+def test_a_policy_check_warns_of_what_will_not_do_what_it_looks_like(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An expired waiver, and a rule whose probe its profile does not run; a broken waiver beside a broken rule: all at once."""
+    mine = tmp_path / "mine.toml"
+    rule = '[[rule]]\nid = "only"\nmetric = "natural.hit@10"\nmax = 0.5\n'
+    waiver = '[[waiver]]\nrule = "only"\nconcept = "a=b"\nreason = "ticket"\nexpires = 2020-01-01\n'
+    mine.write_text(f'schema = "recerase.policy/1"\n{rule}{waiver}')
+    later = replace(cards.PROBES["natural"], profile="standard")
+    assert run(["policy", "check", str(mine)]) == 0
+    told = capsys.readouterr().err
+    assert "is no waiver: it expired on 2020-01-01" in told
+    assert "--profile" not in told
+    monkeypatch.setattr(cards, "PROBES", {**cards.PROBES, "natural": later})
+    assert run(["policy", "check", str(mine)]) == 0
+    assert "run `audit --profile standard`" in " ".join(capsys.readouterr().err.split())
+    broken = rule.replace("max", "maks") + waiver.replace("2020-01-01", "'soon'").replace('reason = "ticket"', "")
+    mine.write_text(f'schema = "recerase.policy/1"\n{broken}profile = "fast"\n[audit]\nprofile = "fast"\n')
+    assert run(["policy", "check", str(mine)]) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    for part in (
+        "'maks'",
+        "sets no limit",
+        "reason is missing",
+        "expires must be a date",
+        "profile must be one of",
+        "key 'profile'",
+    ):
+        assert part in told
+
+
+@pytest.mark.parametrize(
+    ("given", "settings", "asked"),
+    [(["--profile", "thorough"], "standard", "thorough"), ([], "standard", "standard"), ([], None, None)],
+)
+def test_a_profile_is_asked_for_here_or_in_the_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: list[str], settings: str | None, asked: str | None
+) -> None:
+    seen: dict[str, object] = {}
+
+    def audit(*_: object, **options: object) -> None:
+        seen.update(options)
+        raise UsageError("Enough.", "Stop.")
+
+    monkeypatch.setattr(api, "audit", audit)
+    told = tmp_path / "recerase.toml"
+    told.write_text(f'profile = "{settings}"\n' if settings else "")
+    line = ["audit", "m", "--concept", "a=b", "--data", "d", "--settings", str(told), *given]
+    assert run(line) == 2
+    assert seen["profile"] == asked
+    assert run([*line, "--profile", "fast"]) == 2
 
 
 def test_list_names_every_part(capsys: pytest.CaptureFixture[str]) -> None:

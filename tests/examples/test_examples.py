@@ -157,3 +157,28 @@ def test_bring_your_own_sids(shop: Path, tmp_path: Path, capsys: pytest.CaptureF
     vaping = sum("Vaping" in categories for categories in catalogue.items.categories)
     assert f"{DEMO_CONCEPT}: {vaping} items" in said
     assert "level 3:" in said
+
+
+def test_a_checkpoint_is_signed_and_a_changed_one_does_not_verify(tmp_path: Path, capsys: Any) -> None:
+    pytest.importorskip("model_signing", reason='model-signing is not installed: pip install "recerase[sign]"')
+    main, keys, checkpoint = main_of("sign_checkpoint.py"), tmp_path / "keys", tmp_path / "ckpt"
+    checkpoint.mkdir()
+    (checkpoint / "model.safetensors").write_bytes(b"weights")
+    (checkpoint / "verdict.intoto.json").write_text("{}")
+    assert main(["keys", str(keys)]) == 0
+    assert (keys / "private.pem").stat().st_mode & 0o77 == 0
+    with pytest.raises(FileExistsError):
+        main(["keys", str(keys)])
+    assert main(["sign", str(checkpoint), str(keys / "private.pem")]) == 0
+    verify = ["verify", str(checkpoint), str(keys / "public.pem")]
+    assert main(verify) == 0
+    (checkpoint / "verdict.intoto.json").write_text('{"result": "PASSED"}')
+    assert main(verify) == 1
+    assert "does not verify" in capsys.readouterr().err
+    (checkpoint / "verdict.intoto.json").write_text("{}")
+    assert main(verify) == 0
+    (checkpoint / "more").write_text("x")
+    assert main(verify) == 1
+    assert main(["keys", str(tmp_path / "others")]) == 0
+    (checkpoint / "more").unlink()
+    assert main([*verify[:2], str(tmp_path / "others" / "public.pem")]) == 1

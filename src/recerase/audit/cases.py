@@ -5,7 +5,7 @@ The one decision: a sample is a function of the world and its purpose alone, so 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -72,6 +72,25 @@ def concept_users_case(world: AuditWorld) -> Case:
 def some_users(world: AuditWorld, purpose: str, size: int) -> Case:
     """`size` test users at the most, drawn with the world's seed for a `purpose`, which is the case's name."""
     return Case(purpose, world.histories.take(_sample(world, purpose, np.arange(len(world.histories)), size)))
+
+
+def held_out(world: AuditWorld) -> Histories:
+    """The world's histories, and those before the interaction before, which training does not see either; by user, earlier first.
+
+    A world of validation histories has no others: what is tested on later stays unseen.
+    """
+    last = world.histories.take(np.argsort(world.histories.users, kind="stable"))
+    before = world.catalogue.interactions.split().valid  # one a user, of everyone who can have one, by ascending user
+    place = np.searchsorted(before.users, last.users)
+    before = before.take(place[before.lengths[place] < last.lengths])
+    both = replace(
+        last,
+        items=np.concatenate([before.items, last.items]),
+        offsets=np.concatenate([before.offsets, before.offsets[-1] + last.offsets[1:]]),
+        users=np.concatenate([before.users, last.users]),
+        targets=np.concatenate([before.targets, last.targets]),
+    )
+    return both.take(np.argsort(both.users, kind="stable"))
 
 
 def synthetic(items: IntArray, lengths: IntArray) -> Histories:

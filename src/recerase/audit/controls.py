@@ -16,42 +16,70 @@ from datetime import date
 from typing import Literal
 
 from recerase.audit.cards import MetricSpec, metrics
-from recerase.audit.policy import decide, default_policy
-from recerase.types import Control, Finding, Layer, Measurement, Policy, Result, Role, Rule, Skipped
+from recerase.audit.policy import decide, default_policy, in_force
+from recerase.types import (
+    Control,
+    Finding,
+    Layer,
+    Measurement,
+    Policy,
+    Profile,
+    Result,
+    Role,
+    Rule,
+    Scope,
+    Skipped,
+)
 
 Outcome = Literal["fails", "passes", "undecided"]
 ControlRole = Literal["original", "filter", "reference"]
 
 EXPECTED: Mapping[ControlRole, tuple[str, Mapping[Layer, Outcome]]] = {
-    "original": ("fails every layer", {"catalogue": "fails", "behaviour": "fails"}),
-    "filter": ("passes catalogue, fails behaviour", {"catalogue": "passes", "behaviour": "fails"}),
-    "reference": ("passes", {"catalogue": "passes", "behaviour": "passes"}),
+    "original": ("fails every layer", {"catalogue": "fails", "behaviour": "fails", "weights": "fails"}),
+    "filter": (
+        "passes catalogue, fails behaviour and weights",
+        {"catalogue": "passes", "behaviour": "fails", "weights": "fails"},
+    ),
+    "reference": ("passes", {"catalogue": "passes", "behaviour": "passes", "weights": "passes"}),
 }
-"""What is said to be expected, and the layers on which it is tested."""
+"""What is said to be expected, and the layers on which it is tested; weights only where the profile measured that layer."""
 
 
 def judge_controls(
-    policy: Policy, measurements: Sequence[Measurement], skipped: Sequence[Skipped], concept: str, today: date
+    policy: Policy,
+    measurements: Sequence[Measurement],
+    skipped: Sequence[Skipped],
+    concept: str,
+    today: date,
+    profile: Profile | None = None,
+    scope: Scope = "output",
 ) -> tuple[Control, ...]:
     """One Control each for original, filter and (only if it was measured) reference.
 
     `measurements` are those of every role, comparisons included. `holds` is None when the control was not run or its
-    numbers decide neither way.
+    numbers decide neither way. Rules are those that an audit of that profile (None: the policy's) and scope asks. What stays in the
+    weights decides a control where it was measured and the policy itself asks about it, in a rule that must be decided: the
+    default policy's rules do not stand in, for its numbers would say nothing of the rules that gate.
     """
+    profile = profile or policy.profile
+    policy = in_force(policy, profile, scope)
+    default = in_force(default_policy(), profile, scope)
     present = {m.role for m in measurements}
     controls = []
     for role, (expected, layers) in EXPECTED.items():
         if role in present:
-            controls.append(_judge(role, expected, layers, policy, measurements, skipped, concept, today))
+            asked = {layer: layer_rules(policy, layer, role, default) for layer in layers}
+            controls.append(_judge(role, expected, asked, policy, measurements, skipped, concept, today))
         elif role != "reference":
             controls.append(Control(role, expected, "not run: no original checkpoint was given", None))
     return tuple(controls)
 
 
-def layer_rules(policy: Policy, layer: Layer, role: Role) -> tuple[Rule, ...]:
-    """The rules on which `role` is judged in `layer`: the policy's own, or else the default policy's."""
+def layer_rules(policy: Policy, layer: Layer, role: Role, default: Policy | None = None) -> tuple[Rule, ...]:
+    """The rules on which `role` is judged in `layer`: the policy's own, or else, but for weights, those of `default` (the shipped
+    policy)."""
     known = metrics()
-    for source in (policy, default_policy()):
+    for source in (policy, default or default_policy()) if layer != "weights" else (policy,):
         rules = tuple(rule for rule in source.rules if _speaks(rule, layer, role, known))
         if rules:
             return rules
@@ -71,7 +99,7 @@ def _asks(rule: Rule, layers: Collection[Layer], known: Mapping[str, MetricSpec]
 def _judge(
     role: ControlRole,
     expected: str,
-    layers: Mapping[Layer, Outcome],
+    asked: Mapping[Layer, tuple[Rule, ...]],
     policy: Policy,
     measurements: Sequence[Measurement],
     skipped: Sequence[Skipped],
@@ -82,16 +110,28 @@ def _judge(
     others = [m for m in measurements if m.role not in (role, "subject")]
     missing = [replace(s, role="subject") for s in skipped if s.role == role]
     observed, met = [], []
-    for layer, wanted in layers.items():
-        rules = layer_rules(policy, layer, role)
-        asked = replace(policy, rules=rules, waivers=())
-        outcome, why = layer_outcome(decide(asked, [*own, *others], missing, (), concept, today).findings)
+    layers = EXPECTED[role][1]
+    for layer, rules in asked.items():
+        if layer == "weights" and (why := _unjudged(own, rules)):
+            observed.append(why)
+            continue
+        judged = replace(policy, rules=tuple(replace(rule, profile=None, scope=None) for rule in rules), waivers=())
+        outcome, why = layer_outcome(decide(judged, [*own, *others], missing, (), concept, today).findings)
         observed.append(f"{outcome} {layer} ({why})" if why else f"{outcome} {layer}")
-        met.append(None if outcome == "undecided" else outcome == wanted)
+        met.append(None if outcome == "undecided" else outcome == layers[layer])
     holds = False if False in met else None if None in met else True
     if holds and not any(_asks(rule, layers, metrics()) and not rule.optional for rule in policy.rules):
         observed, holds = ["no rule that must be decided asks about the concept, so any model may pass"], None
-    return Control(role, expected, "; ".join([*observed, "weights layer not measured"]), holds)
+    return Control(role, expected, "; ".join(observed), holds)
+
+
+def _unjudged(own: Sequence[Measurement], rules: Sequence[Rule]) -> str:
+    """Why what stays in the weights does not count for a control with these numbers, or nothing where it does."""
+    if not any(m.layer == "weights" for m in own):
+        return "weights layer not measured"
+    return (
+        "" if any(not rule.optional for rule in rules) else "no rule that must be decided asks about the weights layer"
+    )
 
 
 def layer_outcome(findings: Sequence[Finding]) -> tuple[Outcome, str]:

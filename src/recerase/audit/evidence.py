@@ -13,6 +13,7 @@ import numpy as np
 
 from recerase.audit.cases import mass_users, natural_case
 from recerase.audit.readings import exposure
+from recerase.audit.relearn import drawn
 from recerase.audit.saturated import lengths, saturated_case
 from recerase.types import Example, IntArray
 
@@ -65,7 +66,8 @@ def curves(readings: Sequence[Readings]) -> Mapping[str, Any]:
 
     `mass_by_rank`, `mass_by_rank_new`: concept mass (old, current SIDs) of the user at share x of the sample, most
     first. `exposure_by_k`: exposure@x over natural histories. `saturated_by_m`: exposure@10 over histories of x
-    concept items (no reference: it cannot read them).
+    concept items (no reference: it cannot read them). `relearn_forget`, `relearn_benign`: exposure@10 after x steps of further
+    training, where the relearn probe ran.
     """
     world = readings[0].world
     readers = [r for r in readings if r.model.reads_concept]
@@ -78,6 +80,7 @@ def curves(readings: Sequence[Readings]) -> Mapping[str, Any]:
         "mass_by_rank_new": {"x": ranks.tolist(), **by_rank["new"]},
         "exposure_by_k": {"x": k.tolist(), **{r.model.role: _exposure_by_k(r, k) for r in readings}},
         "saturated_by_m": {"x": m.tolist(), **{r.model.role: _saturated_by_m(r, m) for r in readers}},
+        **drawn(readings),
     }
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from recerase.audit.cases import Case, concept_users, concept_users_case, mass_users, natural_case
+from recerase.audit.cases import concept_users, mass_users, natural_case
 from recerase.audit.readings import SIDES, Side
 from recerase.audit.two_samples import TwoSample, auc_of, two_sample_auc
 from recerase.errors import UsageError
@@ -220,27 +220,6 @@ def likeness(
         tells=_tells(erased, references, worst, scope, many),
         notes=_notes(k, erased),
     )
-
-
-def history_influence(readings: Readings) -> FloatArray:
-    """[n] how much of a list changes when the concept items of the history are dropped: 1 - overlap@10 of retained items.
-
-    Over at most `mass_users` users of the concept. The histories are given as they are, to a reference too (which its role
-    would not have it read): what it makes of items it never saw, by the codes they share with others, is what no memory of
-    the concept explains. Under `influence` an erased model's must be about zero, under `output` it may be the original's.
-    """
-    world, sample = readings.world, mass_users(readings.world)
-    rows = sample.rows[sample.of_concept]
-    case = concept_users_case(world)
-    usual = readings.lists(natural_case(world))[rows]
-    if readings.model.reads_concept:
-        dropped = Case("concept users without the concept", case.histories.without(world.members))
-        other = readings.lists(dropped)
-    else:
-        reading = replace(readings, model=replace(readings.model, reads_concept=True))
-        other = reading.lists(case)
-    left = (_first(retained(x, np.zeros(x.shape), world.members)[0], TOP) for x in (usual, other))
-    return 1.0 - overlap(*left)
 
 
 def _neither(i: int, j: int) -> int:

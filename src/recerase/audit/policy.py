@@ -8,21 +8,39 @@ enough or not a number is inconclusive; an audit that does not tell its controls
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from typing import Literal
 
+from recerase.audit.card import PROFILES
 from recerase.audit.policy_file import check_policy, default_policy, is_day, load_policy, parse_policy, policy_digest
-from recerase.stats import required_n
-from recerase.types import Control, Decision, Finding, Measurement, Policy, Result, Role, Rule, Skipped, Verdict, Waiver
+from recerase.stats import enough_n
+from recerase.types import (
+    Control,
+    Decision,
+    Finding,
+    Measurement,
+    Policy,
+    Profile,
+    Result,
+    Role,
+    Rule,
+    Scope,
+    Skipped,
+    Verdict,
+    Waiver,
+)
 
 __all__ = [
     "check_policy",
+    "covers",
     "decide",
     "default_policy",
+    "in_force",
     "limit_text",
     "load_policy",
+    "not_asked",
     "parse_policy",
     "policy_digest",
     "required",
@@ -42,6 +60,18 @@ def required(policy: Policy) -> tuple[Asked, ...]:
     return tuple(dict.fromkeys((rule.metric, "subject", *_compared(rule)) for rule in policy.rules))
 
 
+def not_asked(rule: Rule, profile: Profile, scope: Scope) -> str:
+    """Why an audit of that profile and scope does not ask the rule, as words after its id; empty: it does."""
+    if rule.profile is not None and PROFILES.index(rule.profile) > PROFILES.index(profile):
+        return f"asked from the {rule.profile} profile on"
+    return f"asked in scope {rule.scope}" if rule.scope not in (None, scope) else ""
+
+
+def in_force(policy: Policy, profile: Profile, scope: Scope) -> Policy:
+    """The policy with no rule but those that an audit of that profile and scope asks."""
+    return replace(policy, rules=tuple(rule for rule in policy.rules if not not_asked(rule, profile, scope)))
+
+
 def limit_text(rule: Rule) -> str:
     """A rule's limit as it is shown: `<= 0.001`, `drop vs original <= 5 %`, `ratio to reference >= 0.1 and <= 3`."""
     versus, kind = _compared(rule)
@@ -59,25 +89,32 @@ def decide(
     controls: Iterable[Control],
     concept_name: str,
     today: date,
+    profile: Profile | None = None,
+    scope: Scope = "output",
 ) -> Decision:
     """The verdict on the subject: pure, and the same whatever the order of what it is given.
 
     Rule: FAIL where the value itself is beyond the limit, PASS where the pessimistic end of its interval respects it,
-    INCONCLUSIVE otherwise (and the n that would suffice). Where a number was handed in twice, the worse one counts.
+    INCONCLUSIVE otherwise (and the n that would suffice). Where a number was handed in twice, the worse one counts. A rule that
+    belongs to a wider profile or another scope than those of the audit is not asked, and has no finding.
     Verdict: INCONCLUSIVE while a control is broken; FAIL where a rule fails; PASS only where a rule passed, every other
     passed, was waived or was optional and undecided, and the original and the filter control hold.
-    A waiver forgives what was measured for its rule and concept until its date, inclusive; `today` is the day.
+    A waiver forgives what was measured for its rule and concept until its date, inclusive; `today` is the day. `profile` (None:
+    the policy's) is what was run.
     """
+    profile = profile or policy.profile
+    asked = in_force(policy, profile, scope)
+    unasked = {rule.id: why for rule in policy.rules if (why := not_asked(rule, profile, scope))}
     by_key: dict[tuple[str, Role | None, Kind], list[Measurement]] = {}
     for m in measurements:
         if m.role == "subject":
             by_key.setdefault((m.metric, m.versus, m.kind), []).append(m)
     missing = sorted({(s.metric, s.reason) for s in skipped if s.role == "subject"})
-    found = [_finding(rule, by_key.get((rule.metric, *_compared(rule)), []), missing, policy) for rule in policy.rules]
-    findings, warnings = _waive(found, policy.waivers, concept_name, today)
+    found = [_finding(rule, by_key.get((rule.metric, *_compared(rule)), []), missing, policy) for rule in asked.rules]
+    findings, warnings = _waive(found, policy.waivers, concept_name, today, unasked)
     told = tuple(sorted(controls, key=lambda c: (_CONTROL_ORDER.index(c.name), str(c.holds), c.observed)))
-    verdict, reason = _conclude(policy, findings, told)
-    return Decision(verdict, reason, findings, told, warnings, _as_of(policy.waivers, concept_name, today))
+    verdict, reason = _conclude(policy, findings, told, unasked)
+    return Decision(verdict, reason, findings, told, warnings, _as_of(policy.waivers, concept_name, today), profile)
 
 
 def _compared(rule: Rule) -> tuple[Role | None, Kind]:
@@ -99,7 +136,29 @@ class _Limit:
     sign: int
     bound: float
 
-    def judge(self, m: Measurement, policy: Policy) -> tuple[Result, str]:
+    def judge(self, m: Measurement, policy: Policy) -> tuple[Result, str, int | None]:
+        """What it comes to, why, and of what is undecided for want of units, how many would be enough."""
+        result, reason = self._unfit(m, policy)
+        if result is not None:
+            return result, reason, None
+        assert m.interval is not None
+        value, limit, exact = self.sign * m.value, self.sign * self.bound, m.interval.method == "exact"
+        end = max(value, self.sign * m.interval.low, self.sign * m.interval.high)
+        few = m.n < 1 or (m.n < policy.min_users and not exact)
+        if end <= limit and not few:
+            return Result.PASS, f"its pessimistic end {self.sign * end:.4g} respects the limit", None
+        enough = enough_n(value, end, limit, m.n, m.interval.method, m.interval.confidence) if end > limit else 1
+        if enough is None:
+            told = f"its pessimistic end {self.sign * end:.4g} is beyond the limit: no n would suffice"
+            return Result.INCONCLUSIVE, told, None
+        if few:
+            enough = max(policy.min_users, enough)
+            return Result.INCONCLUSIVE, f"n = {m.n} is too few: n = {enough} or more would suffice", enough
+        told = f"its pessimistic end {self.sign * end:.4g} is beyond the limit: n = {enough} or so would suffice"
+        return Result.INCONCLUSIVE, told, enough
+
+    def _unfit(self, m: Measurement, policy: Policy) -> tuple[Result | None, str]:
+        """What is decided by the value alone, or cannot be for it is no number or not sure; None where the interval decides."""
         value, limit = self.sign * m.value, self.sign * self.bound
         if math.isnan(m.value):
             return Result.INCONCLUSIVE, "the measured value is not a number"
@@ -116,16 +175,7 @@ class _Limit:
         ends = (value, self.sign * m.interval.low, self.sign * m.interval.high)
         if any(map(math.isnan, ends)):
             return Result.INCONCLUSIVE, "an end of its interval is not a number"
-        end = max(ends)
-        if m.n < 1 or (m.n < policy.min_users and not exact):
-            needed = required_n(value, end, limit, m.n, m.interval.method) if end > limit else None
-            asked_n = max(policy.min_users, needed or 0)
-            return Result.INCONCLUSIVE, f"n = {m.n} is too few: n = {asked_n} or more would suffice"
-        if end <= limit:
-            return Result.PASS, f"its pessimistic end {self.sign * end:.4g} respects the limit"
-        needed = required_n(value, end, limit, m.n, m.interval.method)
-        enough = "no n would suffice" if needed is None else f"n = {needed} or so would suffice"
-        return Result.INCONCLUSIVE, f"its pessimistic end {self.sign * end:.4g} is beyond the limit: {enough}"
+        return None, ""
 
 
 def _limits(rule: Rule) -> list[_Limit]:
@@ -142,24 +192,25 @@ def _finding(rule: Rule, own: Sequence[Measurement], missing: Sequence[tuple[str
     judged = [(side.judge(m, policy), m) for side in sides for m in own]
     if not judged:
         return Finding(rule, Result.INCONCLUSIVE, "the rule sets no limit", own[0], limit)
-    (result, reason), m = max(judged, key=lambda j: (_SEVERITY[j[0][0]], j[0][1], repr(j[1])))
-    return Finding(rule, result, reason, m, limit)
+    (result, reason, enough), m = max(judged, key=lambda j: (_SEVERITY[j[0][0]], j[0][2] or 0, j[0][1], repr(j[1])))
+    return Finding(rule, result, reason, m, limit, enough)
 
 
 def _why_missing(rule: Rule, missing: Sequence[tuple[str, str]]) -> str:
     """Why a rule's number is not there: reasons that speak of the model it is compared with go before others."""
     versus, kind = _compared(rule)
-    reasons = [reason for metric, reason in missing if _covers(metric, rule.metric)]
+    reasons = [reason for metric, reason in missing if covers(metric, rule.metric)]
     reasons = [reason for reason in reasons if versus is not None and versus in reason and kind in reason] or reasons
     return f"not measured: {'; '.join(dict.fromkeys(reasons))}" if reasons else "not measured"
 
 
-def _covers(skipped: str, metric: str) -> bool:
+def covers(skipped: str, metric: str) -> bool:
+    """Whether a `Skipped` of that name says why a metric is not there."""
     return skipped == metric or (skipped.endswith(".*") and metric.startswith(skipped[:-1]))
 
 
 def _waive(
-    findings: Sequence[Finding], waivers: Sequence[Waiver], concept: str, today: date
+    findings: Sequence[Finding], waivers: Sequence[Waiver], concept: str, today: date, unasked: Mapping[str, str]
 ) -> tuple[tuple[Finding, ...], tuple[str, ...]]:
     """Findings with this concept's waivers applied, and a warning for each waiver that forgives nothing."""
     told, warnings = list(findings), []
@@ -175,7 +226,9 @@ def _waive(
             reason = f"{findings[i].reason}; waived until {waiver.expires}: {waiver.reason}"
             told[i] = replace(findings[i], result=Result.WAIVED, reason=reason)
         if not used:
-            warnings.append(f"{name} is not used: that rule was met, or was not measured.")
+            why = unasked.get(waiver.rule)
+            told_why = f"is {why}" if why is not None else "was met, or was not measured"
+            warnings.append(f"{name} is not used: that rule {told_why}.")
     return tuple(told), tuple(dict.fromkeys(warnings))
 
 
@@ -192,13 +245,16 @@ def _forgivable(finding: Finding) -> bool:
     return wanting and finding.measurement is not None and not math.isnan(finding.measurement.value)
 
 
-def _conclude(policy: Policy, findings: Sequence[Finding], controls: Sequence[Control]) -> tuple[Verdict, str]:
+def _conclude(
+    policy: Policy, findings: Sequence[Finding], controls: Sequence[Control], unasked: Mapping[str, str]
+) -> tuple[Verdict, str]:
     broken = [c for c in controls if c.holds is False]
     if broken:
         told = "; ".join(f"the {c.name} control (expected: {c.expected}) {c.observed}" for c in broken)
         return Verdict.INCONCLUSIVE, f"audit invalid: {told}"
     if not any(f.measurement is not None for f in findings):
-        why = "nothing the policy asks for was measured" if findings else "the policy has no rule"
+        none = "no rule of the policy is asked in this audit" if unasked else "the policy has no rule"
+        why = "nothing the policy asks for was measured" if findings else none
         return Verdict.INCONCLUSIVE, why
     failed = [f for f in findings if f.result is Result.FAIL]
     if failed:
@@ -221,6 +277,7 @@ def _conclude(policy: Policy, findings: Sequence[Finding], controls: Sequence[Co
     others = {"waived": Result.WAIVED, "optional and undecided": Result.INCONCLUSIVE}
     left = [(how, [f for f in findings if f.result is result]) for how, result in others.items()]
     told = "".join(f"; {how}: {_names(some)}" for how, some in left if some)
+    told += f"; not asked: {', '.join(unasked)}" if unasked else ""
     return Verdict.PASS, f"{_counted(passed, findings)} passed{told}"
 
 

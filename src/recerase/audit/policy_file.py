@@ -118,6 +118,8 @@ _RULE: _Checks = {
     "max_drop_vs": _ROLE,
     "max_drop": _NUMBER,
     "optional": ((lambda v: isinstance(v, bool)), "must be true or false"),
+    "profile": _one_of("quick", "standard", "thorough"),
+    "scope": _one_of("output", "influence"),
 }
 _WAIVER: _Checks = {
     "rule": _TEXT,

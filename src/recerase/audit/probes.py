@@ -67,6 +67,12 @@ class AuditConfig:
     """Generations a user without a trie."""
     depth_users: int = 200
     """Users for whom the depth probe scores every listed item."""
+    worst_items: int = 10
+    """Most items of a history that the worst_case and soft_prompt probes search for; at most the model's window."""
+    worst_starts: int = 12
+    """Histories that a search begins from."""
+    worst_rounds: int = 24
+    """Rounds of a search; in each of them every history exchanges one item at most."""
     profile: Profile = "quick"
     """Which probes are run."""
     seed: int = 0
@@ -162,7 +168,8 @@ def build_world(
 
 def _check_config(config: AuditConfig) -> None:
     counts = ("mass_users", "saturated_histories", "saturated_items", "neighbours", "target_neighbours", "free_beam")
-    wrong = [name for name in (*counts, "depth_users", "batch", "mass_batch") if getattr(config, name) < 1]
+    searched = ("depth_users", "worst_items", "worst_starts", "worst_rounds")
+    wrong = [name for name in (*counts, *searched, "batch", "mass_batch") if getattr(config, name) < 1]
     wrong += ["max_users"] if config.max_users is not None and config.max_users < 1 else []
     wrong += ["k"] if not config.k or min(config.k) < 1 else []
     wrong += ["confidence"] if not 0 < config.confidence < 1 else []

@@ -16,7 +16,7 @@ from recerase.audit.policy import decide
 from recerase.audit.policy_file import policy_digest
 from recerase.report.codec import encode
 from recerase.report.schema import decision_document
-from recerase.types import Baseline, Control, Decision, Gate, Policy, Report
+from recerase.types import Baseline, Control, Decision, Gate, Policy, Report, Scope
 
 
 def inconsistencies(report: Report, baseline: Baseline | None = None) -> tuple[str, ...]:
@@ -46,8 +46,9 @@ def _digests(report: Report, policy: Policy) -> Iterator[str]:
 def _decision(report: Report, policy: Policy) -> Iterator[str]:
     decision, name = report.decision, str(report.concept.get("name", ""))
     today = date.fromisoformat(decision.as_of) if decision.as_of else date.min
-    controls = judge_controls(policy, report.measurements, report.skipped, name, today)
-    again = decide(policy, report.measurements, report.skipped, controls, name, today)
+    scope: Scope = "influence" if report.concept.get("scope") == "influence" else "output"
+    controls = judge_controls(policy, report.measurements, report.skipped, name, today, decision.profile, scope)
+    again = decide(policy, report.measurements, report.skipped, controls, name, today, decision.profile, scope)
     yield from _differing(_told(decision), _told(again))
 
 

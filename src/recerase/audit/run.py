@@ -7,15 +7,17 @@ control is made here, from the original and the concept, and is read like any ot
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import Any, Literal
 
-from recerase.audit.cards import PROBES, load_probe, probes_of
+from recerase.audit.cards import cards_beyond, load_probe, probes_of
 from recerase.audit.controls import judge_controls
+from recerase.audit.estimate import estimated
 from recerase.audit.evidence import curves, worst_examples
-from recerase.audit.policy import decide, default_policy, required
+from recerase.audit.policy import covers, decide, default_policy, in_force, not_asked, required
 from recerase.audit.probes import AuditModel, AuditWorld
 from recerase.audit.readings import Cache, Readings
 from recerase.resume import Pieces
@@ -31,6 +33,7 @@ from recerase.types import (
     Policy,
     Profile,
     Role,
+    Scope,
     Skipped,
 )
 
@@ -62,6 +65,8 @@ class AuditResult:
     examples: tuple[Example, ...]
     curves: Mapping[str, Any]
     limits: tuple[str, ...]
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Probe -> seconds it took on all models together; what two probes both read is counted with the first."""
 
 
 def run_audit(
@@ -79,30 +84,35 @@ def run_audit(
 
     Without an original the controls cannot run, and no verdict is a pass. When the subject is the original (same
     digest) its readings are made once. `today` (default: the system's date) is what waivers expire against; `state`
-    is where the readings of an interrupted run are kept and found.
+    is where the readings of an interrupted run are kept and found. The world's config says which profile is run; an observer that
+    listens is told beforehand about how long that takes.
     """
+    profile, scope = world.config.profile, world.scope
     cache: Cache = {}
     models = [subject, *_held_against(original, reference, world)]
     beside: dict[Role, Readings] = {}
     readings = [Readings(model, world, cache, observer, state, beside) for model in models]
     beside |= {reading.model.role: reading for reading in readings}
-    found = _probe(readings, observer)
+    if observer is not SILENT:
+        observer.note(estimated(readings).told)
+    found, seconds = _probe(readings, observer)
     measurements = [x for x in found if isinstance(x, Measurement)]
     skipped = [x for x in found if isinstance(x, Skipped)]
     skipped += not_run(world.config.profile)
-    compared = _compare_all(measurements, policy, world)
+    compared = _compare_all(measurements, skipped, in_force(policy, profile, scope), world)
     measurements += [x for x in compared if isinstance(x, Measurement)]
     skipped += [x for x in compared if isinstance(x, Skipped)]
     name, today = world.concept.name, today or date.today()
-    controls = judge_controls(policy, measurements, skipped, name, today)
+    controls = judge_controls(policy, measurements, skipped, name, today, profile, scope)
     return AuditResult(
-        decision=decide(policy, measurements, skipped, controls, name, today),
+        decision=decide(policy, measurements, skipped, controls, name, today, profile, scope),
         measurements=tuple(measurements),
         skipped=tuple(skipped),
         controls=controls,
         examples=worst_examples(beside["subject"], beside.get("original")),
         curves=curves(readings),
-        limits=_limits(world, reference is not None),
+        limits=(*_limits(world, reference is not None, measurements), *_unasked(policy, profile, scope)),
+        seconds=seconds,
     )
 
 
@@ -116,23 +126,38 @@ def _held_against(original: AuditModel | None, reference: AuditModel | None, wor
     return models
 
 
-def _probe(readings: Sequence[Readings], observer: Observer) -> list[Measurement | Skipped]:
+def _probe(readings: Sequence[Readings], observer: Observer) -> tuple[list[Measurement | Skipped], Mapping[str, float]]:
+    """What every probe found on every model, and how long each took; the observer is told which is at work on which."""
     names = probes_of(readings[0].world.config.profile)
     observer.start("audit", len(readings) * len(names))
     found: list[Measurement | Skipped] = []
+    seconds = dict.fromkeys(names, 0.0)
     for reading in readings:
         for name in names:
+            observer.advance("audit", 0, probe=name, role=reading.model.role)
+            began = time.monotonic()
             found += load_probe(name)(reading)
-            observer.advance("audit", 1, role=reading.model.role, probe=name)
+            seconds[name] += time.monotonic() - began
+            observer.advance("audit", 1, probe=name, role=reading.model.role)
     observer.finish("audit")
-    return found
+    return found, {name: round(spent, 3) for name, spent in seconds.items()}
 
 
 def not_run(profile: Profile) -> list[Skipped]:
-    """What the probes of wider profiles would have asked, as a `Skipped` of the subject each."""
-    names = probes_of(profile)
-    missing = [card for name, card in PROBES.items() if name not in names]
-    return [Skipped(f"{card.name}.*", "subject", f"not in the {profile} profile: {card.goal}") for card in missing]
+    """What the probes of wider profiles would have asked, as a `Skipped` of the subject for each name their metrics begin with."""
+    return [
+        Skipped(
+            f"{stem}.*", "subject", f"not in the {profile} profile, `--profile {card.profile}` runs it: {card.goal}"
+        )
+        for card in cards_beyond(profile)
+        for stem in dict.fromkeys(spec.name.partition(".")[0] for spec in card.metrics)
+    ]
+
+
+def _unasked(policy: Policy, profile: Profile, scope: Scope) -> tuple[str, ...]:
+    """One sentence that names the rules of the policy that an audit of this profile and scope does not ask, and why."""
+    why = [f"{rule.id} ({said})" for rule in policy.rules if (said := not_asked(rule, profile, scope))]
+    return (f"Rules of the policy that this audit did not ask: {', '.join(why)}.",) if why else ()
 
 
 def _asked(policy: Policy) -> tuple[Comparison, ...]:
@@ -140,7 +165,9 @@ def _asked(policy: Policy) -> tuple[Comparison, ...]:
     return tuple((m, versus, kind) for m, _, versus, kind in required(policy) if versus is not None and kind != "value")
 
 
-def _compare_all(measurements: Sequence[Measurement], policy: Policy, world: AuditWorld) -> list[Measurement | Skipped]:
+def _compare_all(
+    measurements: Sequence[Measurement], skipped: Sequence[Skipped], policy: Policy, world: AuditWorld
+) -> list[Measurement | Skipped]:
     """Every role in each comparison that the policy asks for, that the controls may lean on, or that is always told.
 
     What the policy asks for and the subject cannot be given is Skipped.
@@ -156,7 +183,7 @@ def _compare_all(measurements: Sequence[Measurement], policy: Policy, world: Aud
             if own is not None and base is not None:
                 made = compare(own, base, kind, world)
             elif role == "subject":
-                made = Skipped(metric, role, _why_not(metric, versus, kind, own, versus in roles))
+                made = Skipped(metric, role, _why_not(metric, versus, kind, own, versus in roles, skipped))
             else:
                 continue
             if isinstance(made, Measurement) or (metric, versus, kind) in asked:
@@ -164,14 +191,18 @@ def _compare_all(measurements: Sequence[Measurement], policy: Policy, world: Aud
     return found
 
 
-def _why_not(metric: str, versus: Role, kind: Kind, own: Measurement | None, given: bool) -> str:
+def _why_not(
+    metric: str, versus: Role, kind: Kind, own: Measurement | None, given: bool, skipped: Sequence[Skipped]
+) -> str:
     if own is None:
-        return f"the {kind} against the {versus} needs {metric}, which was not measured"
+        reasons = [s.reason for s in skipped if s.role == "subject" and covers(s.metric, metric)]
+        told = f"the {kind} against the {versus} needs {metric}, which was not measured"
+        return "; ".join(dict.fromkeys([told, *reasons]))
     return f"the {kind} against the {versus} needs {'its ' + metric if given else 'a checkpoint of it: none was given'}"
 
 
 def compare(own: Measurement, versus: Measurement, kind: Kind, world: AuditWorld) -> Measurement | Skipped:
-    """The drop (versus - own) / versus or the ratio own / versus; paired where both carry a value a user.
+    """The drop (versus - own) / versus or the ratio own / versus; paired where both carry a value a user, exact where both are.
 
     Skipped when `versus` is zero: there is nothing to drop from.
     """
@@ -185,6 +216,8 @@ def compare(own: Measurement, versus: Measurement, kind: Kind, world: AuditWorld
     else:
         ratio = own.value / versus.value
         value = 1.0 - ratio if kind == "drop" else ratio
+        if all(m.interval is not None and m.interval.method == "exact" for m in (own, versus)):
+            interval = Interval(value, value, config.confidence, "exact")
     better = own.better
     if kind == "drop" and better != "neither":
         better = "lower" if better == "higher" else "higher"
@@ -193,12 +226,22 @@ def compare(own: Measurement, versus: Measurement, kind: Kind, world: AuditWorld
     )
 
 
-def _limits(world: AuditWorld, has_reference: bool) -> tuple[str, ...]:
+def _limits(world: AuditWorld, has_reference: bool, measurements: Sequence[Measurement]) -> tuple[str, ...]:
     """What a pass does not mean, in sentences."""
+    moved = any(m.metric.startswith("influence.") for m in measurements)
     influence = {
         "output": "Scope output: a history that holds the concept may still inform other recommendations.",
-        "influence": "Scope influence: that the concept in a history moves nothing else was not measured here.",
+        "influence": "Scope influence: how far the concept in a history moves the rest of a list is told for the histories that "
+        "were read."
+        if moved
+        else "Scope influence: that the concept in a history moves nothing else was not measured here.",
     }
+    by_weights = dict.fromkeys(m.metric.partition(".")[0] for m in measurements if m.layer == "weights")
+    weights = (
+        f"Of the weights layer, what {', '.join(by_weights)} ask was measured; a longer or another attack was not tried."
+        if by_weights
+        else "The weights layer (relearning, probes, membership, precision) was not measured."
+    )
     reference = (
         "One reference was given: its seed-to-seed spread is unknown, so likeness to it was not tested."
         if has_reference
@@ -208,7 +251,8 @@ def _limits(world: AuditWorld, has_reference: bool) -> tuple[str, ...]:
         "Concept erasure is not user-data erasure: that users interacted with the concept may still be inferable.",
         influence[world.scope],
         reference,
-        "The weights layer (relearning, probes, membership, precision) was not measured.",
+        f"This was the {world.config.profile} profile.",
+        weights,
         "The reference is read under the old table on histories without concept items; its saturated figures are "
         "those of the concept's own users, because a history of nothing but the concept is empty to it.",
         "Exposure is counted by item: where items share a SID, all of them are listed when it is generated.",

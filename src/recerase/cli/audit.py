@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from recerase.cli.options import (
+    AnnotateOption,
     BaselineOption,
     CheckpointArgument,
     ConceptOption,
@@ -24,6 +25,8 @@ from recerase.cli.options import (
     OriginalOption,
     OutputOption,
     PolicyOption,
+    ProfileName,
+    ProfileOption,
     QuietOption,
     ReferenceOption,
     ResumeOption,
@@ -56,6 +59,7 @@ def audit(
     fail_on: FailOnOption = FailOnName.policy,
     output: OutputOption = None,
     scope: ScopeOption = ScopeName.output,
+    profile: ProfileOption = None,
     max_users: MaxUsersOption = None,
     name: NameOption = None,
     yes: YesOption = False,
@@ -72,11 +76,13 @@ def audit(
     layout_set: LayoutSetOption = None,
     trust_pickle: TrustOption = False,
     settings: SettingsOption = None,
+    annotate: AnnotateOption = None,
     quiet: QuietOption = False,
 ) -> int:
     """Audit a checkpoint for a concept: is it recommended, and could it be?
 
     Exit codes: 0 every rule passes, 1 a rule is violated, 5 inconclusive (say, no --original to hold it against).
+    Before it starts, stderr says about how long each probe will take, from a few timed readings of this model.
     With a recerase.toml that names data, checkpoint, concepts and policy, a bare `recerase audit` is a CI step.
 
     **Examples**
@@ -84,6 +90,8 @@ def audit(
         recerase audit model --concept brand=Acme --data data
 
         recerase audit erased --original model --concept brand=Acme --data data -o audit.json -o audit.html
+
+        recerase audit erased --original model --concept brand=Acme --data data --profile standard
 
         recerase audit erased --original model --reference retrained --concept 'category="Vaping"' --data data
     """
@@ -94,6 +102,7 @@ def audit(
     source = choose(checkpoint, known.checkpoint, "CKPT", "checkpoint")
     spec = concept_spec(choose(concept, known.concepts, "--concept", "concepts"), name, yes)
     place = choose(data, known.data, "--data", "data")
+    asked = profile or (ProfileName(known.profile) if known.profile is not None else None)
     with observing(quiet) as observer:
         report = api.audit(
             source,
@@ -104,6 +113,7 @@ def audit(
             reference=reference or known.reference,
             earlier=earlier_specs(already),
             scope=scope.value,
+            profile=asked.value if asked is not None else None,
             max_users=max_users,
             baseline=baseline,
             fail_on=fail_on.value,
@@ -121,4 +131,4 @@ def audit(
             ),
             observer=observer,
         )
-    return tell(report, output or (), as_json=as_json, quiet=quiet)
+    return tell(report, output or (), as_json=as_json, quiet=quiet, annotate=annotate)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from recerase.cli.options import (
+    AnnotateOption,
     CheckpointArgument,
     ConceptOption,
     DataOption,
@@ -91,6 +92,7 @@ def erase(
     layout_set: LayoutSetOption = None,
     trust_pickle: TrustOption = False,
     settings: SettingsOption = None,
+    annotate: AnnotateOption = None,
     quiet: QuietOption = False,
 ) -> int:
     """Erase a concept from a checkpoint, audit the result against the original, and publish it.
@@ -164,7 +166,7 @@ def erase(
             ),
             observer=observer,
         )
-    code = tell(report, output or (), quiet=quiet)
+    code = tell(report, output or (), quiet=quiet, annotate=annotate)
     if report.decision.verdict is Verdict.FAIL:
         say("nothing was published: a rule is violated", quiet)
     else:

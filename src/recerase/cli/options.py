@@ -115,6 +115,14 @@ ResumeOption = Annotated[
         show_default=False,
     ),
 ]
+AnnotateOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--annotate/--no-annotate",
+        help="On stderr, GitHub's annotations: an error for each violated rule. Default: when GITHUB_ACTIONS is true.",
+        show_default=False,
+    ),
+]
 OriginalOption = Annotated[
     Path | None,
     typer.Option(
@@ -169,6 +177,24 @@ EmbeddingsOption = Annotated[
 SettingsOption = Annotated[
     Path | None,
     typer.Option("--settings", metavar="FILE", help="Settings file. Default: recerase.toml here, or pyproject.toml."),
+]
+
+
+class ProfileName(str, Enum):
+    """How much an audit asks."""
+
+    quick = "quick"
+    standard = "standard"
+    thorough = "thorough"
+
+
+ProfileOption = Annotated[
+    ProfileName | None,
+    typer.Option(
+        "--profile",
+        help="Which probes are run: quick (no training, no gradients), standard (minutes on two cores), thorough (all). "
+        "Default: the policy's.",
+    ),
 ]
 MaxUsersOption = Annotated[
     int | None, typer.Option("--max-users", min=1, help="Read at most this many users, drawn with --seed.")

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from recerase.cli.options import ForceOption, JsonOption
-from recerase.cli.progress import emit
+from recerase.cli.progress import emit, say
+from recerase.errors import UsageError
 
 if TYPE_CHECKING:
-    from recerase.types import Rule
+    from recerase.types import Policy, Rule
 
 app = typer.Typer(help="Write, check and explain policies.", no_args_is_help=True)
 
@@ -46,11 +47,17 @@ def check(
 ) -> int:
     """Check policies: every unknown key, metric, duplicate and bad waiver of every file at once. Exit code 2 when there is one.
 
+    What can be used and will not do what it looks like (a waiver that expired, a rule whose probe its profile does not run) is a
+    warning on stderr.
+
     **Examples**
 
         recerase policy check policy.toml
     """
+    from datetime import date
+
     from recerase import api
+    from recerase.audit.explain import warnings_of
     from recerase.errors import PolicyError
 
     problems: list[PolicyError] = []
@@ -61,6 +68,8 @@ def check(
         except PolicyError as error:
             problems.append(error)
             continue
+        for warning in warnings_of(policy, date.today()):
+            say(f"warning: {warning}" if path is None else f"warning: {path}: {warning}")
         emit(f"{path or 'the shipped policy'}: {len(policy.rules)} rules, {len(policy.waivers)} waivers, all usable")
     if problems:
         remedies = " ".join(dict.fromkeys(error.remedy for error in problems if error.remedy))
@@ -69,18 +78,38 @@ def check(
 
 
 @app.command("explain")
-def explain(path: PolicyArgument = None, as_json: JsonOption = False) -> int:
-    """Say in words what each rule asks, and which probe answers it.
+def explain(
+    what: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[POLICY.toml] [RULE]", help="A policy file (default: the one recerase ships), a rule's id."
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Say in words what each rule asks, and which probe answers it; of one rule, everything.
+
+    Of one rule also: how its probe works and what it costs, what a pass does not mean, and how many users it needs.
 
     **Examples**
 
         recerase policy explain
+
+        recerase policy explain exposure
+
+        recerase policy explain policy.toml exposure
     """
     from recerase import api
+    from recerase.audit.explain import explained
     from recerase.cli.tables import Rows, facts_table
     from recerase.store import canonical_json
 
+    path, rule = _named(what or [])
     policy = api.read_policy(path)
+    if rule is not None:
+        facts = explained(_one_rule(policy, rule), policy)
+        emit(canonical_json(dict(facts)).decode() if as_json else facts_table(f"rule {rule}", facts))
+        return 0
     columns, rows = ("rule", "asks", "answered by"), [_explained(rule) for rule in policy.rules]
     sure = {
         "confidence": policy.confidence,
@@ -98,20 +127,36 @@ def explain(path: PolicyArgument = None, as_json: JsonOption = False) -> int:
     return 0
 
 
+def _named(what: list[str]) -> tuple[Path | None, str | None]:
+    """The policy file and the rule among the arguments: a file is what ends in .toml, or is there and is the first of two."""
+    if len(what) > 2:
+        raise UsageError(
+            f"{len(what)} arguments are too many.", "Give a policy file, a rule's id, or both in this order."
+        )
+    if len(what) == 2:
+        return Path(what[0]), what[1]
+    if what and (what[0].endswith(".toml") or Path(what[0]).is_file()):
+        return Path(what[0]), None
+    return None, what[0] if what else None
+
+
+def _one_rule(policy: Policy, rule: str) -> Rule:
+    """The rule of that id. Raises UsageError with the nearest one when there is none."""
+    from difflib import get_close_matches
+
+    rules = {known.id: known for known in policy.rules}
+    if rule in rules:
+        return rules[rule]
+    near = get_close_matches(rule, rules, n=1)
+    raise UsageError(
+        f"There is no rule {rule!r}.", f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(rules)}."
+    )
+
+
 def _explained(rule: Rule) -> tuple[Any, ...]:
     """The rule's id, what it asks in words, and the question of the probe that answers it."""
-    from recerase.audit.cards import PROBES
+    from recerase.audit.cards import card_of
+    from recerase.audit.explain import asks
 
-    asks = []
-    if rule.max is not None:
-        of = f" times the {rule.max_ratio_to}'s" if rule.max_ratio_to else ""
-        asks.append(f"{rule.metric} is at most {rule.max:g}{of}")
-    if rule.min is not None:
-        of = f" times the {rule.min_ratio_to}'s" if rule.min_ratio_to else ""
-        asks.append(f"{rule.metric} is at least {rule.min:g}{of}")
-    if rule.max_drop is not None:
-        asks.append(f"{rule.metric} drops by at most {rule.max_drop:.2%} against the {rule.max_drop_vs}")
-    words = " and ".join(asks) + ", with the whole interval" + ("; optional" if rule.optional else "")
-    stem = rule.metric.split("@")[0]
-    goals = [card.goal for card in PROBES.values() if stem in {spec.name.split("@")[0] for spec in card.metrics}]
-    return rule.id, words, goals[0] if goals else ""
+    card = card_of(rule.metric)
+    return rule.id, asks(rule), card.goal if card is not None else ""

@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
@@ -47,6 +47,14 @@ def emit(renderable: Any) -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def emit_annotations(text: str) -> None:
+    """Workflow commands to stderr, which a runner reads as it reads stdout: each on a line of its own, never folded."""
+    known = sys.stderr.encoding or "utf-8"
+    with suppress(BrokenPipeError):
+        sys.stderr.write(text.encode(known, "backslashreplace").decode(known))
+        sys.stderr.flush()
 
 
 def _console(stream: TextIO) -> Console:

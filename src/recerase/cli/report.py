@@ -135,3 +135,75 @@ def verify(
         say(f"problem: {problem}")
     emit(f"{path}: {'does not hold' if problems else 'holds'}")
     return 4 if problems else 0
+
+
+@app.command("schema")
+def schema() -> int:
+    """Print the JSON Schema (draft 2020-12) that every JSON report of an audit keeps to.
+
+    **Examples**
+
+        recerase report schema
+    """
+    from recerase.report.json_schema import schema_text
+
+    emit(schema_text())
+    return 0
+
+
+@app.command("card")
+def card(
+    path: ReportArgument,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where to write it.")] = Path("README.md"),
+    force: ForceOption = False,
+) -> int:
+    """Write a model card for the audited checkpoint: Markdown with the front matter that Hugging Face reads.
+
+    It says what the report says. Licence, base model and data set are yours to add.
+
+    **Examples**
+
+        recerase report card audit.json --out README.md
+    """
+    from recerase import api
+
+    emit(str(api.write_card(path, out, force=force)))
+    return 0
+
+
+@app.command("attest")
+def attest(
+    path: ReportArgument,
+    subject: Annotated[
+        Path | None,
+        typer.Option("--subject", metavar="CKPT", help="The checkpoint. Default: the directory the report lies in."),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where to write it.")] = Path(
+        "verdict.intoto.json"
+    ),
+    url: Annotated[
+        str | None, typer.Option("--url", metavar="URL", help="Where the run of the audit can be seen.")
+    ] = None,
+    layout: LayoutOption = None,
+    layout_set: LayoutSetOption = None,
+    force: ForceOption = False,
+) -> int:
+    """Write an in-toto statement of the verdict about the checkpoint's files, by sha256; sign it with your own tool.
+
+    Predicate: https://in-toto.io/attestation/test-result/v0.1. PASSED: a pass with nothing waived, skipped or warned of.
+    WARNED: a pass with. FAILED: anything else, so also what is inconclusive. Exit code 4 when the report does not hold or
+    is of another checkpoint; else 0, whatever the verdict.
+
+    **Examples**
+
+        recerase report attest erased/report.json
+
+        recerase report attest audit.json --subject erased --out verdict.intoto.json
+    """
+    from recerase import api
+
+    options = dict(layout_options(layout_set))
+    count = api.attest_report(path, subject, out, url=url, layout=layout, options=options, force=force)
+    say(f"attested: {count} files; the statement is not signed")
+    emit(str(out))
+    return 0

@@ -52,7 +52,8 @@ class Reading:
 def measured(readings: Readings, part: Part) -> Reading:
     """The probes of a part, and for the test what likeness and the influence of histories are told by."""
     from recerase.audit.cards import load_probe
-    from recerase.audit.likeness import history_influence, user_features
+    from recerase.audit.influence import history_influence
+    from recerase.audit.likeness import user_features
 
     try:
         found = [x for name in PROBES[part] for x in load_probe(name)(readings)]

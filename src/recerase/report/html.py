@@ -221,7 +221,8 @@ def _changes(method: Mapping[str, Any]) -> tuple[str, ...]:
     lines = []
     if "tensors_identical" in found and "tensors" in found:
         same, changed = len(found["tensors_identical"]), found.get("tensors_changed", ())
-        told = f": {', '.join(map(str, changed[:6]))}{' ...' if len(changed) > 6 else ''}" if changed else ""
+        more = f" and {len(changed) - 6:,} more" if len(changed) > 6 else ""
+        told = f": {', '.join(map(str, changed[:6]))}{more}" if changed else ""
         lines.append(f"{same} of {found['tensors']} tensors are bit for bit identical; {len(changed)} changed{told}.")
     if "items_moved" in found and "share_moved" in found:
         lines.append(f"{found['items_moved']:,} items ({percent(found['share_moved'])}) have another SID.")

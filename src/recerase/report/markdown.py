@@ -24,6 +24,8 @@ from recerase.report.wording import (
 )
 from recerase.types import Report, Result
 
+SUMMARY_BYTES = 900 * 1024
+"""Most that a CI step summary gets: GitHub refuses one of more than 1 MiB whole."""
 _SPECIAL = re.compile(r"[\\`*_\[\]#|~]")
 _LINKED = re.compile(r"@(?!\d)|(?<=:)//|(?<=www)\.", re.IGNORECASE)
 """What GitHub links without any markup: names, addresses."""
@@ -34,13 +36,31 @@ def report_markdown(report: Report) -> str:
     """The report in GitHub's Markdown. Equal reports give equal text."""
     blocks = [
         _head(report),
-        *_rules(report),
-        *_figures(report),
-        *_controls(report),
-        *_not_tested(report),
-        *_provenance(report),
+        *rule_blocks(report),
+        *figure_blocks(report),
+        *control_blocks(report),
+        *limit_blocks(report),
+        *provenance_blocks(report),
     ]
     return "\n\n".join(blocks) + "\n"
+
+
+def capped_markdown(report: Report, most: int = SUMMARY_BYTES) -> str:
+    """The report in Markdown, of at most `most` bytes: cut after a whole line, with a sentence that says so.
+
+    Where not even that sentence has room, what is left of it. Raises ValueError for a negative `most`.
+    """
+    if most < 0:
+        raise ValueError(f"nothing can be {most} bytes long")
+    whole = report_markdown(report).encode()
+    if len(whole) <= most:
+        return whole.decode()
+    note = (
+        f"\n> **Cut here:** this report is {len(whole):,} bytes of Markdown and there was room for {most:,}. "
+        "Write it whole with `-o FILE.md`, `.html` or `.json`.\n"
+    ).encode()
+    kept = whole[: max(0, most - len(note))]
+    return (kept[: kept.rfind(b"\n") + 1] + note)[:most].decode(errors="ignore")
 
 
 def escaped(text: str, length: int = 400) -> str:
@@ -72,7 +92,8 @@ def _head(report: Report) -> str:
     return "\n".join(lines)
 
 
-def _rules(report: Report) -> list[str]:
+def rule_blocks(report: Report) -> list[str]:
+    """The rules: heading and table."""
     rows = []
     for finding in report.decision.findings:
         found, result = finding.measurement, finding.result
@@ -85,7 +106,8 @@ def _rules(report: Report) -> list[str]:
     return ["## Rules", table_lines(("result", "rule", "value", "interval", "n", "limit", "reason"), rows, {2, 4})]
 
 
-def _figures(report: Report) -> list[str]:
+def figure_blocks(report: Report) -> list[str]:
+    """The headline figures, a column for each model; nothing where none was measured."""
     names, rows = role_names(report), headline_rows(report)
     if not rows:
         return []
@@ -103,18 +125,21 @@ def _figures(report: Report) -> list[str]:
     return [title, table_lines(headers, lines, set(range(1, len(headers))))]
 
 
-def _controls(report: Report) -> list[str]:
+def control_blocks(report: Report) -> list[str]:
+    """The controls; nothing where none was run."""
     rows = [(c.name, _HOLDS[c.holds], escaped(c.expected), escaped(c.observed)) for c in report.decision.controls]
     return ["## Controls", table_lines(("control", "result", "expected", "observed"), rows, set())] if rows else []
 
 
-def _not_tested(report: Report) -> list[str]:
+def limit_blocks(report: Report) -> list[str]:
+    """What a pass does not mean, and what was skipped and why."""
     lines = [f"- {escaped(limit)}" for limit in report.limits]
     lines += [f"- {escaped(', '.join(names))}: {escaped(reason)}" for reason, names in grouped_skips(report.skipped)]
     return ["## Not tested", "\n".join(lines)] if lines else []
 
 
-def _provenance(report: Report) -> list[str]:
+def provenance_blocks(report: Report) -> list[str]:
+    """Method and digests."""
     digests = {**report.inputs, "this audit": report_digest(report)}
     rows = digest_rows(digests)
     method = {key: value for key, value in report.method.items() if key != "changes"}

@@ -26,17 +26,18 @@ from recerase.report.codec import (
     sealed_bytes,
 )
 from recerase.store import read_bytes
-from recerase.types import Control, Decision, Finding, Report, Verdict
+from recerase.types import Control, Decision, Finding, Profile, Report, Verdict
 
 SCHEMA = "recerase.audit/1"
 
-_DECISION: Mapping[str, tuple[str, Any]] = {
+DECISION: Mapping[str, tuple[str, Any]] = {
     "verdict": ("verdict", Verdict),
     "reason": ("reason", str),
     "rules": ("findings", tuple[Finding, ...]),
     "controls": ("controls", tuple[Control, ...]),
     "warnings": ("warnings", tuple[str, ...]),
     "as_of": ("as_of", str),
+    "profile": ("profile", Profile),
 }
 """Key in the document -> field of Decision and its type: a reader finds the verdict at the top, not a level down."""
 _FULL = "recerase report show reads reports as recerase wrote them; audit again to get one."
@@ -58,7 +59,7 @@ def report_digest(report: Report) -> str:
 
 def decision_document(decision: Decision) -> dict[str, Any]:
     """A decision as it stands in the document."""
-    return {key: encode(getattr(decision, name), hint, key) for key, (name, hint) in _DECISION.items()}
+    return {key: encode(getattr(decision, name), hint, key) for key, (name, hint) in DECISION.items()}
 
 
 def parse_report(data: bytes | str) -> Report:
@@ -70,9 +71,9 @@ def parse_report(data: bytes | str) -> Report:
     document = open_document(data, SCHEMA, "report")
     hints = hints_of(Report)
     try:
-        check_keys(document, {"schema", *VOLATILE, *_DECISION, *hints} - {"decision"})
+        check_keys(document, {"schema", *VOLATILE, *DECISION, *hints} - {"decision"})
         check_seals(document, "report", _FULL)
-        decision = Decision(**{name: decode(document[key], hint, key) for key, (name, hint) in _DECISION.items()})
+        decision = Decision(**{name: decode(document[key], hint, key) for key, (name, hint) in DECISION.items()})
         rest = {name: decode(document[name], hint, name) for name, hint in hints.items() if name != "decision"}
         rest["curves"] = _floats(rest["curves"])
     except (Unfit, RecursionError) as error:

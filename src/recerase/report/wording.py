@@ -197,10 +197,11 @@ def change_text(row: Row) -> str:
 
 
 def rules_tally(report: Report) -> str:
-    """`9 pass, 2 fail`: how many rules came to which result."""
+    """`9 pass, 2 fail (quick profile)`: how many of the rules that were asked came to which result, in which profile."""
     findings = report.decision.findings
     counts = [(sum(f.result is result for f in findings), result.value) for result in Result]
-    return ", ".join(f"{count} {name}" for count, name in counts if count) or "no rules"
+    told = ", ".join(f"{count} {name}" for count, name in counts if count) or "no rules"
+    return f"{told} ({report.decision.profile} profile)"
 
 
 def gate_text(gate: Gate) -> str:
