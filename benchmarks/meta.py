@@ -86,6 +86,8 @@ class Setup:
         )
     )
     run: RunConfig = field(default_factory=lambda: replace(RUN, threads=1, device="cpu"))
+    probes: tuple[str, ...] = ()
+    """Those that are read; none: all of the profile."""
 
 
 @dataclass(frozen=True)
@@ -159,10 +161,8 @@ class Bench:
         shape = ModelConfig(width=recipe.width, layers=recipe.layers, heads=4, feed_forward=2 * recipe.width)
         how = TrainConfig(epochs=recipe.epochs, dropout=recipe.dropout, seed=member.seed, validation_users=200)
         cause = {"model": asdict(shape), "training": asdict(how), "without": None if member.concept else DEMO_CONCEPT}
-        cause |= {"table": self.table_digest}
-        key = run_key(self.setup.run, member.seed, data_digest(self.catalogue), **cause)
-        key["code"] = _code_of(*_TRAINING)
-        path = self.setup.runs / "models" / f"{member.name}-{_short(key)}"
+        cause |= {"seed": member.seed, "code": _code_of(*_TRAINING)}
+        path = self.setup.runs / "models" / f"{member.name}-{_short({**self.causes, **cause})}"
         if not path.is_dir():
             path.parent.mkdir(parents=True, exist_ok=True)
             without = None if member.concept else api.ConceptSpec((DEMO_CONCEPT,), allow_large=True)
@@ -200,7 +200,7 @@ class Bench:
     def _read(self, name: str, model: Any, cache: Cache) -> Values:
         readings = Readings(model, self.world, cache, beside=(beside := {}))
         values: dict[str, Any] = {"measured": {}, "skipped": {}, "seconds": {}}
-        for probe in probes_of(self.setup.audit.profile):
+        for probe in self.setup.probes or probes_of(self.setup.audit.profile):
             path = self.setup.runs / "readings" / f"{probe}-{_short(self._cause(probe, model))}.json"
             if not path.is_file():
                 beside |= {**self.others, "subject": readings}
@@ -213,19 +213,23 @@ class Bench:
                 values[part] |= found[part]
         return Values(**values)
 
-    def _cause(self, probe: str, model: Any) -> dict[str, str]:
+    @cached_property
+    def causes(self) -> dict[str, Any]:
+        """What every model and every reading depends on."""
+        key = run_key(self.setup.run, self.setup.run.seed, data_digest(self.catalogue), table=self.table_digest)
+        return {name: value for name, value in key.items() if name != "code"}
+
+    def _cause(self, probe: str, model: Any) -> dict[str, Any]:
         """All that a probe's reading of a model depends on, the other models of its audit among it."""
         card, world = PROBES[probe], self.world
         entries = {
-            "probe": [card.name, card.function, [asdict(spec) for spec in card.metrics]],
+            "probe": [card.name, card.function, sorted(spec.name for spec in card.metrics)],
             "model": [model.digest, sha256_bytes(model.listed.tobytes())],
             "beside": {role: str(self.trained(member).name) for role, member in self.beside.items()},
             "settings": {name: value for name, value in asdict(world.config).items() if name != "profile"},
             "concept": world.concept.digest,
-            "table": self.table_digest,
         }
-        key = run_key(self.setup.run, world.config.seed, data_digest(self.catalogue), **entries)
-        return {**key, "code": _code_of(f"recerase.audit.{card.function.split(':')[0]}")}
+        return {**self.causes, **entries, "code": _code_of(f"recerase.audit.{card.function.split(':')[0]}")}
 
 
 def _asked(probe: str, readings: Readings, run: RunConfig) -> dict[str, Any]:
@@ -274,10 +278,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=int, default=Setup.models, help="models in each pool")
     parser.add_argument("--profile", choices=("quick", "standard", "thorough"), default="standard")
+    parser.add_argument("--probes", nargs="+", choices=tuple(PROBES), default=[], help="read these alone")
     parser.add_argument("--runs", default=str(REPOSITORY / "runs" / "meta"), help="where models and readings are kept")
     parser.add_argument("--out", default=str(HERE), help="where META.md goes")
     parser.add_argument("--power", metavar="FILE", help="the JSON that ships (default: that of the package)")
-    parser.add_argument("--train", action="store_true", help="make the models and read none")
+    parser.add_argument("--make", action="store_true", help="train and read what is not there, and write no table")
     return parser
 
 
@@ -286,13 +291,13 @@ def main(arguments: Sequence[str] | None = None, setup: Setup | None = None) -> 
     words = sys.argv[1:] if arguments is None else list(arguments)
     given = _parser().parse_args(words)
     setup = setup or Setup(Path(given.runs), given.models)
-    setup = replace(setup, audit=replace(setup.audit, profile=given.profile))
+    setup = replace(setup, audit=replace(setup.audit, profile=given.profile), probes=tuple(given.probes))
     bench = Bench(setup)
     for member in (*bench.beside.values(), *_in_turn(bench)):
         bench.trained(member)
-    if given.train:
-        return 0
     values = read_pools(bench)
+    if given.make:
+        return 0
     told = environment(setup.run.seed, setup.run.threads, choose_device(setup.run.device))
     run = Run(
         date=time.strftime("%Y-%m-%d"),

@@ -29,6 +29,19 @@ POWER = Path(recerase.__file__).parent / "audit" / "power.json"
 BEHIND = {"catalogue": "with", "behaviour": "filter", "weights": "filter", "utility": "with"}
 """Layer -> the pool that is told from `without` where a metric is to gate: a layer behind the shop window must see behind it."""
 
+HOW_TO_READ = """How to read it. **with**: models trained on everything; **without**: trained without the concept's interactions;
+**filter**: the weights of *with*, with no concept item listed. Every one is read as a subject is, its histories as they are. The AUC is
+the chance that a model which knows the concept looks worse than one which does not, in the direction that the metric's card calls
+worse; ties count half. In brackets alone, or after an AUC below .5, stands the two-sided one. Intervals are at 95 % (Newcombe), and as
+wide as {m} + {n} models make them: without a mistake, {whole:.2f} to 1. **halves**: the AUC between the first and the second half of
+*with*, and of *without*; halves are made alike, so what is beyond .5 is chance (standard deviation {chance:.2f}).
+
+A metric of the catalogue may gate by default where it tells *with* from *without* at {least:g} or more; one of behaviour or of weights
+where it tells *filter* from *without*, for what sees only the shop window takes a filter for clean. Utility asks another question, and
+a metric that is better neither way sets no limit."""
+SAYS_NOT = """What this does not say: that a metric tells apart models of another kind or size, on another catalogue, or by a concept that
+is less of a kind; that it tells an *erased* model from a clean one, which is harder than all of this; nor where its limit should be."""
+
 
 @dataclass(frozen=True)
 class Values:
@@ -157,55 +170,58 @@ def _why_not(name: str, values: Mapping[str, Sequence[Values]]) -> str:
     models = [(pool, model) for pool, found in values.items() for model in found]
     lacking = [(pool, model) for pool, model in models if math.isnan(model.measured.get(name, math.nan))]
     pool, first = lacking[0]
-    given = [reason for skipped, reason in first.skipped.items() if skipped in (name, f"{name.split('.')[0]}.*")]
+    given = [why for skipped, why in first.skipped.items() if skipped == name or name.startswith(_all_of(skipped))]
     reason = given[0] if given else "it was not measured"
-    return reason if len(lacking) == len(models) else f"{reason} ({len(lacking)} of {len(models)} models, first of {pool})"
+    return (
+        reason if len(lacking) == len(models) else f"{reason} ({len(lacking)} of {len(models)} models, first of {pool})"
+    )
+
+
+def _all_of(skipped: str) -> tuple[str, ...]:
+    """What the names begin with that `natural.*` stands for; a name alone stands for no other."""
+    return (skipped[:-1],) if skipped.endswith(".*") else ()
 
 
 def tables(found: Sequence[Figure], values: Mapping[str, Sequence[Values]], run: Run) -> str:
     """META.md."""
-    n = {pool: len(models) for pool, models in values.items()}
+    m, n = len(values["with"]), len(values["without"])
+    whole = newcombe(1.0, m, n)[0]
+    lines = [
+        "# What each metric can tell",
+        "",
+        _made(run, m, n),
+        "",
+        HOW_TO_READ.format(m=m, n=n, whole=whole, chance=_chance(m), least=LEAST),
+        "",
+        _summary(found),
+        "",
+        "| metric | layer | better | with / without | filter / without | halves | median with | filter | without | may gate |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
+        *(_row(figure) for figure in found if figure.apart),
+        "",
+        *_lacking(found),
+        SAYS_NOT,
+        "",
+        "Processor seconds a model (median; a reading that several probes share is counted to the first):",
+        "",
+        "| probe | profile | seconds |",
+        "| --- | --- | ---: |",
+        *_seconds(values),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _made(run: Run, m: int, n: int) -> str:
+    """How it was made: date, command, machine, pools, catalogue, settings."""
     recipes = "; ".join(", ".join(f"{key} {value:g}" for key, value in recipe.items()) for recipe in run.recipes)
     audit = ", ".join(f"{name} {value}" for name, value in run.audit.items())
-    clean = f"{n['with']} + {n['without']}"
-    return "\n".join(
-        [
-            "# What each metric can tell",
-            "",
-            f"Made {run.date} with `{run.command}`; {run.where}. Pools of {clean} models, seeds 0 to {n['with'] + n['without'] - 1}, "
-            f"each its own; the recipes in turn, the same in both pools: {recipes}. The catalogue is the demo's, "
-            f"{run.catalogue['items']} items and {run.catalogue['users']:,} users; the concept is `{run.catalogue['concept']}`. "
-            f"One further model of either kind, in no pool, stands beside every subject as its original and its reference. "
-            f"The audit's settings: {audit}.",
-            "",
-            "How to read it. **with**: models trained on everything; **without**: trained without the concept's interactions; **filter**: "
-            "the weights of *with*, with no concept item listed. Every one is read as a subject is, its histories as they are. "
-            "The AUC is the chance that a model which knows the concept looks worse than one which does not, in the direction that the "
-            "metric's card calls worse; ties count half. Where there is no direction, and in brackets after an AUC below .5, it is the "
-            f"two-sided one. Intervals are at 95 % (Newcombe), and as wide as {clean} models make them: without a mistake, .80 to 1. "
-            "**halves**: the AUC between the first and the second half of *with*, and of *without*: both halves are made alike, so "
-            f"anything beyond .5 is chance (standard deviation {_chance(n['with']):.2f}). A metric of the catalogue may gate by default "
-            f"where it tells *with* from *without* at {LEAST:g} or more; one of behaviour or weights where it tells *filter* from "
-            "*without*: what sees only the shop window takes a filter for clean. Utility asks another question, and a metric that is "
-            "better neither way sets no limit.",
-            "",
-            *_summary(found),
-            "",
-            "| metric | layer | better | with / without | filter / without | halves | median with | filter | without | may gate |",
-            "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
-            *(_row(figure) for figure in found if figure.apart),
-            "",
-            *_lacking(found),
-            "What this does not say: that a metric tells apart models of another size, another catalogue or a concept that is less of a "
-            "kind; that it tells an *erased* model from a clean one, which is harder than all of this; nor where its limit should be.",
-            "",
-            "Processor seconds a model (median; a reading that several probes share is counted to the first):",
-            "",
-            "| probe | profile | seconds |",
-            "| --- | --- | ---: |",
-            *_seconds(values),
-            "",
-        ]
+    about = run.catalogue
+    return (
+        f"Made {run.date} with `{run.command}`; {run.where}. Pools of {m} and {n} models with the seeds 0 to {m + n - 1}, "
+        f"causal, of these recipes in turn, the same in both pools: {recipes}. The catalogue is the demo's, {about['items']} items "
+        f"and {about['users']:,} users; the concept is `{about['concept']}`. One further model of either kind, in no pool, stands "
+        f"beside every subject as its original and as its reference. The audit's settings: {audit}."
     )
 
 
@@ -215,16 +231,18 @@ def _chance(n: int) -> float:
     return math.sqrt((2 * half + 1) / (12 * half * half))
 
 
-def _summary(found: Sequence[Figure]) -> list[str]:
+def _summary(found: Sequence[Figure]) -> str:
     asked = [f for f in found if f.apart and f.spec.layer != "utility" and f.spec.better != "neither"]
     halves = [value for f in found for value in f.halves.values()]
     weak = [f.metric for f in asked if not f.gates]
     told = [f"{sum(f.gates for f in asked)} of {len(asked)} metrics about the concept may gate by default."]
     if weak:
-        told.append(f"Those below {LEAST:g}: {', '.join(f'`{name}`' for name in weak)}.")
+        told.append(f"Below {LEAST:g}: {', '.join(f'`{name}`' for name in weak)}.")
     if halves:
-        told.append(f"Halves, over all metrics and both pools: mean {np.mean(halves):.3f}, median {median(halves):.3f}.")
-    return [" ".join(told)]
+        told.append(
+            f"Halves, over all metrics and both pools: mean {np.mean(halves):.3f}, median {median(halves):.3f}."
+        )
+    return " ".join(told)
 
 
 def _row(figure: Figure) -> str:

@@ -15,8 +15,8 @@ from importlib.resources import files
 from types import MappingProxyType
 from typing import Any
 
-from recerase.audit.cards import metrics
-from recerase.types import Policy, Rule
+from recerase.audit.cards import card_of, metrics
+from recerase.types import Rule
 
 SCHEMA = "recerase.power/1"
 LEAST = 0.9
@@ -76,43 +76,40 @@ def power_of_metric(name: str) -> str:
     return power.told if power is not None else f"no figure: {unmeasured().get(name, 'not tried')}"
 
 
-def power_of_probe(stem: str) -> str:
-    """The AUCs of the metrics of the probe called `stem`, those of one value together, the best first.
+def power_of_probe(probe: str) -> str:
+    """The AUCs of a probe's metrics, those of one value together, the best first: `AUC 1.00: a, b; 0.62: c`.
 
     Those of utility and those that are better neither way are left out: they say nothing of whether a concept is known.
     """
     by_value: dict[str, list[str]] = {}
-    for name, power in powers().items():
-        if name in _of(stem) and power.auc is not None:
-            by_value.setdefault(f"{power.auc:.2f}", []).append(name)
-    return "; ".join(f"{value} {', '.join(names)}" for value, names in sorted(by_value.items(), reverse=True))
-
-
-def _of(stem: str) -> set[str]:
-    from recerase.audit.cards import PROBES
-
-    stems = {spec.name for spec in PROBES[stem].metrics}
-    return {name for name, spec in metrics().items() if spec.name in stems and spec.layer != "utility"}
-
-
-def doubts(policy: Policy) -> tuple[str, ...]:
-    """A sentence for each rule that must be met, and that rests on a metric which was not seen to tell the pools apart."""
-    asked = [(rule, doubt_of(rule)) for rule in policy.rules if not rule.optional]
-    return tuple(f"rule {rule.id!r} gates on {rule.metric}: {doubt}" for rule, doubt in asked if doubt)
+    for name, spec in metrics().items():
+        card, power = card_of(name), powers().get(name)
+        if card is None or card.name != probe or spec.layer == "utility" or spec.better == "neither":
+            continue
+        value = f"{power.auc:.2f}" if power is not None and power.auc is not None else "no figure"
+        by_value.setdefault(value, []).append(name)
+    ordered = sorted(by_value.items(), key=lambda entry: (entry[0][0].isdigit(), entry[0]), reverse=True)
+    said = "; ".join(f"{value}: {', '.join(names)}" for value, names in ordered)
+    return f"AUC {said}" if said[:1].isdigit() else said or "it has no metric about the concept"
 
 
 def doubt_of(rule: Rule) -> str:
-    """Why a rule's metric should not gate, or nothing. Utility asks another question, and has no figure to reach."""
+    """Why a rule that must be met rests on a metric which was not seen to tell the pools apart; nothing where it does not.
+
+    Utility asks another question, and has no figure to reach.
+    """
     spec, power = metrics().get(rule.metric), powers().get(rule.metric)
-    if rule.metric in TABLE_FACTS or (spec is not None and spec.layer == "utility"):
+    if rule.optional or rule.metric in TABLE_FACTS or (spec is not None and spec.layer == "utility"):
         return ""
     if power is None:
         reason = unmeasured().get(rule.metric, "it was not tried")
-        return f"there is no figure of how well it tells models with a concept from models without ({reason})"
+        return f"how well it tells models that know a concept from models that do not is not known: {reason}"
     if power.auc is None:
         return "no way of it is better, so a limit on it says nothing of the concept"
     if power.auc < LEAST:
-        return f"its power is below {LEAST:g} ({power.told}), so what it says may be chance"
+        return (
+            f"it does not reach {LEAST:g} in telling models that know a concept from models that do not ({power.told})"
+        )
     return ""
 
 
