@@ -20,7 +20,7 @@ help:
 	@echo "make check    ruff, format and mypy"
 	@echo "make bench    side-by-side timings against peers: benchmarks/BENCH.md (an hour; ONLY=bench_decode: one of them)"
 	@echo "make results  the numbers of the README, on the real data sets"
-	@echo "make pictures the pictures of the README, from a demo (docs/pictures; the page's needs chromium)"
+	@echo "make pictures the pictures of the README, from a demo (benchmarks/pictures; the page's needs chromium)"
 	@echo "make meta     benchmarks/META.md: what each metric of an audit can tell (an hour of one core; continues where it was stopped)"
 	@echo "make soak     the reliability tests in their long form, for hours (SHARE=0.1: a tenth of the counts)"
 	@echo "make coverage the test suite again, with branch coverage and its gate"

@@ -45,8 +45,8 @@ POOLS = ("with", "without", "filter")
 _TRAINING = ("recerase.model.training", "recerase.model.recommender")
 _ROOMS = ("audit/", "catalog/", "model/", "sid/", "stats.py")
 """Of all that a probe imports, what a number can depend on."""
-_CARDS = "audit/cards.py"
-"""Words; which metrics a card names is in a reading's cause by itself."""
+_CARDS = "audit/card"
+"""Files of words; which metrics a card names is in a reading's cause by itself."""
 
 
 @dataclass(frozen=True)
@@ -247,7 +247,9 @@ def _asked(probe: str, readings: Readings, run: RunConfig) -> dict[str, Any]:
 @cache
 def _code_of(*modules: str) -> str:
     """Digest of what a number of these modules depends on."""
-    return code_digest(*(room for room in rooms_of(*modules) if room.startswith(_ROOMS) and room != _CARDS))
+    return code_digest(
+        *(room for room in rooms_of(*modules) if room.startswith(_ROOMS) and not room.startswith(_CARDS))
+    )
 
 
 def _short(cause: Mapping[str, Any]) -> str:

@@ -30,17 +30,18 @@ BEHIND = {"catalogue": "with", "behaviour": "filter", "weights": "filter", "util
 """Layer -> the pool that is told from `without` where a metric is to gate: a layer behind the shop window must see behind it."""
 
 HOW_TO_READ = """How to read it. **with**: models trained on everything; **without**: trained without the concept's interactions;
-**filter**: the weights of *with*, with no concept item listed. Every one is read as a subject is, its histories as they are. The AUC is
-the chance that a model which knows the concept looks worse than one which does not, in the direction that the metric's card calls
-worse; ties count half. In brackets alone, or after an AUC below .5, stands the two-sided one. Intervals are at 95 % (Newcombe), and as
-wide as {m} + {n} models make them: without a mistake, {whole:.2f} to 1. **halves**: the AUC between the first and the second half of
-*with*, and of *without*; halves are made alike, so what is beyond .5 is chance (standard deviation {chance:.2f}).
+**filter**: the weights of *with*, with no concept item listed. Every one is read as a subject is, its histories as they are. The
+AUC is the chance that a model which knows the concept looks worse than one which does not, in the direction that the metric's card
+calls worse; ties count half. In brackets alone, or after an AUC below .5, stands the two-sided one. Intervals are at 95 %
+(Newcombe), and as wide as {m} + {n} models make them: without a mistake, {whole:.2f} to 1. **halves**: the AUC between the first and
+the second half of *with*, and of *without*; halves are made alike, so what is beyond .5 is chance (standard deviation {chance:.2f}).
 
-A metric of the catalogue may gate by default where it tells *with* from *without* at {least:g} or more; one of behaviour or of weights
-where it tells *filter* from *without*, for what sees only the shop window takes a filter for clean. Utility asks another question, and
-a metric that is better neither way sets no limit."""
-SAYS_NOT = """What this does not say: that a metric tells apart models of another kind or size, on another catalogue, or by a concept that
-is less of a kind; that it tells an *erased* model from a clean one, which is harder than all of this; nor where its limit should be."""
+A metric of the catalogue may gate by default where it tells *with* from *without* at {least:g} or more; one of behaviour or of
+weights where it tells *filter* from *without*, for what sees only the shop window takes a filter for clean. Utility asks another
+question, and a metric that is better neither way sets no limit."""
+SAYS_NOT = """What this does not say: that a metric tells apart models of another kind or size, on another catalogue, or by a concept
+that is less of a kind; that it tells an *erased* model from a clean one, which is harder than all of this; nor where its limit
+should be."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The pictures of the README: what `recerase demo` says in a terminal, and its page; written to docs/pictures.
+"""The pictures of the README: what `recerase demo` says in a terminal, and its page; written to benchmarks/pictures.
 
     python benchmarks/pictures.py             # runs `recerase demo` first, about a minute on two idle cores
     python benchmarks/pictures.py DEMO-OUT    # from a demo that ran before
@@ -28,7 +28,7 @@ from recerase.report.text import before_after_table, rules_table, verdict_panel
 from recerase.runtime import RunConfig
 from recerase.types import Report
 
-PICTURES = Path(__file__).resolve().parents[1] / "docs" / "pictures"
+PICTURES = Path(__file__).resolve().parents[1] / "benchmarks" / "pictures"
 WIDTH, PAGE = 104, (1280, 1600)
 FORMAT = """<svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
 <style>

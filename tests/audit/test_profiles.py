@@ -288,7 +288,7 @@ def test_the_counts_are_those_of_the_histories_that_are_read(
     asked = estimate._asked(seen)
     total = {kind: 0.0 for kind in ("lists", "masses", "free")}
     for one in asked:
-        for work in (make(one) for make in WORK.values()):
+        for work in (WORK[name](one) for name in cards.probes_of("quick")):
             total["lists"] += work.lists * one.listed_anew
             total["masses"] += work.masses * one.weighed_anew
             total["free"] += work.free * one.weighed_anew

@@ -217,13 +217,15 @@ def test_probes_of_weights_read_a_causal_model_and_a_t5_with_a_moved_table_alike
 
 @pytest.mark.parametrize("scope", ["output", "influence"])
 def test_limits_say_which_probes_looked_at_the_weights(scope: Any, world: AuditWorld) -> None:
-    quick, standard = (
-        " ".join(_limits(replace(world, scope=scope, config=replace(world.config, profile=profile)), False))
-        for profile in ("quick", "standard")
+    def limits(*names: str) -> str:
+        found = [Measurement(name, "subject", 0.0, 9, metrics()[name].layer) for name in names]
+        return " ".join(_limits(replace(world, scope=scope), False, found))
+
+    quick, wide = (
+        limits("natural.exposure@10"),
+        limits("relearn.forget.steps", "precision.mass.old", "influence.history"),
     )
-    assert "was not measured." in quick
-    told = standard.partition("by these probes alone: ")[2]
-    assert all(name in told for name in ("relearn", "precision", "forensics"))
-    assert "relearn_few" not in standard
-    assert ("influence.history" in standard) == (scope == "influence")
-    assert "influence.history" not in quick
+    assert "weights layer (relearning, probes, membership, precision) was not measured" in quick
+    assert "what relearn, precision ask was measured" in wide
+    assert ("is told for the histories" in wide) == (scope == "influence")
+    assert "is told for the histories" not in quick

@@ -31,10 +31,10 @@ def test_a_terminal_is_drawn_of_a_report(make_report: Any, verdict: Verdict) -> 
 
 
 def test_the_committed_pictures_are_small_and_of_the_demo() -> None:
-    svg = (REPOSITORY / "docs" / "pictures" / "terminal.svg").read_text()
+    svg = (REPOSITORY / "benchmarks" / "pictures" / "terminal.svg").read_text()
     assert "recerase demo" in words(svg)
     assert "concept category=Vaping" in words(svg)
     assert len(svg) < 100_000
-    png = (REPOSITORY / "docs" / "pictures" / "report.png").read_bytes()
+    png = (REPOSITORY / "benchmarks" / "pictures" / "report.png").read_bytes()
     assert png.startswith(b"\x89PNG")
     assert len(png) < 150_000

@@ -10,6 +10,7 @@ import pytest
 
 from recerase import doctor
 from recerase.__main__ import run
+from recerase.audit.policy import default_policy
 from recerase.cli.doctor import _WRONG
 from recerase.doctor import Check, Proof
 from recerase.types import Verdict
@@ -93,6 +94,6 @@ def test_several_policies_are_checked_at_once(tmp_path: Path, capsys: pytest.Cap
     capsys.readouterr()
     assert run(["policy", "check", "--", str(good), str(bad), str(worse)]) == 2
     out, err = capsys.readouterr()
-    assert f"{good}: 14 rules" in out
+    assert f"{good}: {len(default_policy().rules)} rules" in out
     assert "metrik" in err
     assert str(worse) in err

@@ -64,3 +64,13 @@ class ProbeCard:
         }
         said |= {"needs": ", ".join(self.needs)} if self.needs else {}
         return {**said, "profile": f"{self.profile} and above" if self.profile != PROFILES[-1] else self.profile}
+
+
+def masses_of(stem: str) -> tuple[MetricSpec, ...]:
+    """The concept's exact mass under the old SIDs and the new ones."""
+    return (MetricSpec(f"{stem}.mass.old", "behaviour"), MetricSpec(f"{stem}.mass.new", "behaviour"))
+
+
+def exposure_of(stem: str) -> MetricSpec:
+    """The concept's share of the list."""
+    return MetricSpec(f"{stem}.exposure", "catalogue", per_k=True)

@@ -17,6 +17,7 @@ import numpy as np
 
 from recerase.audit.cards import probes_of
 from recerase.audit.cases import concept_users_case, mass_users
+from recerase.audit.probes import AuditConfig
 from recerase.audit.readings import Readings
 from recerase.parallel import workers
 from recerase.types import IntArray
@@ -58,6 +59,9 @@ class Asked:
     has_embeddings: bool
     has_codebooks: bool
     has_earlier: bool
+    config: AuditConfig
+    breadth: float = 1.0
+    """Items of the catalogue for each item of the concept: what reading all of them costs beside reading those."""
 
     @property
     def sides(self) -> int:
@@ -97,6 +101,28 @@ def _earlier(a: Asked) -> Work:
     return Work(masses=2 * a.sample) if a.has_earlier else Work()
 
 
+def _depth(a: Asked) -> Work:
+    return Work(masses=min(a.users, a.config.depth_users) * a.breadth)
+
+
+def _spill(a: Asked) -> Work:
+    return Work(masses=a.config.target_neighbours * a.sample) if a.has_embeddings else Work()
+
+
+def _worst_case(a: Asked) -> Work:
+    return Work(masses=2 * 32 * a.config.worst_starts * a.config.worst_rounds * a.sides)
+
+
+def _relearn(a: Asked, attacks: int = 2) -> Work:
+    """89 steps of 32 pairs, a pair as a list, and the lists that are read on the way."""
+    return Work(lists=attacks * a.sides * (89 * 32 + 11 * a.synthetic))
+
+
+def _precision(a: Asked) -> Work:
+    users = min(a.users, 1000)
+    return Work(lists=7 * users, masses=7 * a.sides * users)
+
+
 def _nothing(a: Asked) -> Work:
     return Work()
 
@@ -112,9 +138,23 @@ WORK: Mapping[str, Callable[[Asked], Work]] = MappingProxyType(
         "aliasing": _nothing,
         "utility": _nothing,
         "earlier": _earlier,
+        "co_consumed": _synthetic,
+        "depth": _depth,
+        "forced_prefix": lambda a: Work(masses=3000 * a.sides),
+        "spill": _spill,
+        "worst_case": _worst_case,
+        "soft_prompt": lambda a: Work(masses=3 * 720 * a.sides),
+        "hidden": lambda a: Work(masses=3000 + 2 * min(a.users, 6000)),
+        "membership": lambda a: Work(masses=2000 * a.sides),
+        "relearn": _relearn,
+        "relearn_few": lambda a: _relearn(a, 6),
+        "precision": _precision,
+        "forensics": lambda a: Work(masses=64 * a.breadth * a.sides),
+        "influence": lambda a: Work(lists=2 * min(a.concept_users, 1000)),
     }
 )
-"""Probe -> what it asks of a model. A probe that is not here is told as one whose time is not known."""
+"""Probe -> what it asks of a model: those of the quick profile exactly, others as the nearest number of such readings. A probe that is
+not here is told as one whose time is not known."""
 
 
 @dataclass(frozen=True)
@@ -203,6 +243,8 @@ def _asked(readings: Sequence[Readings]) -> list[Asked]:
                 has_embeddings=world.embeddings is not None,
                 has_codebooks=world.codebooks is not None,
                 has_earlier=world.earlier is not None,
+                config=world.config,
+                breadth=len(world.members) / max(1, int(world.members.sum())),
             )
         )
         weights.add(key)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from recerase.audit.cards import MARKS
+from recerase.audit.cards_wide import MARKS
 from recerase.audit.probes import counted, measured
 from recerase.audit.readings import SIDES, Arrays, _digest, _spelling
 from recerase.audit.relearning import ATTACKS, Attack, RelearnConfig, Relearned
