@@ -41,7 +41,7 @@ weights where it tells *filter* from *without*, for what sees only the shop wind
 question, and a metric that is better neither way sets no limit."""
 SAYS_NOT = """What this does not say: that a metric tells apart models of another kind or size, on another catalogue, or by a concept
 that is less of a kind; that it tells an *erased* model from a clean one, which is harder than all of this; nor where its limit
-should be."""
+should be. No SID moves here, so what is read under the new table is what is read under the old."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def _why_not(name: str, values: Mapping[str, Sequence[Values]]) -> str:
     lacking = [(pool, model) for pool, model in models if math.isnan(model.measured.get(name, math.nan))]
     pool, first = lacking[0]
     given = [why for skipped, why in first.skipped.items() if skipped == name or name.startswith(_all_of(skipped))]
-    reason = given[0] if given else "it was not measured"
+    reason = given[0] if given else "its probe has nothing to say of these pools"
     return (
         reason if len(lacking) == len(models) else f"{reason} ({len(lacking)} of {len(models)} models, first of {pool})"
     )
@@ -239,6 +239,10 @@ def _summary(found: Sequence[Figure]) -> str:
     told = [f"{sum(f.gates for f in asked)} of {len(asked)} metrics about the concept may gate by default."]
     if weak:
         told.append(f"Below {LEAST:g}: {', '.join(f'`{name}`' for name in weak)}.")
+    seen = [f.spec.layer for f in asked if f.apart["with"].value >= LEAST > f.apart["filter"].value]
+    if seen:
+        layers = ", ".join(f"{seen.count(layer)} of the {layer} layer" for layer in dict.fromkeys(seen))
+        told.append(f"Taken in by a filter: {layers}.")
     if halves:
         told.append(
             f"Halves, over all metrics and both pools: mean {np.mean(halves):.3f}, median {median(halves):.3f}."
@@ -297,5 +301,5 @@ def write_power(found: Sequence[Figure], run: Run, models: int, path: Path | Non
             numbers = {name: round(number, 4) for name, number in {**ends, "two_sided": value.two_sided}.items()}
             told[figure.metric] = {**numbers, "pool": figure.pool}
     reasons = {figure.metric: figure.why_not for figure in found if not figure.apart}
-    whole = {"schema": SCHEMA, "date": run.date, "n": [models, models], "metrics": told, "without": reasons}
+    whole = {"schema": SCHEMA, "date": run.date, "n": [models, models], "metrics": told, "no_figure": reasons}
     write_bytes(path or POWER, pretty_json(whole))

@@ -25,8 +25,8 @@ def test_shipped_figures_are_of_metrics_that_there_are() -> None:
     assert told["schema"] == power.SCHEMA
     assert min(told["n"]) >= 10
     assert told["metrics"]
-    assert set(told["metrics"]) | set(told["without"]) <= set(metrics())
-    assert not set(told["metrics"]) & set(told["without"])
+    assert set(told["metrics"]) | set(told["no_figure"]) <= set(metrics())
+    assert not set(told["metrics"]) & set(told["no_figure"])
 
 
 @pytest.mark.parametrize("name", sorted(powers()))

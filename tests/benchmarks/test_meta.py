@@ -187,14 +187,15 @@ def test_a_run_makes_tables_and_a_second_makes_nothing(
     assert sorted(work.probed) == sorted(PROBES * 6)  # two of each pool, and the filters
     told = json.loads((tmp_path / "power.json").read_text())
     assert told["n"] == [2, 2]
-    assert set(told["metrics"]) | set(told["without"]) <= set(metrics())
+    assert set(told["metrics"]) | set(told["no_figure"]) <= set(metrics())
     assert {"natural.mass.old", "natural.exposure@10", "aliasing.shared_sid"} <= set(told["metrics"])
     assert told["metrics"]["natural.exposure@10"]["pool"] == "with"
     assert told["metrics"]["natural.mass.old"]["pool"] == "filter"
     assert told["metrics"]["aliasing.shared_sid"]["auc"] == 0.5
-    assert "no concept was erased before" in told["without"]["earlier.mass.old"] or told["without"]["earlier.mass.old"]
+    assert told["no_figure"]["earlier.mass.old"] == "its probe has nothing to say of these pools"
+    assert told["no_figure"]["spill.held_out.mass"].startswith("no items are known")
     text = (tmp_path / "META.md").read_text()
-    assert all(f"`{name}`" in text for name in [*told["metrics"], *told["without"]])
+    assert all(f"`{name}`" in text for name in [*told["metrics"], *told["no_figure"]])
     first = (tmp_path / "power.json").read_bytes()
 
     work.trained.clear(), work.probed.clear()

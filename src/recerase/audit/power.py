@@ -49,7 +49,8 @@ class Power:
         models = f"{self.pool} against without, {self.n[0]} + {self.n[1]} models"
         if self.auc is None:
             return f"two-sided AUC {self.two_sided:.2f}, {models}"
-        return f"AUC {self.auc:.2f} [{self.low:.2f}, {self.high:.2f}], {models}"
+        other = f" (two-sided {self.two_sided:.2f})" if self.auc < 0.5 else ""
+        return f"AUC {self.auc:.2f} [{self.low:.2f}, {self.high:.2f}]{other}, {models}"
 
 
 @functools.cache
@@ -67,7 +68,7 @@ def powers() -> Mapping[str, Power]:
 @functools.cache
 def unmeasured() -> Mapping[str, str]:
     """Metrics that were tried and have no figure, and why."""
-    return MappingProxyType(dict(_shipped()["without"]))
+    return MappingProxyType(dict(_shipped()["no_figure"]))
 
 
 def power_of_metric(name: str) -> str:
