@@ -201,6 +201,7 @@ def tables(found: Sequence[Figure], values: Mapping[str, Sequence[Values]], run:
         *(_row(figure) for figure in found if figure.apart),
         "",
         *_lacking(found),
+        *_not_read(values),
         SAYS_NOT,
         "",
         "Processor seconds a model (median; a reading that several probes share is counted to the first):",
@@ -281,6 +282,11 @@ def _lacking(found: Sequence[Figure]) -> list[str]:
         if not figure.apart:
             by_reason.setdefault(figure.why_not, []).append(f"`{figure.metric}`")
     return [f"No figure: {', '.join(names)}: {reason}.\n" for reason, names in by_reason.items()]
+
+
+def _not_read(values: Mapping[str, Sequence[Values]]) -> list[str]:
+    left = [f"`{name}`" for name in PROBES if not any(name in model.seconds for model in values["with"])]
+    return [f"Probes that were not read: {', '.join(left)}.\n"] if left else []
 
 
 def _seconds(values: Mapping[str, Sequence[Values]]) -> list[str]:

@@ -84,8 +84,11 @@ def test_a_probe_tells_its_metrics_best_first(monkeypatch: pytest.MonkeyPatch) -
     sure = Power(1.0, 0.8, 1.0, 1.0, "filter", (10, 10))
     known = {"replay.exposure@5": WEAK, "replay.exposure@10": sure, "replay.mass.old": sure}
     monkeypatch.setattr(power, "powers", lambda: known)
-    said = "AUC 1.00: replay.mass.old, replay.exposure@10; 0.71: replay.exposure@5; no figure: replay.exposure@20"
+    said = "AUC 1.00: replay.mass.old, replay.exposure@10; AUC 0.71: replay.exposure@5; no figure: replay.exposure@20"
     assert power_of_probe("replay") == said
+    monkeypatch.setattr(power, "powers", lambda: dict.fromkeys(metrics(), sure))
+    assert power_of_probe("replay") == "AUC 1.00: all its metrics"
+    assert power_of_probe("free") == "AUC 1.00: free.old_concept"
     assert power_of_probe("utility") == "it has no metric about the concept"
 
 

@@ -196,6 +196,7 @@ def test_a_run_makes_tables_and_a_second_makes_nothing(
     assert told["no_figure"]["spill.held_out.mass"].startswith("no items are known")
     text = (tmp_path / "META.md").read_text()
     assert all(f"`{name}`" in text for name in [*told["metrics"], *told["no_figure"]])
+    assert "Probes that were not read: `saturated`, " in text
     first = (tmp_path / "power.json").read_bytes()
 
     work.trained.clear(), work.probed.clear()

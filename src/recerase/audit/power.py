@@ -78,20 +78,22 @@ def power_of_metric(name: str) -> str:
 
 
 def power_of_probe(probe: str) -> str:
-    """The AUCs of a probe's metrics, those of one value together, the best first: `AUC 1.00: a, b; 0.62: c`.
+    """The AUCs of a probe's metrics, those of one value together, the best first: `AUC 1.00: a, b; AUC 0.62: c`.
 
     Those of utility and those that are better neither way are left out: they say nothing of whether a concept is known.
     """
-    by_value: dict[str, list[str]] = {}
+    by_value: dict[float, list[str]] = {}
     for name, spec in metrics().items():
         card, power = card_of(name), powers().get(name)
         if card is None or card.name != probe or spec.layer == "utility" or spec.better == "neither":
             continue
-        value = f"{power.auc:.2f}" if power is not None and power.auc is not None else "no figure"
-        by_value.setdefault(value, []).append(name)
-    ordered = sorted(by_value.items(), key=lambda entry: (entry[0][0].isdigit(), entry[0]), reverse=True)
-    said = "; ".join(f"{value}: {', '.join(names)}" for value, names in ordered)
-    return f"AUC {said}" if said[:1].isdigit() else said or "it has no metric about the concept"
+        value = power.auc if power is not None and power.auc is not None else -1.0
+        by_value.setdefault(round(value, 2), []).append(name)
+    said = []
+    for value, names in sorted(by_value.items(), reverse=True):
+        which = "all its metrics" if len(by_value) == 1 and len(names) > 3 else ", ".join(names)
+        said.append(f"AUC {value:.2f}: {which}" if value >= 0 else f"no figure: {which}")
+    return "; ".join(said) or "it has no metric about the concept"
 
 
 def doubt_of(rule: Rule) -> str:
