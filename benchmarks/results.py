@@ -188,7 +188,8 @@ def chosen(world: World, setup: Setup) -> tuple[str, ...]:
 def search(world: World, setup: Setup, config: api.CompareConfig) -> None:
     """Give every method the same number of settings on the first concept, and keep what validation users chose."""
     concept = next(iter(world.concepts))
-    found = _compare(world, concept, setup, config, setup.runs / "compared" / f"{world.name}-{concept}", 0)
+    out = setup.runs / "compared" / f"{world.name}-{concept}"
+    found = _compare(world, concept, setup, config, out, world.references)
     trials = found.search.trials if found.search else ()
     pairs = [f"{t.method}.{key}={value}" for t in trials if t.chosen for key, value in t.settings.items()]
     write_bytes(setup.runs / "compared" / f"{world.name}-settings.json", pretty_json(pairs))

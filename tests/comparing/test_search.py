@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 from tests.comparing.conftest import CONCEPT, QUICK, RUN, Compare, Shop
 
 from recerase import api
-from recerase.audit.probes import build_world
+from recerase.audit.probes import AuditConfig, build_world
+from recerase.audit.readings import SIDES
 from recerase.catalog import load_catalogue, parse_concept
 from recerase.catalog.demo import DEMO_CONCEPT
 from recerase.comparing.cells import CELLS, READINGS, Bench
@@ -32,7 +34,34 @@ def test_the_rule() -> None:
     assert choose([failed, *tried(((0.1, 0.1), 0.0))], 0.02) == 1
     assert choose([failed], 0.02) is None
     assert [x.chosen for x in marked([failed, failed], 1)] == [False, True]
-    assert "2 %" in criterion(0.02)
+    assert "2 %" in criterion(0.02, False)
+    assert "two-sided" in criterion(0.02, True)
+    assert "two-sided" not in criterion(0.02, False)
+
+
+def test_beside_references_the_nearest_mass_is_taken_and_not_the_least() -> None:
+    """A concept pressed far below the references is as far away as one above them."""
+    far, near, high = (
+        Trial("npo", "output", {}, leak, drop, apart)
+        for leak, drop, apart in (((0.0, 1e-12), 0.0, 7.0), ((0.01, 2e-5), 0.01, 0.3), ((0.01, 2e-5), 0.03, 0.0))
+    )
+    assert choose([far, near, high], 0.02) == 1
+    assert choose([replace(far, apart=None), replace(near, apart=None)], 0.02) == 0  # by their leak
+    assert choose([far, replace(near, drop=0.2), replace(high, drop=0.1)], -1) == 0
+
+
+def test_a_trial_beside_references_tells_how_far_it_is() -> None:
+    def reading(mass: float) -> Reading:
+        values = {
+            f"{stem}.mass.{side}": np.full(5, mass) for stem in ("natural", "natural_concept_users") for side in SIDES
+        }
+        return Reading({**values, "natural.exposure@10": np.zeros(5), "utility.ndcg@10": np.ones(5)})
+
+    gold = [reading(1e-5), reading(3e-5)]
+    for mass, away in ((2e-5, 0.0), (2e-7, 2.0), (2e-3, 2.0)):
+        found = trial("npo", "output", {}, reading(mass), reading(0.1), gold, AuditConfig())
+        assert found.apart == pytest.approx(away)
+    assert trial("npo", "output", {}, reading(2e-5), reading(0.1), [], AuditConfig()).apart is None
 
 
 def test_a_trial_tells_the_larger_mass_and_the_drop() -> None:
@@ -40,11 +69,11 @@ def test_a_trial_tells_the_larger_mass_and_the_drop() -> None:
         values = {"natural.exposure@10": 0.5, "natural.mass.old": old, "natural.mass.new": new, "utility.ndcg@10": ndcg}
         return Reading({name: np.array([value]) for name, value in values.items()})
 
-    found = trial("npo", "output", {}, reading(0.3, 0.1, 0.2), reading(0.4, 0.9, 0.9))
+    found = trial("npo", "output", {}, reading(0.3, 0.1, 0.2), reading(0.4, 0.9, 0.9), [], AuditConfig())
     assert found.leak == (0.5, 0.2)
     assert found.drop == pytest.approx(0.25)
-    assert trial("npo", "output", {}, reading(0.3, 0.1, 0.2), reading(0.0, 0.9, 0.9)).drop == 0
-    assert trial("npo", "output", {}, Reading({}, "no"), reading(0.4, 0.9, 0.9)).failure == "no"
+    assert trial("npo", "output", {}, reading(0.3, 0.1, 0.2), reading(0.0, 0.9, 0.9), [], AuditConfig()).drop == 0
+    assert trial("npo", "output", {}, Reading({}, "no"), reading(0.4, 0.9, 0.9), [], AuditConfig()).failure == "no"
 
 
 def test_validation_users_are_read_one_interaction_earlier(shop: Shop) -> None:

@@ -152,8 +152,10 @@ def plan_compare(
         if config.search:
             trials = [_planned(session, entrant, x, scope, config.seeds[0], "valid") for x in tried]
             cells += trials
-            original = session.bench.reading_key(session.bench.before.digest, "original", "valid")
-            ready = session.bench.has_read(original) and all(cell.state == "done" for cell in trials)
+            bench = session.bench
+            held = [bench.reading_key(bench.before.digest, "original", "valid")]
+            held += [bench.reading_key(x.digest, "reference", "valid") for x in session.references]
+            ready = all(map(bench.has_read, held)) and all(cell.state == "done" for cell in trials)
             setting = chosen_setting(session, entrant, scope)[1] if ready else None
         cells += [_planned(session, entrant, setting, scope, seed, "test") for seed in config.seeds]
     return tuple(cells)

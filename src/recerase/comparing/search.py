@@ -8,32 +8,50 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from recerase.comparing.apart import apart
 from recerase.comparing.reading import Reading
 from recerase.comparing.rows import NDCG
 from recerase.report.compared import Trial
 from recerase.types import Scope
 
+if TYPE_CHECKING:
+    from recerase.audit.probes import AuditConfig
 
-def criterion(max_drop: float) -> str:
+
+def criterion(max_drop: float, references: bool) -> str:
     """The rule of `choose`, in words."""
+    forgetting = (
+        "the concept mass nearest to the references' on the same users, two-sided"
+        if references
+        else "the least exposure@10, then the least concept mass (under the old or the new SIDs, whichever is more)"
+    )
     return (
         "Among the settings whose NDCG@10 on retained items drops by at most "
-        f"{100 * max_drop:g} % against the original on validation users: the least exposure@10, then the least concept mass "
-        "(under the old or the new SIDs, whichever is more), then the least drop, then the earlier one. Where none stays within "
-        "the limit: the least drop."
+        f"{100 * max_drop:g} % against the original on validation users: {forgetting}, then the least drop, then the earlier one. "
+        "Where none stays within the limit: the least drop."
     )
 
 
-def trial(method: str, scope: Scope, changed: Mapping[str, Any], reading: Reading, original: Reading) -> Trial:
-    """What validation users say of one setting."""
+def trial(
+    method: str,
+    scope: Scope,
+    changed: Mapping[str, Any],
+    reading: Reading,
+    original: Reading,
+    references: Sequence[Reading],
+    config: AuditConfig,
+) -> Trial:
+    """What validation users say of one setting; of `references` the same users' readings."""
     if reading.failure:
         return Trial(method, scope, changed, failure=reading.failure)
     mass = max(float(reading.values[f"natural.mass.{side}"].mean()) for side in ("old", "new"))
     before, now = (float(x.values[NDCG].mean()) if NDCG in x.values else 0.0 for x in (original, reading))
     drop = 1.0 - now / before if before > 0 else 0.0
-    return Trial(method, scope, changed, (float(reading.values["natural.exposure@10"].mean()), mass), drop)
+    leak = (float(reading.values["natural.exposure@10"].mean()), mass)
+    away = apart([reading], references, config)
+    return Trial(method, scope, changed, leak, drop, None if away is None else away.value)
 
 
 def choose(trials: Sequence[Trial], max_drop: float) -> int | None:
@@ -41,8 +59,12 @@ def choose(trials: Sequence[Trial], max_drop: float) -> int | None:
     alive = [i for i, found in enumerate(trials) if not found.failure]
     within = [i for i in alive if trials[i].drop <= max_drop]
     if within:
-        return min(within, key=lambda i: (*trials[i].leak, trials[i].drop, i))
-    return min(alive, key=lambda i: (trials[i].drop, *trials[i].leak, i), default=None)
+        return min(within, key=lambda i: (*_forgetting(trials[i]), trials[i].drop, i))
+    return min(alive, key=lambda i: (trials[i].drop, *_forgetting(trials[i]), i), default=None)
+
+
+def _forgetting(found: Trial) -> tuple[float, ...]:
+    return found.leak if found.apart is None else (found.apart,)
 
 
 def marked(trials: Sequence[Trial], taken: int | None) -> tuple[Trial, ...]:

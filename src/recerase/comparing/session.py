@@ -143,7 +143,9 @@ def opened_session(
     before = with_codebooks(opened, catalogue.items, observer, run.embeddings)
     gold = tuple(open_checkpoint_for(path, catalogue, run) for path in references)
     chosen = choose_concept(concept, catalogue, before.embeddings)
-    audit = AuditConfig(k=(PLACES,), beam=config.beam, max_users=config.max_users, seed=run.seed)
+    audit = AuditConfig(k=(PLACES,), max_users=config.max_users, seed=run.seed)
+    if config.beam is not None:
+        audit = replace(audit, beam=config.beam)
     if config.mass_users is not None:
         audit = replace(audit, mass_users=config.mass_users, saturated_histories=config.mass_users)
     entrants, left_out = runnable(entrants, before)
@@ -219,7 +221,9 @@ def chosen_setting(session: Session, entrant: Contender, scope: Scope) -> tuple[
     """What a search of one method tried, and the setting that it takes: the method's own when all failed."""
     tried = session.tried[entrant.name, scope]
     original = controls_of(session, "valid")["original"]
-    trials = [trial(entrant.name, scope, x.changed, tried_reading(session, entrant, x, scope), original) for x in tried]
+    gold = [session.bench.read_checkpoint("reference", x, "valid", {}) for x in session.references]
+    told = original, gold, session.bench.audit_of("valid")
+    trials = [trial(entrant.name, scope, x.changed, tried_reading(session, entrant, x, scope), *told) for x in tried]
     best = choose(trials, session.config.max_drop)
     return marked(trials, best), tried[best or 0]
 
@@ -239,7 +243,14 @@ def searched(session: Session) -> tuple[Search | None, dict[tuple[str, Scope], S
             if x is not chosen:
                 session.bench.prune(entrant, x, scope, config.seeds[0])
     users = len(session.bench.worlds["valid"].histories)
-    told = Search(config.search, config.seeds[0], config.max_drop, criterion(config.max_drop), users, tuple(trials))
+    told = Search(
+        config.search,
+        config.seeds[0],
+        config.max_drop,
+        criterion(config.max_drop, bool(session.references)),
+        users,
+        tuple(trials),
+    )
     return told, taken
 
 

@@ -85,6 +85,8 @@ class Trial:
     """exposure@10 and concept mass, what the choice is made by, in this order."""
     drop: float = 0.0
     """Of NDCG@10 on retained items, against the original."""
+    apart: float | None = None
+    """Orders of magnitude from the references' mass, what the choice is made by where there are references."""
     chosen: bool = False
     failure: str = ""
 

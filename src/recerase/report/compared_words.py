@@ -182,15 +182,15 @@ def _standing(row: Row) -> str:
 
 def _search(search: Search, scope: Scope) -> Table:
     """Every setting that was tried, as validation users saw it."""
-    rows = []
+    rows, likened = [], any(trial.apart is not None for trial in search.trials)
+    names = ("exposure@10", "mass", *(("orders apart",) if likened else ()), "drop")
     for trial in search.trials:
         if trial.scope == scope:
             changed = ", ".join(f"{name}={number(float(value))}" for name, value in trial.settings.items()) or "its own"
-            seen = (
-                [number(value) for value in trial.leak] + [percent(trial.drop)]
-                if not trial.failure
-                else ["failed", "", ""]
-            )
+            away = [number(trial.apart) if trial.apart is not None else ""] if likened else []
+            seen = [*(number(value) for value in trial.leak), *away, percent(trial.drop)]
+            seen = ["failed", *[""] * (len(names) - 1)] if trial.failure else seen
             rows.append((title_text(trial.method), changed, *seen, "chosen" if trial.chosen else ""))
     title = f"Settings tried, on {search.users:,} validation users (seed {search.seed})"
-    return Table(title, ("method", "setting", "exposure@10", "mass", "drop", ""), tuple(rows), frozenset({2, 3, 4}))
+    right = frozenset(range(2, 2 + len(names)))
+    return Table(title, ("method", "setting", *names, ""), tuple(rows), right)
