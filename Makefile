@@ -12,7 +12,7 @@ OUT    ?= demo-out
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench results pictures soak coverage mutants reliability clean
+.PHONY: help demo test check bench results meta pictures soak coverage mutants reliability clean
 
 help:
 	@echo "make demo     the whole job on an embedded catalogue, offline (writes $(OUT)/)"
@@ -21,6 +21,7 @@ help:
 	@echo "make bench    side-by-side timings against peers: benchmarks/BENCH.md (an hour; ONLY=bench_decode: one of them)"
 	@echo "make results  the numbers of the README, on the real data sets"
 	@echo "make pictures the pictures of the README, from a demo (benchmarks/pictures; the page's needs chromium)"
+	@echo "make meta     benchmarks/META.md: what each metric of an audit can tell (an hour of one core; continues where it was stopped)"
 	@echo "make soak     the reliability tests in their long form, for hours (SHARE=0.1: a tenth of the counts)"
 	@echo "make coverage the test suite again, with branch coverage and its gate"
 	@echo "make mutants  mutation testing of the modules that promise most"
@@ -56,6 +57,9 @@ results: $(STAMP)
 
 pictures: $(STAMP)
 	$(BIN)/python benchmarks/pictures.py
+
+meta: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/meta.py
 
 soak: $(STAMP)
 	@mkdir -p .reliability; start=$$(date +%s); \

@@ -14,6 +14,7 @@ from recerase.audit.card import PROFILES
 from recerase.audit.cards import card_of, metrics
 from recerase.audit.policy import limit_text
 from recerase.audit.policy_file import is_day
+from recerase.audit.power import doubt_of, power_of_metric
 from recerase.stats import enough_n
 from recerase.types import Policy, Rule
 
@@ -46,6 +47,7 @@ def explained(rule: Rule, policy: Policy) -> Mapping[str, str]:
         told |= {"probe": card.name} | {name: facts[key] for key, name in said.items()}
         told |= {"needs": facts["needs"]} if "needs" in facts else {}
         told |= {"probe is run": f"from the {card.profile} profile on", "a pass does not mean": card.misses}
+    told["tells apart"] = power_of_metric(rule.metric)
     told["where it cannot be measured"] = (
         "it is told, and the verdict does not wait for it" if rule.optional else "no verdict is a pass"
     )
@@ -83,7 +85,9 @@ def warnings_of(policy: Policy, today: date) -> tuple[str, ...]:
                 f"The waiver of {waiver.rule!r} for {waiver.concept!r} is no waiver: it expired on {waiver.expires}."
             )
     for rule in policy.rules:
-        card = card_of(rule.metric)
+        doubt, card = doubt_of(rule), card_of(rule.metric)
+        if doubt:
+            found.append(f"Rule {rule.id!r} gates on {rule.metric}, but {doubt}.")
         if card is None:
             continue
         asked = rule.profile or policy.profile

@@ -54,8 +54,12 @@ def _shown(what: str | Mapping[str, Any]) -> str:
 
 
 def _parts() -> dict[str, list[tuple[str, Any]]]:
-    """Name and one line for every probe, metric, layout and reader; of a method and of a probe the whole card."""
+    """Name and one line for every probe, metric, layout and reader; of a method and of a probe the whole card.
+
+    With a probe's card and a metric's line goes how well it told models with a concept from models without.
+    """
     from recerase.audit.cards import PROBES, metrics
+    from recerase.audit.power import power_of_metric, power_of_probe
     from recerase.catalog.readers import READERS
     from recerase.erase.methods import METHODS
     from recerase.layouts.registry import layouts
@@ -63,8 +67,11 @@ def _parts() -> dict[str, list[tuple[str, Any]]]:
     readers = {name: (reader.__doc__ or "").strip().split("\n")[0] for name, reader in READERS.items()}
     return {
         "methods": [(card.name, card.facts) for card in METHODS.values()],
-        "probes": [(card.name, card.facts) for card in PROBES.values()],
-        "metrics": [(name, f"{spec.layer} layer, {spec.better} is better") for name, spec in metrics().items()],
+        "probes": [(card.name, {**card.facts, "tells apart": power_of_probe(card.name)}) for card in PROBES.values()],
+        "metrics": [
+            (name, f"{spec.layer} layer, {spec.better} is better; {power_of_metric(name)}")
+            for name, spec in metrics().items()
+        ],
         "layouts": [(layout.name, layout.summary) for layout in layouts()],
         "readers": sorted(readers.items()),
     }

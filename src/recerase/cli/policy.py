@@ -47,8 +47,8 @@ def check(
 ) -> int:
     """Check policies: every unknown key, metric, duplicate and bad waiver of every file at once. Exit code 2 when there is one.
 
-    What can be used and will not do what it looks like (a waiver that expired, a rule whose probe its profile does not run) is a
-    warning on stderr.
+    What can be used and will not do what it looks like (a waiver that expired, a rule whose probe its profile does not run, a rule
+    that must be met on a metric which was not seen to tell models with a concept from models without) is a warning on stderr.
 
     **Examples**
 
