@@ -17,7 +17,7 @@ from recerase.report.json_schema import audit_schema, schema_text
 from recerase.report.markdown import capped_markdown, report_markdown
 from recerase.report.sarif import report_sarif
 from recerase.report.schema import report_bytes
-from recerase.types import Control, Decision, Gate, Report, Result, Verdict
+from recerase.types import Control, Decision, Gate, Report, Result, Rule, Verdict
 
 FILES = {"model.safetensors": "a" * 64}
 
@@ -144,6 +144,11 @@ def test_a_statement_passes_only_what_passed_whole(make_report: Any) -> None:
     whole = replace(report, decision=replace(report.decision, findings=firm, warnings=()))
     assert statement(whole)["predicate"]["result"] == "PASSED"
     assert statement(replace(whole, gate=Gate("any", 1, "worse")))["predicate"]["result"] == "FAILED"
+    assert report.policy is not None
+    wider = Rule("relearning", "relearn.forget.steps", min=0.8, min_ratio_to="reference", profile="standard")
+    narrow = replace(whole, policy=replace(report.policy, rules=(*report.policy.rules, wider)))
+    assert statement(narrow)["predicate"]["result"] == "WARNED"  # the policy has a rule that a quick audit does not ask
+    assert statement(narrow)["predicate"]["warnedTests"] == ["rule/relearning"]
     unheld = (Control("original", "fails every layer", "not run", None),)
     unsure = replace(whole, decision=replace(whole.decision, controls=unheld))
     assert statement(unsure)["predicate"]["warnedTests"] == ["control/original"]
