@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from recerase.audit.forced_prefix import PAIRS, REACH, forced_pairs, forced_prefix
+from recerase.audit.forced_prefix import PAIRS, REACH, by_user, forced_pairs, forced_prefix
 from recerase.audit.probes import AuditModel, AuditWorld
 from recerase.audit.readings import Readings
 from recerase.catalog.interactions import Histories
@@ -172,7 +172,7 @@ def test_old_sids_are_asked_for_where_they_were(
 def test_matches_are_retained_and_about_as_popular(world: AuditWorld) -> None:
     able = world.retained & (np.arange(36) != 20)
     pairs = forced_pairs(world, able)
-    assert len(pairs.case) == len(pairs.concept) == len(pairs.matched) == PAIRS
+    assert len(pairs.case) == len(pairs.concept) == len(pairs.matched) == PAIRS // 60 * 60
     assert world.members[pairs.concept].all()
     assert able[pairs.matched].all()
     counts = np.bincount(world.catalogue.interactions.split().train.items, minlength=36)
@@ -201,3 +201,19 @@ def test_without_a_listed_retained_item_there_is_no_match(
     (skipped,) = forced_prefix(Readings(audited(untrained, listed=world.members), world))
     assert isinstance(skipped, Skipped)
     assert skipped.metric == "forced_prefix.*"
+
+
+def test_the_pairs_of_one_user_are_one_unit(world: AuditWorld, audited: Callable, untrained: Recommender) -> None:
+    """60 users are asked 16 times each; the figure is that of 60 users, and not of a thousand."""
+    model, users = audited(untrained), len(world.histories)
+    pairs = forced_pairs(world, model.listed & world.retained)
+    assert len(pairs.case) == PAIRS // users * users
+    asked = pairs.case.histories.users
+    assert (np.bincount(np.unique(asked, return_inverse=True)[1]) == PAIRS // users).all()
+    found = read(model, world)
+    m = found["forced_prefix.strength.old"]
+    assert {one.n for name, one in found.items() if ".empty." not in name} == {users}
+    assert m.values is not None
+    turned = replace(world, config=replace(world.config, batch=7))
+    assert read(model, turned)[m.metric].value == pytest.approx(m.value)
+    assert by_user(asked, users).tolist() == asked[:users].tolist()

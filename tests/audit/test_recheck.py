@@ -92,3 +92,26 @@ def test_with_its_baseline_a_regression_cannot_be_left_out() -> None:
         whole, gate=replace(whole.gate, regressions=(), exit_code=0, reason="nothing is worse than in the baseline")
     )
     assert any("gate.regressions" in problem for problem in inconsistencies(silent, BASELINE))
+
+
+def test_a_report_cannot_be_called_one_of_a_narrower_profile() -> None:
+    """Then the rules that failed in it would not have been asked."""
+    rules = (RULE, Rule("rounded", "precision.mass.old", max=0.1, profile="standard"))
+    policy = replace(POLICY, rules=rules, waivers=(), digest="")
+    around = Interval(0.35, 0.45, 0.95, "bootstrap")
+    found = tuple(
+        Measurement(name, "subject", 0.4, 5000, layer, around)
+        for name, layer in (("natural.mass.old", "behaviour"), ("precision.mass.old", "weights"))
+    )  # type: ignore[arg-type]
+    reports = []
+    for profile in ("standard", "quick"):
+        controls = judge_controls(policy, found, (), "Vaping", TODAY, profile)  # type: ignore[arg-type]
+        decision = decide(policy, found, (), controls, "Vaping", TODAY, profile)  # type: ignore[arg-type]
+        about = {"name": "Vaping", "digest": "c"}
+        inputs = {"policy": "", "concept": "c"}
+        reports.append(Report(decision, gate(decision), found, (), about, inputs, policy=policy))
+    honest, forged = reports
+    assert honest.decision.verdict is Verdict.FAIL
+    assert forged.decision.verdict is not Verdict.FAIL
+    assert inconsistencies(honest) == ()
+    assert inconsistencies(forged) == ("profile is 'quick', but precision measured, which it does not run.",)

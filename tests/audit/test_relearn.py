@@ -15,7 +15,7 @@ import torch
 from recerase.audit import relearn as probe
 from recerase.audit import relearning
 from recerase.audit.evidence import curves
-from recerase.audit.probes import AuditModel, AuditWorld
+from recerase.audit.probes import AuditConfig, AuditModel, AuditWorld, interval_of
 from recerase.audit.readings import Readings
 from recerase.audit.relearning import RelearnConfig, Relearned
 from recerase.audit.run import compare
@@ -123,6 +123,23 @@ def test_a_value_a_history_is_its_pull_on_the_steps() -> None:
         mine, theirs = (replace(x, values=x.values * weights) for x in (curve, first))
         pull = (mine.steps_to(theirs.half) - curve.steps_to(first.half)) / more
         assert found[i] - found.mean() == pytest.approx(pull, rel=1e-2, abs=1e-3)
+
+
+def test_a_model_that_is_nearly_back_at_the_horizon_is_not_surely_short_of_it() -> None:
+    """By the true curve half is reached at step 19; samples that do not see it there must not be sure of the horizon."""
+    rng, steps, n = np.random.default_rng(6), np.array([0, 5, 13, 21]), 400
+    shown, truth, covered, sure = np.array([0.0, 0.1, 0.25, 0.305]), 13 + 8 * 0.05 / 0.055, 0, 0
+    for _ in range(60):
+        own, before = (rng.beta(1.5, 1, n) / 0.6 for _ in range(2))
+        curve = Relearned("forget", steps, (shown[:, None] * own)[None], 9)
+        first = Relearned("forget", steps, np.broadcast_to(0.6 * before, (1, 4, n)), 9)
+        interval = interval_of(probe.steps_a_history(curve, first), AuditConfig())
+        sure += interval.low == interval.high
+        covered += interval.low <= truth <= interval.high
+    assert sure == 0
+    assert covered >= 52  # of 60; 38 where a curve that falls short is sure of it
+    far = Relearned("forget", steps, (np.array([0.0, 0.01, 0.02, 0.03])[:, None] * own)[None], 9)
+    assert set(probe.steps_a_history(far, first).tolist()) == {21.0}
 
 
 def test_an_attack_is_made_once_for_equal_weights_and_twice_where_items_moved(

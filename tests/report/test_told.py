@@ -12,12 +12,13 @@ from jsonschema import Draft202012Validator
 
 from recerase.report.annotations import command, report_annotations
 from recerase.report.card import report_card
+from recerase.report.diff import diff_document, diff_rows
 from recerase.report.intoto import report_statement
 from recerase.report.json_schema import audit_schema, schema_text
 from recerase.report.markdown import capped_markdown, report_markdown
 from recerase.report.sarif import report_sarif
 from recerase.report.schema import report_bytes
-from recerase.types import Control, Decision, Gate, Report, Result, Verdict
+from recerase.types import Control, Decision, Finding, Gate, Report, Result, Rule, Verdict
 
 FILES = {"model.safetensors": "a" * 64}
 
@@ -144,6 +145,11 @@ def test_a_statement_passes_only_what_passed_whole(make_report: Any) -> None:
     whole = replace(report, decision=replace(report.decision, findings=firm, warnings=()))
     assert statement(whole)["predicate"]["result"] == "PASSED"
     assert statement(replace(whole, gate=Gate("any", 1, "worse")))["predicate"]["result"] == "FAILED"
+    assert report.policy is not None
+    wider = Rule("relearning", "relearn.forget.steps", min=0.8, min_ratio_to="reference", profile="standard")
+    narrow = replace(whole, policy=replace(report.policy, rules=(*report.policy.rules, wider)))
+    assert statement(narrow)["predicate"]["result"] == "WARNED"  # the policy has a rule that a quick audit does not ask
+    assert statement(narrow)["predicate"]["warnedTests"] == ["rule/relearning"]
     unheld = (Control("original", "fails every layer", "not run", None),)
     unsure = replace(whole, decision=replace(whole.decision, controls=unheld))
     assert statement(unsure)["predicate"]["warnedTests"] == ["control/original"]
@@ -186,3 +192,20 @@ def test_the_schema_is_shipped() -> None:
     import recerase.report
 
     assert (Path(recerase.report.__file__).parent / "audit.schema.json").is_file()
+
+
+def test_a_rule_that_another_profile_does_not_ask_is_told_from_one_that_is_gone(make_report: Any) -> None:
+    quick = make_report(Verdict.PASS)
+    assert quick.policy is not None
+    wider = Rule("relearning", "relearn.forget.steps", min=10, profile="standard")
+    policy = replace(quick.policy, rules=(*quick.policy.rules, wider))
+    asked = Finding(wider, Result.PASS, "enough", None, ">= 10")
+    findings = (*quick.decision.findings, asked)
+    standard = replace(quick, policy=policy, decision=replace(quick.decision, findings=findings, profile="standard"))
+    narrow = {name: (one, other, how) for name, one, other, how in diff_rows(standard, replace(quick, policy=policy))}
+    assert narrow["relearning"] == ("pass: not measured (>= 10)", "not asked (quick profile)", "changed")
+    assert narrow["profile"] == ("standard", "quick", "changed")
+    gone = {name: (one, other) for name, one, other, _ in diff_rows(standard, quick)}
+    assert gone["relearning"][1] == "no such rule"
+    assert "profile" not in {name for name, *_ in diff_rows(quick, quick)}
+    assert diff_document(standard, quick)["before"]["profile"] == "standard"

@@ -1,9 +1,10 @@
 """Begin a concept item's SID, and see whether the model ends it: how much must an attacker know already?
 
-The decision that shaped this probe: the unit is a test user's history with a concept item (drawn by popularity) and a
-retained item of about the same popularity. After the same history both are asked for, so that what any item's last codes
-give away (few items share a prefix) is seen beside the concept. Extraction strength is 1 - j / L, j the fewest first codes
-after which a greedy decoder writes all others: 1 where none is needed, 0 where nothing but the whole SID gives the last code.
+The decision that shaped this probe: the unit is a test user, whose history is asked about with a concept item (drawn by
+popularity) and a retained item of about the same popularity. After the same history both are asked for, so that what any
+item's last codes give away (few items share a prefix) is seen beside the concept. Extraction strength is 1 - j / L, j the
+fewest first codes after which a greedy decoder writes all others: 1 where none is needed, 0 where nothing but the whole SID
+gives the last code.
 
 `strength` decodes without a trie; `trie` within that of the whole table, the concept put back, as whoever holds the old list
 can; `empty` after no history at all, for every concept item. `old` asks for the SIDs from before the erasure. `over` is the
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from recerase.audit.readings import Readings
 
 PAIRS = 1000
-"""Histories, each with a concept item and a retained one."""
+"""Histories at most, each with a concept item and a retained one."""
 EMPTY = 1000
 """Concept items, drawn where there are more, that are asked for after an empty history."""
 REACH = 5
@@ -47,20 +48,28 @@ class Pairs:
 
 
 def forced_pairs(world: AuditWorld, able: BoolArray) -> Pairs:
-    """PAIRS test users (some more than once where there are fewer) with a concept item and a match among `able` [N] each.
+    """PAIRS test users with a concept item and a match among `able` [N] each.
 
+    Where there are fewer, everybody is there equally often, all of them before anybody is there again (see `by_user`).
     Popularity is that of the training interactions. `able` are retained items, one at least.
     """
     rng, members = world.random("forced prefix"), np.flatnonzero(world.members)
     counts = np.bincount(world.catalogue.interactions.split().train.items, minlength=len(world.members))
-    users = np.resize(rng.permutation(len(world.histories)), PAIRS)
+    order = rng.permutation(len(world.histories))[:PAIRS]
+    users = np.tile(order, PAIRS // len(order))
     chances = counts[members] + 1.0
-    concept = rng.choice(members, size=PAIRS, p=chances / chances.sum())
+    concept = rng.choice(members, size=len(users), p=chances / chances.sum())
     others = np.flatnonzero(able)
     others = others[np.argsort(counts[others], kind="stable")]
-    place = np.searchsorted(counts[others], counts[concept]) + rng.integers(-REACH, REACH + 1, PAIRS)
+    place = np.searchsorted(counts[others], counts[concept]) + rng.integers(-REACH, REACH + 1, len(users))
     matched = others[np.clip(place, 0, len(others) - 1)]
     return Pairs(Case("forced prefix", world.histories.take(users)), concept, matched)
+
+
+def by_user(values: FloatArray, users: int) -> FloatArray:
+    """[U] the mean of each user's pairs [B]: the pairs of one user are no more than one unit, however few users there are."""
+    found: FloatArray = np.asarray(values, np.float64).reshape(-1, min(users, PAIRS)).mean(axis=0)
+    return found
 
 
 def forced_prefix(readings: Readings) -> list[Measurement | Skipped]:
@@ -70,15 +79,16 @@ def forced_prefix(readings: Readings) -> list[Measurement | Skipped]:
     if not able.any():
         return [Skipped("forced_prefix.*", model.role, "no retained item is listed, to match a concept item with")]
     pairs = forced_pairs(world, able)
+    users = len(world.histories)
     matched, _ = _strengths(readings, pairs.case, pairs.matched, "new")
-    found = [measured(readings, "forced_prefix.retained", matched)]
+    found = [measured(readings, "forced_prefix.retained", by_user(matched, users))]
     empty = _empty(world)
     for side in SIDES:
         free, within = _strengths(readings, pairs.case, pairs.concept, side)
         over = np.where(free == matched, 0.5, free > matched)
-        found.append(measured(readings, f"forced_prefix.strength.{side}", free))
-        found.append(measured(readings, f"forced_prefix.trie.{side}", within))
-        found.append(measured(readings, f"forced_prefix.over.{side}", over))
+        found.append(measured(readings, f"forced_prefix.strength.{side}", by_user(free, users)))
+        found.append(measured(readings, f"forced_prefix.trie.{side}", by_user(within, users)))
+        found.append(measured(readings, f"forced_prefix.over.{side}", by_user(over, users)))
         alone, _ = _strengths(readings, empty.case, empty.concept, side)
         found.append(measured(readings, f"forced_prefix.empty.{side}", alone))
     return found

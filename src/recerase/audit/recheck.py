@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from datetime import date
 from typing import Any
 
+from recerase.audit.cards import card_of, cards_beyond
 from recerase.audit.controls import judge_controls
 from recerase.audit.gate import concluded, gate
 from recerase.audit.policy import decide
@@ -28,7 +29,8 @@ def inconsistencies(report: Report, baseline: Baseline | None = None) -> tuple[s
         return ("The report has no policy, so its verdict cannot be made again.",)
     if not _is_day(report.decision.as_of):
         return (f"as_of is {report.decision.as_of!r:.40}, which is no date.",)
-    return tuple([*_digests(report, report.policy), *_decision(report, report.policy), *_gate(report, baseline)])
+    found = [*_digests(report, report.policy), *_profile(report), *_decision(report, report.policy)]
+    return tuple([*found, *_gate(report, baseline)])
 
 
 def _digests(report: Report, policy: Policy) -> Iterator[str]:
@@ -41,6 +43,16 @@ def _digests(report: Report, policy: Policy) -> Iterator[str]:
         yield "inputs.concept is not the digest of the concept in the report."
     if report.gate.baseline != report.inputs.get("baseline", ""):
         yield "inputs.baseline is not the baseline that the exit code rests on."
+
+
+def _profile(report: Report) -> Iterator[str]:
+    """Rules of a wider profile are not asked: what its probes measured is not to be put aside by a word."""
+    profile, measured = report.decision.profile, [m.metric for m in report.measurements]
+    wider = [
+        card.name for metric in measured if (card := card_of(metric)) in cards_beyond(profile) and card is not None
+    ]
+    if wider:
+        yield f"profile is {profile!r}, but {', '.join(dict.fromkeys(wider))} measured, which it does not run."
 
 
 def _decision(report: Report, policy: Policy) -> Iterator[str]:

@@ -35,6 +35,9 @@ SHOTS = (8, 64)
 REPEATS = 3
 """How often he is given others of them."""
 
+UNSURE = 3.0
+"""Standard errors by which a curve must stay below the level to be surely not there at the horizon."""
+
 
 def relearn(readings: Readings) -> list[Measurement | Skipped]:
     """Steps to half of the original's exposure, whether they sufficed, and exposure@10 on the way: forget and benign attack."""
@@ -90,8 +93,10 @@ def steps_a_history(curve: Relearned, original: Relearned) -> FloatArray:
     Steps are linear in the exposures around the crossing and in the level: a history's value is the steps and its pull on them.
     """
     steps, n = curve.steps_to(original.half), curve.values.shape[2]
-    if not np.isfinite(steps) or steps == 0:
-        return np.full(n, min(steps, float(curve.horizon)))
+    if steps == 0:
+        return np.zeros(n)
+    if not np.isfinite(steps):
+        return _not_reached(curve, original)
     at = int(np.flatnonzero(curve.exposure >= original.half)[0])
     around = curve.per_history[at - 1 : at + 1]  # [2, n]
     low, high = around.mean(axis=1)
@@ -99,6 +104,19 @@ def steps_a_history(curve: Relearned, original: Relearned) -> FloatArray:
     first = original.per_history[0]
     pull = (first - first.mean()) / 2 - (1 - share) * (around[0] - low) - share * (around[1] - high)
     values: FloatArray = steps + pull * (curve.steps[at] - curve.steps[at - 1]) / (high - low)
+    return values
+
+
+def _not_reached(curve: Relearned, original: Relearned) -> FloatArray:
+    """[n] the horizon, with the spread of the crossing where the last reading is so near the level that other histories would
+    have found it there (within UNSURE standard errors): the horizon is where nobody looked further, and not what is sure."""
+    horizon = float(curve.horizon)
+    before, last = curve.per_history[-2:]
+    short = original.per_history[0] / 2 - last  # its mean is what is lacking
+    climb = float(last.mean() - before.mean())
+    if climb <= 0 or short.mean() > UNSURE * short.std() / np.sqrt(len(short)):
+        return np.full(len(short), horizon)
+    values: FloatArray = horizon + (short - short.mean()) * (curve.steps[-1] - curve.steps[-2]) / climb
     return values
 
 

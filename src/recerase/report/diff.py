@@ -45,9 +45,12 @@ def diff_rows(before: Report, after: Report) -> list[tuple[str, str, str, str]]:
             f"{after.gate.exit_code} ({after.gate.fail_on})",
         ),
     ]
+    profiles = before.decision.profile, after.decision.profile
+    heads += [("profile", *profiles)] if profiles[0] != profiles[1] else []
     rows = [(name, one, other, "" if one == other else "changed") for name, one, other in heads]
     for change in rule_changes(before, after):
-        rows.append((change.rule, _text(change.before), _text(change.after), "" if change.same else "changed"))
+        one, other = _text(change.before, change.rule, before), _text(change.after, change.rule, after)
+        rows.append((change.rule, one, other, "" if change.same else "changed"))
     return rows
 
 
@@ -61,6 +64,7 @@ def diff_document(before: Report, after: Report) -> dict[str, Any]:
                 "digest": report_digest(report),
                 "concept": report.concept.get("name"),
                 "verdict": report.decision.verdict.value,
+                "profile": report.decision.profile,
                 "exit_code": report.gate.exit_code,
                 "fail_on": report.gate.fail_on,
             }
@@ -80,9 +84,10 @@ def _shown(finding: Finding | None) -> tuple[object, ...]:
     return finding.result, finding.limit, None if found is None else repr(found.value)
 
 
-def _text(finding: Finding | None) -> str:
+def _text(finding: Finding | None, rule: str, report: Report) -> str:
     if finding is None:
-        return "no such rule"
+        known = report.policy is not None and any(one.id == rule for one in report.policy.rules)
+        return f"not asked ({report.decision.profile} profile)" if known else "no such rule"
     value = "not measured" if finding.measurement is None else value_text(finding.measurement)
     return f"{finding.result.value}: {value} ({finding.limit})"
 

@@ -1,8 +1,9 @@
 """A verdict as an in-toto Statement v1 with the test-result predicate, for policy engines that admit models by attestation.
 
 The decision that shaped this file: a verifier that reads `result` alone must never take for passed what was not measured,
-so an inconclusive audit is FAILED, and only a pass without waiver, warning or skipped optional rule is PASSED. Spec:
-github.com/in-toto/attestation, spec/v1/statement.md and spec/predicates/test-result.md (v0.1). The statement is not signed.
+so an inconclusive audit is FAILED, and only a pass without waiver, warning, skipped optional rule, or rule of the policy that the
+audit's profile or scope did not ask is PASSED. Spec: github.com/in-toto/attestation, spec/v1/statement.md and
+spec/predicates/test-result.md (v0.1). The statement is not signed.
 """
 
 from __future__ import annotations
@@ -52,6 +53,9 @@ def _outcomes(report: Report) -> list[tuple[str, str]]:
         soft = finding.result is Result.WAIVED or (finding.result is Result.INCONCLUSIVE and finding.rule.optional)
         key = passed if finding.result is Result.PASS else warned if soft else failed
         found.append((f"rule/{plain(finding.rule.id, 'rule')}", key))
+    asked = {finding.rule.id for finding in report.decision.findings}
+    rules = report.policy.rules if report.policy is not None else ()
+    found += [(f"rule/{plain(rule.id, 'rule')}", warned) for rule in rules if rule.id not in asked]
     held = {True: passed, False: failed, None: warned}
     found += [(f"control/{control.name}", held[control.holds]) for control in report.decision.controls]
     return [*found, ("gate", failed if report.gate.exit_code else passed)]
@@ -72,6 +76,7 @@ def _configuration(report: Report, report_sha256: str) -> list[dict[str, Any]]:
         "audit": report_digest(report),
         "verdict": decision.verdict.value,
         "reason": plain(decision.reason, "reason"),
+        "profile": decision.profile,
         "exitCode": gate.exit_code,
         "failOn": gate.fail_on,
         "concept": plain(str(report.concept.get("name", "concept")), "concept"),
