@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from recerase.audit.membership import lowest, matched_pairs, membership
+from recerase.audit.membership import _one_a_user_first, lowest, matched_pairs, membership
 from recerase.audit.probes import AuditModel, AuditWorld
 from recerase.audit.readings import Readings
 from recerase.catalog.interactions import Catalogue, Interactions
@@ -174,3 +174,20 @@ def test_order_batches_and_the_model_are_left_alone(
     assert all(torch.equal(v, before[k]) for k, v in untrained.module.state_dict().items())
     assert not untrained.module.training
     assert torch.equal(torch.get_rng_state(), drawn)
+
+
+def test_nobody_is_asked_twice_while_somebody_is_not_asked() -> None:
+    rng = np.random.default_rng(4)
+    users = rng.integers(0, 30, 200)
+    rows = rng.permutation(200)[:150]
+    found = _one_a_user_first(rows, users)
+    assert sorted(found.tolist()) == sorted(rows.tolist())
+    seen: dict[int, int] = {}
+    turns = []
+    for row in found.tolist():
+        turns.append(seen.get(int(users[row]), 0))
+        seen[int(users[row])] = turns[-1] + 1
+    assert turns == sorted(turns)
+    for turn in range(max(turns) + 1):
+        mine = [row for row, t in zip(found.tolist(), turns, strict=True) if t == turn]
+        assert mine == [row for row in rows.tolist() if row in set(mine)]  # in the order drawn

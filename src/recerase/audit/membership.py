@@ -90,7 +90,7 @@ def matched_pairs(world: AuditWorld, among: BoolArray, window: int, purpose: str
 
     The other item is the nearest in log popularity that the user never took, of _TRIED that are nearest (all, where there are
     no more), ties and near-ties by lot; a pair without one is left out, and so is one whose item is in its history, to be copied.
-    Drawn with the world's seed.
+    Drawn with the world's seed, a second pair of a user only where every user has one.
     """
     from recerase.model.batches import pairs
 
@@ -98,7 +98,8 @@ def matched_pairs(world: AuditWorld, among: BoolArray, window: int, purpose: str
     rng = world.random(f"membership {purpose}")
     owner = np.repeat(np.arange(len(found)), found.lengths)
     again = np.bincount(owner, weights=found.items == found.targets[owner], minlength=len(found)) > 0
-    rows = np.sort(rng.permutation(np.flatnonzero(among[found.targets] & ~again))[:MEMBERS])
+    drawn = rng.permutation(np.flatnonzero(among[found.targets] & ~again))
+    rows = np.sort(_one_a_user_first(drawn, found.users)[:MEMBERS])
     members = found.take(rows)
     counts = np.log1p(np.bincount(world.catalogue.interactions.items, minlength=len(among)))
     items = np.flatnonzero(among)
@@ -112,6 +113,16 @@ def matched_pairs(world: AuditWorld, among: BoolArray, window: int, purpose: str
     best = far.argmin(axis=1) if near.shape[1] else np.empty(0, np.int64)
     kept = np.flatnonzero(np.isfinite(far[np.arange(len(best)), best]))
     return Pairs(members.take(kept), items[near[kept, best[kept]]])
+
+
+def _one_a_user_first(rows: IntArray, users: IntArray) -> IntArray:
+    """`rows` in their order, but with the first of every user before anybody's second: as many users as can be are asked."""
+    owner = users[rows]
+    order = np.argsort(owner, kind="stable")
+    turn = np.empty(len(rows), np.int64)
+    turn[order] = np.arange(len(rows)) - np.searchsorted(owner[order], owner[order])
+    found: IntArray = rows[np.argsort(turn, kind="stable")]
+    return found
 
 
 def _nearest(ordered: FloatArray, wanted: FloatArray) -> IntArray:
