@@ -25,6 +25,7 @@ from recerase.report.html import report_html
 from recerase.report.intoto import report_statement
 from recerase.report.json_schema import schema_text
 from recerase.report.junit import report_junit
+from recerase.report.layers import INFORMING, TITLES
 from recerase.report.markdown import capped_markdown, report_markdown
 from recerase.report.sarif import report_sarif
 from recerase.report.schema import parse_report, report_bytes, report_digest
@@ -34,6 +35,8 @@ SCHEMAS = Path(__file__).parent / "schemas"
 MANY, DRAWN = counted(60, 300), counted(3, 8)
 """Reports, and how many of them are drawn with their plots, which take most of the time. Of 60, two are huge and nine empty."""
 BLOCKS = 2
+LAYERED = {*TITLES.values(), *(f"No rule asks, for information: {about}" for about in INFORMING.values())}
+"""What may be written under a section."""
 UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -118,7 +121,10 @@ def test_markdown_holds_no_markup_of_a_reports_own(index: int) -> None:
         assert kinds["table_open"] >= 1, seed
         assert not UNSEEN.search(text), seed
         headings = [line for line in text.splitlines() if line.startswith("#")]
-        assert len(headings) == kinds["heading_open"] <= 6, seed
+        assert len(headings) == kinds["heading_open"], seed
+        sections = [line for line in headings if not line.startswith("###")]
+        assert len(sections) <= 6, seed
+        assert {line.lstrip("# ") for line in headings} - {line.lstrip("# ") for line in sections} <= LAYERED, seed
         assert headings[0].startswith(f"# {report.decision.verdict.value.upper()}: "), seed
         most = len(text.encode()) // 2
         assert len(capped_markdown(report, most).encode()) <= most, seed
