@@ -42,12 +42,32 @@ def test_the_rule() -> None:
 def test_beside_references_the_nearest_mass_is_taken_and_not_the_least() -> None:
     """A concept pressed far below the references is as far away as one above them."""
     far, near, high = (
-        Trial("npo", "output", {}, leak, drop, apart)
+        Trial("npo", "output", {}, leak, drop, apart=apart)
         for leak, drop, apart in (((0.0, 1e-12), 0.0, 7.0), ((0.01, 2e-5), 0.01, 0.3), ((0.01, 2e-5), 0.03, 0.0))
     )
     assert choose([far, near, high], 0.02) == 1
     assert choose([replace(far, apart=None), replace(near, apart=None)], 0.02) == 0  # by their leak
     assert choose([far, replace(near, drop=0.2), replace(high, drop=0.1)], -1) == 0
+
+
+def test_a_drop_that_a_few_users_make_leaves_a_setting_out_of_nothing() -> None:
+    """With few users a drop of 5 % may be chance: then the setting stays; with many it is beyond doubt, and goes."""
+    rng = np.random.default_rng(0)
+
+    def reading(n: int, scale: float, mass: float) -> Reading:
+        ndcg = np.repeat(rng.uniform(0, 1, 8) < 0.4, n // 8) * scale + rng.normal(0, 0.3, n)
+        values = {f"natural.mass.{side}": np.full(n, mass) for side in SIDES}
+        return Reading({**values, "natural.exposure@10": np.zeros(n), "utility.ndcg@10": ndcg})
+
+    for n, taken in ((40, 1), (40_000, 0)):
+        before = reading(n, 1.0, 0.1)
+        kept, lost = Reading({**before.values}), Reading({**before.values, "natural.mass.old": np.full(n, 1e-6)})
+        lost.values["natural.mass.new"] = np.full(n, 1e-6)  # type: ignore[index]
+        lost.values["utility.ndcg@10"] = 0.9 * before.values["utility.ndcg@10"] + rng.normal(0, 0.3, n)  # type: ignore[index]
+        trials = [trial("npo", "output", {}, x, before, [], AuditConfig()) for x in (kept, lost)]
+        assert trials[1].surely is not None
+        assert trials[1].surely < trials[1].drop
+        assert choose(trials, 0.02) == taken
 
 
 def test_a_trial_beside_references_tells_how_far_it_is() -> None:

@@ -10,10 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from recerase.comparing.apart import apart
 from recerase.comparing.reading import Reading
 from recerase.comparing.rows import NDCG
 from recerase.report.compared import Trial
+from recerase.stats import paired_drop
 from recerase.types import Scope
 
 if TYPE_CHECKING:
@@ -28,8 +31,8 @@ def criterion(max_drop: float, references: bool) -> str:
         else "the least exposure@10, then the least concept mass (under the old or the new SIDs, whichever is more)"
     )
     return (
-        "Among the settings whose NDCG@10 on retained items drops by at most "
-        f"{100 * max_drop:g} % against the original on validation users: {forgetting}, then the least drop, then the earlier one. "
+        "Among the settings whose NDCG@10 on retained items does not drop beyond doubt (the interval over validation users, paired) "
+        f"by more than {100 * max_drop:g} % against the original: {forgetting}, then the least drop, then the earlier one. "
         "Where none stays within the limit: the least drop."
     )
 
@@ -47,20 +50,27 @@ def trial(
     if reading.failure:
         return Trial(method, scope, changed, failure=reading.failure)
     mass = max(float(reading.values[f"natural.mass.{side}"].mean()) for side in ("old", "new"))
-    before, now = (float(x.values[NDCG].mean()) if NDCG in x.values else 0.0 for x in (original, reading))
-    drop = 1.0 - now / before if before > 0 else 0.0
+    drop, surely = 0.0, None
+    before, now = (x.values.get(NDCG, np.zeros(0)) for x in (original, reading))
+    if before.size and before.mean() > 0:
+        drop, interval = paired_drop(now, before, confidence=config.confidence, seed=config.seed)
+        surely = interval.low
     leak = (float(reading.values["natural.exposure@10"].mean()), mass)
     away = apart([reading], references, config)
-    return Trial(method, scope, changed, leak, drop, None if away is None else away.value)
+    return Trial(method, scope, changed, leak, drop, surely, None if away is None else away.value)
 
 
 def choose(trials: Sequence[Trial], max_drop: float) -> int | None:
     """Which of a method's trials is taken; None when all failed."""
     alive = [i for i, found in enumerate(trials) if not found.failure]
-    within = [i for i in alive if trials[i].drop <= max_drop]
+    within = [i for i in alive if _least(trials[i]) <= max_drop]
     if within:
         return min(within, key=lambda i: (*_forgetting(trials[i]), trials[i].drop, i))
     return min(alive, key=lambda i: (trials[i].drop, *_forgetting(trials[i]), i), default=None)
+
+
+def _least(found: Trial) -> float:
+    return found.drop if found.surely is None else found.surely
 
 
 def _forgetting(found: Trial) -> tuple[float, ...]:

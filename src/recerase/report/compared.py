@@ -85,6 +85,8 @@ class Trial:
     """exposure@10 and concept mass, what the choice is made by, in this order."""
     drop: float = 0.0
     """Of NDCG@10 on retained items, against the original."""
+    surely: float | None = None
+    """The lower end of its interval, paired by user: it drops by at least so much."""
     apart: float | None = None
     """Orders of magnitude from the references' mass, what the choice is made by where there are references."""
     chosen: bool = False
