@@ -22,7 +22,10 @@ NASTY = '<b onclick="x">|`@you`'
 
 
 def searched(made: Comparison) -> Comparison:
-    trials = (Trial("npo", "output", {"lr": 0.003}, (0.1, 0.01), 0.012, True), Trial("ga", "output", {}, failure="no"))
+    trials = (
+        Trial("npo", "output", {"lr": 0.003}, (0.1, 0.01), 0.012, chosen=True),
+        Trial("ga", "output", {}, failure="no"),
+    )
     return replace(made, search=Search(2, 0, 0.02, "the rule", 25, trials))
 
 

@@ -74,7 +74,7 @@ def erased(home: Path, place: Path, out: Path) -> Checkpoint:
     members = choose_concept(ConceptSpec(("brand=Acme",)), catalogue, None).members
     request = EraseRequest(before.recommender, before.table, catalogue.interactions, members)
     method, _ = get_method("renormalise")
-    chosen = {"settle_steps": "25", "pool": "1", "batch": "8", "sequences": "0"}
+    chosen = {"settle_steps": "40", "pool": "1", "batch": "8", "sequences": "0", "settle_lr": "1.5e-3"}
     made = method.run(request, make_config(method, None, chosen))
     named_layout(before.layout).write_back(before, made.model, made.table, _new(out))
     return opened(home, out)[0]

@@ -48,9 +48,8 @@ def test_a_run_for_another_user_is_not_continued(home: Path, layout: str) -> Non
 
 
 def test_a_report_says_that_one_user_was_read(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from recerase.audit.cards import PROBES
 
-    monkeypatch.setattr("recerase.audit.run.PROBES", {"free": PROBES["free"]})
+    monkeypatch.setattr("recerase.audit.run.probes_of", lambda profile: ("free",))
     given = [f"--data={home}/data", f"--policy={home}/policy.toml", "--concept=brand=brand2", "--trust-pickle", "-q"]
     more = ["--max-users=5", "--layout-set=user=2", "--device=cpu", "--threads=1", "-o", f"{tmp_path}/report.json"]
     assert run(["audit", str(home / "grid"), *given, *more]) in (0, 5)

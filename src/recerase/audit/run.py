@@ -54,6 +54,10 @@ TOLD: tuple[Comparison, ...] = (
 """Comparisons that are in every report, whatever the policy asks."""
 
 
+_BEGUN = "begun"
+"""The piece that says that a probe is done, so that a run which is continued times nothing again."""
+
+
 @dataclass(frozen=True)
 class AuditResult:
     """What an audit found: everything in a report that is not provenance."""
@@ -93,9 +97,9 @@ def run_audit(
     beside: dict[Role, Readings] = {}
     readings = [Readings(model, world, cache, observer, state, beside) for model in models]
     beside |= {reading.model.role: reading for reading in readings}
-    if observer is not SILENT:
+    if observer is not SILENT and (state is None or state.read(_BEGUN) is None):
         observer.note(estimated(readings).told)
-    found, seconds = _probe(readings, observer)
+    found, seconds = _probe(readings, observer, state)
     measurements = [x for x in found if isinstance(x, Measurement)]
     skipped = [x for x in found if isinstance(x, Skipped)]
     skipped += not_run(world.config.profile)
@@ -126,7 +130,9 @@ def _held_against(original: AuditModel | None, reference: AuditModel | None, wor
     return models
 
 
-def _probe(readings: Sequence[Readings], observer: Observer) -> tuple[list[Measurement | Skipped], Mapping[str, float]]:
+def _probe(
+    readings: Sequence[Readings], observer: Observer, state: Pieces | None
+) -> tuple[list[Measurement | Skipped], Mapping[str, float]]:
     """What every probe found on every model, and how long each took; the observer is told which is at work on which."""
     names = probes_of(readings[0].world.config.profile)
     observer.start("audit", len(readings) * len(names))
@@ -138,6 +144,8 @@ def _probe(readings: Sequence[Readings], observer: Observer) -> tuple[list[Measu
             began = time.monotonic()
             found += load_probe(name)(reading)
             seconds[name] += time.monotonic() - began
+            if state is not None and reading is readings[0] and name == names[0]:
+                state.write(_BEGUN, b"")
             observer.advance("audit", 1, probe=name, role=reading.model.role)
     observer.finish("audit")
     return found, {name: round(spent, 3) for name, spent in seconds.items()}
