@@ -406,6 +406,7 @@ def write(groups: Mapping[str, tuple[World, str]], setup: Setup, out: Path) -> N
             "data": world.data,
             "spec": world.concepts[concept],
             "validation": [_validation(setup.runs / model) for model in models],
+            "behind": [part for part, value in told.items() if _behind(world, setup, value)],
             "passes": {part: value for part, value in told.items() if part != "ablation"},
             **({"ablation": told["ablation"]["steps"]} if "ablation" in told else {}),
         }
@@ -426,6 +427,13 @@ def write(groups: Mapping[str, tuple[World, str]], setup: Setup, out: Path) -> N
     write_bytes(out / "RESULTS.md", results_markdown(results).encode())
     if out == HERE:
         write_readme(results, REPOSITORY / "README.md")
+
+
+def _behind(world: World, setup: Setup, part: Any) -> bool:
+    """Whether a part was made with other settings than the search has chosen since."""
+    if "settings" not in part:
+        return False
+    return part["settings"] != [x for x in chosen(world, setup) if x.split(".", 1)[0] in part["asked"]["methods"]]
 
 
 def _finished(world: World, concept: str, part: str, setup: Setup) -> Any:

@@ -79,8 +79,14 @@ def _about(group: Mapping[str, Any]) -> str:
     return (
         f"`{group['data']}`, concept `{group['spec']}`: {concept['items']:,} items, {concept['interactions']:,} interactions, "
         f"{concept['users']:,} users. Validation recall@10 of the original, then of the references: {found}. Settings that the "
-        f"search changed: {changed}."
+        f"search changed: {changed}." + _late(group.get("behind", ()))
     )
+
+
+def _late(behind: Sequence[str]) -> str:
+    """What is said of tables that were made before the search had chosen."""
+    tables = ", ".join(TITLES[part] for part in behind)
+    return f" **Made before the search had chosen, with the methods' own settings: {tables}.**" if behind else ""
 
 
 TITLES = {
