@@ -57,7 +57,7 @@ METHODS: Mapping[str, Method] = {
             config="recerase.erase.tracer_config:TracerConfig",
             changes="weights and the SIDs of the concept's items",
             gradients=True,
-            cost="108 steps: 0.5 to 1 times npo's",
+            cost="108 steps: 0.8 to 0.9 times npo's",
             source="TRACER, arXiv 2606.07688 (equations 5-11)",
             departs="preset paper: no. Preset default: AdamW, annealed tau, bounded losses, unique new SIDs by assignment, "
             "and a second phase that settles old and new SIDs at what the original gives to SIDs nobody ever had",
