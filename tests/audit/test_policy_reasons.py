@@ -423,7 +423,7 @@ def test_policy_check_says_which_rules_cannot_pass(tmp_path: Path, capsys: pytes
     assert run(["policy", "check", str(tmp_path / "mine.toml")]) == 0
     said = " ".join(capsys.readouterr().err.split())
     assert "Rule 'deep' is on depth.exposure@50, which is counted over 200 at most" in said
-    (tmp_path / "mine.toml").write_text(f'schema = "recerase.policy/1"\nmin_users = 200\n{rule}')
+    (tmp_path / "mine.toml").write_text(f'schema = "recerase.policy/1"\n[audit]\nmin_users = 200\n{rule}')
     assert run(["policy", "check", str(tmp_path / "mine.toml")]) == 0
     assert "counted over" not in capsys.readouterr().err
 
