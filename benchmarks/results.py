@@ -80,6 +80,8 @@ class World:
     """How many, with seeds 0, 1, ...; the original has seed 0."""
     settings_of: str = ""
     """The world whose search is used, where there is none of its own."""
+    users: int | None = None
+    """How many test users are drawn whose lists are read, unless the command says; None: all."""
 
 
 WORLDS = (
@@ -115,6 +117,7 @@ WORLDS = (
         },
         1,
         settings_of="ind",
+        users=6000,
     ),
 )
 
@@ -244,6 +247,7 @@ def _compare(
         ready = f"unlearnrec.prepared={prepared(world, setup)}"
         config = replace(config, overrides=(*config.overrides, ready))
     seconds = float(read_run(original).get("seconds", 0)) or None
+    config = replace(config, max_users=config.max_users or world.users)
     return api.compare(
         original,
         api.ConceptSpec((world.concepts[concept],), name=concept),
