@@ -78,8 +78,8 @@ class World:
     concepts: dict[str, str]
     references: int
     """How many, with seeds 0, 1, ...; the original has seed 0."""
-    settings_of: str = ""
-    """The world whose search is used, where there is none of its own."""
+    searched: bool = True
+    """Whether settings are searched; where not, every method runs with its own."""
     users: int | None = None
     """How many test users are drawn whose lists are read, unless the command says; None: all."""
 
@@ -116,7 +116,7 @@ WORLDS = (
             "lightening": 'text~"whiten|lighten|bleach|hydroquinone|fade cream|brightening"',
         },
         1,
-        settings_of="ind",
+        searched=False,
         users=6000,
     ),
 )
@@ -190,7 +190,7 @@ def prepared(world: World, setup: Setup) -> Path:
 
 def chosen(world: World, setup: Setup) -> tuple[str, ...]:
     """`METHOD.KEY=VALUE` of every setting that a search on validation users of the first concept changed, for all concepts."""
-    path = setup.runs / "compared" / f"{world.settings_of or world.name}-settings.json"
+    path = setup.runs / "compared" / f"{world.name}-settings.json"
     return tuple(json.loads(path.read_bytes())) if path.is_file() else ()
 
 
@@ -324,7 +324,7 @@ def _made(
         if "unlearnrec" in setup.passes["methods"].methods:
             codes += _run(pool, [f"prepare {name}" for name in worlds], words)
         if given.search > 1:
-            codes += _run(pool, [f"search {name}" for name, world in worlds.items() if not world.settings_of], words)
+            codes += _run(pool, [f"search {name}" for name, world in worlds.items() if world.searched], words)
         for part in setup.passes:
             steps = [f"compare {name} {part}" for name in wanted if _belongs(name, part)]
             codes += _run(pool, steps, words)
@@ -413,7 +413,6 @@ def _part(world: World, concept: str, name: str, setup: Setup) -> Path:
 def write(groups: Mapping[str, tuple[World, str]], setup: Setup, out: Path) -> None:
     """RESULTS.md, results.json and the README's table, from what is finished."""
     found: dict[str, Any] = {}
-    worlds = {world.name: world for world, _ in groups.values()}
     for name, (world, concept) in groups.items():
         parts = {part: _finished(world, concept, part, setup) for part in (*setup.passes, "ablation")}
         told = {part: value for part, value in parts.items() if value}
@@ -423,7 +422,6 @@ def write(groups: Mapping[str, tuple[World, str]], setup: Setup, out: Path) -> N
         found[name] = {
             "data": world.data,
             "spec": world.concepts[concept],
-            "searched": worlds.get(world.settings_of, world).data,
             "validation": [_validation(setup.runs / model) for model in models],
             "behind": [part for part, value in told.items() if _behind(world, setup, value)],
             "passes": {part: value for part, value in told.items() if part != "ablation"},
@@ -438,7 +436,11 @@ def write(groups: Mapping[str, tuple[World, str]], setup: Setup, out: Path) -> N
         "model": asdict(setup.model),
         "training": asdict(setup.training),
         "epochs": {world.name: world.epochs for name, (world, _) in groups.items() if name in found},
-        "searched": {"budget": setup.searched.search, "users": setup.searched.search_users},
+        "searched": {
+            "budget": setup.searched.search,
+            "users": setup.searched.search_users,
+            "without": sorted({world.data for world, _ in groups.values() if not world.searched}),
+        },
         "environment": asdict(environment(0, setup.threads)),
         "groups": found,
     }

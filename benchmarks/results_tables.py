@@ -65,9 +65,12 @@ def _searched(told: Mapping[str, Any]) -> str:
             "**Untuned**: every method runs with its own settings; those of `tracer` and `renormalise` were chosen on validation "
             "users of these data sets, beside references of filament, hatchbox, needles and horror."
         )
+    without = "".join(
+        f" On {name} nothing was searched: every method runs with its own." for name in told.get("without", ())
+    )
     return (
         f"Settings: {told['budget']} a method (its own first) were tried on the first concept of a data set, on {told['users']:,} "
-        "validation users, and those chosen are used for all its concepts; amazon_beauty_2014 takes those of amazon_industrial."
+        "validation users, and those chosen are used for all its concepts." + without
     )
 
 
@@ -76,11 +79,10 @@ def _about(group: Mapping[str, Any]) -> str:
     found = ", ".join(f"{v['recall@10']:.4f}" for v in group["validation"])
     pairs = {pair for found in group["passes"].values() for pair in found["settings"]}
     changed = ", ".join(f"`{pair}`" for pair in sorted(pairs)) or "none"
-    where = "" if group.get("searched", group["data"]) == group["data"] else f" on `{group['searched']}`"
     return (
         f"`{group['data']}`, concept `{group['spec']}`: {concept['items']:,} items, {concept['interactions']:,} interactions, "
         f"{concept['users']:,} users. Validation recall@10 of the original, then of the references: {found}. Settings that the "
-        f"search{where} changed: {changed}." + _late(group.get("behind", ()))
+        f"search changed: {changed}." + _late(group.get("behind", ()))
     )
 
 
