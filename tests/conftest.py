@@ -6,9 +6,11 @@ summed over its tests and printed as one table at its end, and written to $RECER
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
@@ -72,10 +74,50 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         Path(path).write_text(json.dumps(whole, indent=1) + "\n")
 
 
+IN_MEMORY = Path("/dev/shm")
+
+
+def memory_for_files() -> Path | None:
+    """Where files cost no disk, if there is room: a suite publishes tens of thousands of files, and waits for each fsync.
+
+    Not in a soak, nor where somebody chose a place: that is what the disk is like under real runs. What must be seen on a
+    disk asks for `on_disk`.
+    """
+    chosen = any(os.environ.get(name) for name in ("TMPDIR", "PYTEST_DEBUG_TEMPROOT"))
+    if SOAK or chosen or not os.access(IN_MEMORY, os.W_OK | os.X_OK):
+        return None
+    room, about = os.statvfs(IN_MEMORY), Path("/proc/meminfo").read_text()
+    left = next((int(row.split()[1]) for row in about.splitlines() if row.startswith("MemAvailable:")), 0)
+    return IN_MEMORY if min(room.f_bavail * room.f_frsize, left << 10) > 4 << 30 else None
+
+
+@pytest.fixture
+def on_disk() -> Iterator[Path]:
+    """A directory like tmp_path, on the disk of temporary files also where tmp_path is in memory."""
+    with tempfile.TemporaryDirectory(prefix="recerase-test-") as place:
+        yield Path(place).resolve()
+
+
 def pytest_configure() -> None:
-    """A suite started in the background ignores Ctrl-C, and so would every process it starts; tests send that signal."""
+    """Temporary files are put where they are quick; the run that all its processes share is made by the first of them.
+
+    A suite started in the background ignores Ctrl-C, and so would every process it starts; tests send that signal.
+    """
+    if quick := memory_for_files():
+        os.environ["PYTEST_DEBUG_TEMPROOT"] = str(quick)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection() -> Iterator[object]:
+    """Modules and thousands of tests stay to the end: no search for garbage among them while they come, nor afterwards."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")

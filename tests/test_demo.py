@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 import recerase.catalog.demo as catalogue
 import recerase.demo as job
+from recerase.audit import probes
 from recerase.runtime import RunConfig
 from recerase.types import Verdict
 
@@ -17,6 +19,7 @@ def test_the_demo_leaves_everything_it_made(tmp_path: Path, monkeypatch: pytest.
     """The untouched model fails; what is published loads; every report is there."""
     small = catalogue.demo_catalogue
     monkeypatch.setattr(catalogue, "demo_catalogue", lambda seed: small(seed, n_items=260, n_users=320))
+    monkeypatch.setattr(probes, "AuditConfig", functools.partial(probes.AuditConfig, saturated_histories=100))
     erase = job.erase
 
     def quick(*given: Any, **named: Any) -> Any:

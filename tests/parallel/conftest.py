@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import socket
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from recerase.__main__ import run
+from recerase.audit import probes
 from recerase.catalog import load_catalogue
 from recerase.catalog.demo import DEMO_CONCEPT, demo_catalogue
 from recerase.catalog.readers import write_catalogue
@@ -28,6 +30,12 @@ id = "exposure"
 metric = "natural.exposure@10"
 max = 0.9
 """
+SMALL_AUDITS = """
+import functools
+from recerase.audit import probes
+probes.AuditConfig = functools.partial(probes.AuditConfig, saturated_histories=300)
+"""
+"""300 synthetic histories instead of 1,000: five batches of lists, three rounds of masses for two processes (audit.readings)."""
 SHAPE = ["--width", "16", "--layers", "1", "--heads", "2", "--window", "6", "--threads", "1", "--device", "cpu"]
 
 
@@ -101,6 +109,14 @@ def pair(tmp_path: Path) -> Iterator[Callable[..., Pair]]:
     for process in [process for one in started for process in one.processes]:
         process.kill()
         process.communicate()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_audits() -> Iterator[None]:
+    """What SMALL_AUDITS does, in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probes, "AuditConfig", functools.partial(probes.AuditConfig, saturated_histories=300))
+        yield
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,11 @@ from recerase.connection import Link
 from recerase.launching import _asked
 from recerase.report.schema import read_report
 
-from .conftest import Pair, World
+from .conftest import SMALL_AUDITS, Pair, World
 
-COMMANDS = """
+COMMANDS = (
+    SMALL_AUDITS
+    + """
 import dataclasses, json, os, sys
 import recerase.model.recommender as place
 from recerase.__main__ import run
@@ -44,8 +46,11 @@ for spoil, argv in json.loads(sys.argv[1]):
     codes.append(run(argv))
 print(*codes, file=sys.__stderr__)
 """
+)
 """Several commands in one process, some of them failing in the other one, and no dropout."""
-SLEEPING = """
+SLEEPING = (
+    SMALL_AUDITS
+    + """
 import os, sys, time
 from recerase.__main__ import main
 from recerase.audit import readings
@@ -57,6 +62,7 @@ def sleep(*args):
 readings.Readings._mass = sleep
 main(sys.argv[1:])
 """
+)
 KILLED = """
 import os, sys
 import recerase.__main__ as program

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from tests.conftest import counted
 
 from recerase.__main__ import run
+from recerase.audit import probes
 from recerase.catalog.demo import DEMO_CONCEPT, demo_catalogue
 from recerase.catalog.readers import write_catalogue
 from recerase.store import publish
@@ -30,6 +34,33 @@ max_drop_vs = "original"
 """Loose enough that a barely trained toy can pass or be inconclusive: what is tested here is the machinery."""
 SHAPE = ["--width", "16", "--layers", "1", "--heads", "2", "--window", "6", "--threads", "1", "--device", "cpu"]
 FAST = ["--set", "reassign_steps=2", "--set", "settle_steps=2", "--set", "pool=1"]
+
+HISTORIES = counted(100, 1000)
+"""How many synthetic histories an audit of the job draws: what is held against one another here is files, not metrics.
+
+Still several batches of lists and several rounds of masses (recerase.audit.readings), so that an audit can be stopped between them.
+"""
+SMALL_AUDITS = f"""
+import functools
+from recerase.audit import probes
+probes.AuditConfig = functools.partial(probes.AuditConfig, saturated_histories={HISTORIES})
+"""
+"""The same for a process of its own, before its first audit."""
+
+
+@contextlib.contextmanager
+def few_histories() -> Iterator[None]:
+    """Within it audits draw HISTORIES synthetic histories instead of 1,000; in a whole soak all of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probes, "AuditConfig", functools.partial(probes.AuditConfig, saturated_histories=HISTORIES))
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_audits() -> Iterator[None]:
+    """Every audit by a command or by the API is small; `job` outlives a module and asks for it itself."""
+    with few_histories():
+        yield
 
 
 @dataclass(frozen=True)
@@ -95,9 +126,11 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
     train = ["train", f"{home}/data", "--sids", f"{home}/sids", "--out", f"{home}/model", "--epochs", "2", *SHAPE, "-q"]
     assert run(tokenize) == 0
     assert run(train) == 0
-    assert run(["erase", f"{home}/model", "--out", f"{home}/erased", "-m", "filter", *at]) in (0, 5)
+    erase = ["erase", f"{home}/model", "--out", f"{home}/erased", "-m", "filter", *at]
     audit = ["audit", f"{home}/erased", "--original", f"{home}/model", "-o", f"{home}/audit.json", *at]
-    assert run(audit) in (0, 5)
+    with few_histories():
+        assert run(erase) in (0, 5)
+        assert run(audit) in (0, 5)
     assert run(["patch", "make", f"{home}/model", f"{home}/erased", "--out", f"{home}/patch.safetensors", "-q"]) == 0
     return Job(home)
 

@@ -33,11 +33,13 @@ from recerase.report.schema import read_report
 from recerase.runtime import RunConfig, pinned
 from recerase.store import canonical_json, publish, read_manifest, write_bytes
 
-from .conftest import FAST, SHAPE, Job
+from .conftest import FAST, HISTORIES, SHAPE, SMALL_AUDITS, Job
 
 Figure = Callable[..., None]
 
-WHOLE_JOB = """
+WHOLE_JOB = (
+    SMALL_AUDITS
+    + """
 import json, os, sys
 from recerase.__main__ import run
 data, out, policy, concept, more = json.loads(sys.argv[1])
@@ -50,6 +52,7 @@ codes = [
 ]
 sys.stderr.write(json.dumps(codes))
 """
+)
 PLAIN = {"PYTHONHASHSEED": "0", "TZ": "UTC", "LC_ALL": "C.UTF-8"}
 OTHER = {"PYTHONHASHSEED": "4242", "TZ": "Pacific/Chatham", "LC_ALL": "C"}
 
@@ -152,8 +155,9 @@ def test_the_order_and_the_names_of_users_do_not_matter(
         pq.write_table(table.take(np.argsort(place, kind="stable")), sink)
         write_bytes(made.directory / "interactions.parquet", sink.getvalue().to_pybytes())
     assert load_catalogue(tmp_path / "data").interactions.digest != load_catalogue(job.data).interactions.digest
-    standard = audited(job, opened, job.data, AuditConfig())
-    compared = assert_alike(standard, audited(job, opened, tmp_path / "data", AuditConfig()), 1e-6)
+    config = AuditConfig(saturated_histories=HISTORIES)  # which are no users
+    standard = audited(job, opened, job.data, config)
+    compared = assert_alike(standard, audited(job, opened, tmp_path / "data", config), 1e-6)
     figure("determinism: metrics that move by 1e-6 with the order of users", 0, of=compared)
 
 
@@ -228,7 +232,7 @@ def state():
     }
 
 random.seed(1), numpy.random.seed(2), torch.manual_seed(3), torch.set_num_threads(2)
-data, sids, model, erased, out, policy, concept = json.loads(sys.argv[1])
+data, sids, model, erased, out, policy, concept, small = json.loads(sys.argv[1])
 before, at_first = state(), None
 from recerase import api
 from recerase.model.recommender import ModelConfig
@@ -239,6 +243,7 @@ api.inspect(model)
 api.concept_preview(data, spec, sids=model)
 api.plan_erase(model, spec, data)
 from recerase.sid.quantize import TokenizeConfig
+exec(small)
 api.tokenize(data, f"{out}/sids", TokenizeConfig(codes=8, iterations=2), dims=8)
 shape = ModelConfig(width=8, layers=1, heads=1, feed_forward=8, window=3)
 api.train(data, sids, f"{out}/model", shape, TrainConfig(epochs=1, seed=5), run=where)
@@ -262,7 +267,7 @@ def test_using_the_library_changes_nothing_around_it(job: Job, tmp_path: Path, f
     around = {"HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / "temporary")}
     keep = {k: v for k, v in os.environ.items() if not k.startswith(("XDG_", "MPL", "HF_"))}
     done = subprocess.run(
-        [sys.executable, "-c", SURROUNDINGS, json.dumps([*given, job.concept])],
+        [sys.executable, "-c", SURROUNDINGS, json.dumps([*given, job.concept, SMALL_AUDITS])],
         cwd=tmp_path / "cwd", env=keep | around, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

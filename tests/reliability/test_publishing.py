@@ -1,4 +1,7 @@
-"""Publishing is atomic, durable and exclusive: killed at any moment, with any system call failing, with two at once."""
+"""Publishing is atomic, durable and exclusive: killed at any moment, with any system call failing, with two at once.
+
+Where processes are killed or meet, that is on a disk (`on_disk`), whose fsync takes a while; calls that fail do so anywhere.
+"""
 
 from __future__ import annotations
 
@@ -133,12 +136,12 @@ def laid_out(home: Path, contents: Sequence[Files]) -> list[Path]:
 
 @pytest.mark.parametrize("kind", ["checkpoint", "SID table", "report", "baseline", "resume state"])
 def test_killed_at_any_moment_the_target_is_whole(
-    job: Job, tmp_path: Path, effort: Callable[[int, int], int], figure: Callable[..., None], kind: str
+    job: Job, on_disk: Path, effort: Callable[[int, int], int], figure: Callable[..., None], kind: str
 ) -> None:
     """Half of the kills hit a first publication (afterwards there is all or nothing), half a replacement (always all)."""
     way, *contents = kinds(job)[kind]
-    places = laid_out(tmp_path / "contents", contents)
-    home, dice = tmp_path / "home", random.Random(kind)
+    places = laid_out(on_disk / "contents", contents)
+    home, dice = on_disk / "home", random.Random(kind)
     home.mkdir()
     target, kills, unreadable, left, in_flight = home / "target", effort(10, 200), 0, 0, 0
     for number in range(kills):
@@ -179,23 +182,23 @@ def published(way: str, target: Path, files: Files) -> None:
         store.write_bytes(target, files["file"])
 
 
-def test_the_kill_test_can_tell(tmp_path: Path) -> None:
+def test_the_kill_test_can_tell(on_disk: Path) -> None:
     """A writer that opens its target is caught by the very same kills."""
     contents = [{"file": bytes(100_000)}, {"file": bytes([1]) * 100_000}]
-    places = laid_out(tmp_path, contents)
+    places = laid_out(on_disk, contents)
     for number in range(1, 20):
-        killed("in place", tmp_path / "target", places, 1, 0.002 * number)
-        if read_back("file", tmp_path / "target") not in contents:
+        killed("in place", on_disk / "target", places, 1, 0.002 * number)
+        if read_back("file", on_disk / "target") not in contents:
             return
     pytest.fail("a file written in place was whole after every kill")
 
 
 @pytest.mark.parametrize("way", ["directory", "file"])
 def test_there_is_no_moment_without_the_target_while_it_is_replaced(
-    tmp_path: Path, effort: Callable[[float, float], float], figure: Callable[..., None], way: str
+    on_disk: Path, effort: Callable[[float, float], float], figure: Callable[..., None], way: str
 ) -> None:
-    places = laid_out(tmp_path, [{"file": b"1" * 5000}, {"file": b"2" * 9000}])
-    target, looks, missing = tmp_path / "target", 0, 0
+    places = laid_out(on_disk, [{"file": b"1" * 5000}, {"file": b"2" * 9000}])
+    target, looks, missing = on_disk / "target", 0, 0
     published(way, target, {"file": b"0"})
     with publisher(way, target, places) as child:
         assert child.stdout is not None
@@ -436,36 +439,34 @@ def holder(way: str, target: Path) -> Iterator[Callable[[], int]]:
             child.kill()
 
 
-def test_the_staging_directory_of_a_living_process_is_never_touched(
-    tmp_path: Path, figure: Callable[..., None]
-) -> None:
-    target, tries = tmp_path / "target", 10
+def test_the_staging_directory_of_a_living_process_is_never_touched(on_disk: Path, figure: Callable[..., None]) -> None:
+    target, tries = on_disk / "target", 10
     with holder("directory", target) as go_on:
-        there = everything(tmp_path / ".target.recerase-staging")
-        os.utime(tmp_path / ".target.recerase-staging", (0, 0))
-        os.utime(tmp_path / ".target.recerase-lock", (0, 0))
+        there = everything(on_disk / ".target.recerase-staging")
+        os.utime(on_disk / ".target.recerase-staging", (0, 0))
+        os.utime(on_disk / ".target.recerase-lock", (0, 0))
         for number in range(tries):
             with pytest.raises(OutputError, match="Another run is writing"):
                 published("directory", target, {"file": b"%d" % number})
-        assert everything(tmp_path / ".target.recerase-staging") == there
+        assert everything(on_disk / ".target.recerase-staging") == there
         assert go_on() == 0
     assert read_back("directory", target) == {"file": b"first"}
-    assert hidden(tmp_path) == []
+    assert hidden(on_disk) == []
     figure("publishing: starts beside a living process, its temporary touched", 0, of=tries)
 
 
-def test_who_writes_a_file_that_another_is_writing_waits_and_wins(tmp_path: Path, figure: Callable[..., None]) -> None:
-    target = tmp_path / "target"
+def test_who_writes_a_file_that_another_is_writing_waits_and_wins(on_disk: Path, figure: Callable[..., None]) -> None:
+    target = on_disk / "target"
     with holder("file", target) as go_on:
         second = threading.Thread(target=store.write_bytes, args=(target, b"second"))
         second.start()
         second.join(0.2)
         assert second.is_alive()
-        assert (tmp_path / ".target.recerase-staging").read_bytes() == b"first"
+        assert (on_disk / ".target.recerase-staging").read_bytes() == b"first"
         assert go_on() == 0
         second.join(30)
     assert target.read_bytes() == b"second"
-    assert hidden(tmp_path) == []
+    assert hidden(on_disk) == []
     figure("publishing: starts beside a living process, its temporary touched", 0, of=1)
 
 
@@ -496,24 +497,24 @@ for race in range(races):
 
 @pytest.mark.parametrize("force", [False, True])
 def test_of_two_processes_with_one_output_exactly_one_publishes(
-    tmp_path: Path, effort: Callable[[int, int], int], figure: Callable[..., None], force: bool
+    on_disk: Path, effort: Callable[[int, int], int], figure: Callable[..., None], force: bool
 ) -> None:
     races, wrong = effort(10, 100), 0
     if force:
         for race in range(races):
-            published("directory", tmp_path / f"out-{race}", {"file": b"old"})
+            published("directory", on_disk / f"out-{race}", {"file": b"old"})
     names = [("a", "b"), ("b", "a")]
     words = [str(races), "force" if force else ""]
-    children = [subprocess.Popen([sys.executable, "-c", RACER, str(tmp_path), *pair, *words]) for pair in names]
+    children = [subprocess.Popen([sys.executable, "-c", RACER, str(on_disk), *pair, *words]) for pair in names]
     assert [child.wait(120) for child in children] == [0, 0]
     for race in range(races):
-        codes = {me: int((tmp_path / f"done-{me}-{race}").read_text()) for me, _ in names}
+        codes = {me: int((on_disk / f"done-{me}-{race}").read_text()) for me, _ in names}
         winner = min(codes, key=lambda name: codes[name])
         wrong += sorted(codes.values()) != [0, 2]
-        wrong += read_back("directory", tmp_path / f"out-{race}") != {"file": winner.encode()}
+        wrong += read_back("directory", on_disk / f"out-{race}") != {"file": winner.encode()}
     figure("publishing: two processes with one --out, not exactly one published", wrong, of=races)
     assert wrong == 0
-    assert hidden(tmp_path) == []
+    assert hidden(on_disk) == []
 
 
 BETWEEN = """

@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.reliability.conftest import SHAPE, Job
+from tests.reliability.conftest import SHAPE, SMALL_AUDITS, Job
 
 from recerase.report.schema import read_report, report_bytes
 from recerase.resume import state_directory
@@ -29,13 +29,17 @@ from recerase.store import read_manifest, verify_manifest
 SOON = 5.0
 """Seconds from the signal to the end of the process, which the issue promises."""
 EXITS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}
-NURSERY = """
+NURSERY = (
+    """
 import json, os, signal, sys
 import faiss, pyarrow.parquet, safetensors.numpy, torch, transformers
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, T5ForConditionalGeneration
 import recerase.api, recerase.audit.run, recerase.cli.app, recerase.erase.methods, recerase.layouts.native
 import recerase.model.decode, recerase.model.mass, recerase.model.training
 from recerase import __main__
+"""
+    + SMALL_AUDITS
+    + """
 for line in sys.stdin:
     argv, errors = json.loads(line)
     pid = os.fork()
@@ -51,6 +55,7 @@ for line in sys.stdin:
     print(pid, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 """
+)
 
 
 class Nursery:
