@@ -17,7 +17,7 @@ from recerase.catalog import load_catalogue, parse_concept
 from recerase.catalog.demo import DEMO_CONCEPT
 from recerase.comparing import ucan
 from recerase.comparing.alike import AUC, EQUIVALENT, equivalents, told_apart
-from recerase.comparing.apart import LEGS
+from recerase.audit.equivalence import LEGS
 from recerase.comparing.cells import READINGS, Bench
 from recerase.comparing.reading import FEATURES, Reading, packed, unpacked
 from recerase.comparing.relearned import resistance
