@@ -92,7 +92,10 @@ def _all_of(each: Sequence[Control]) -> Control:
     said: dict[str, list[int]] = {}
     for i in sorted(range(len(each)), key=lambda i: ({False: 0, None: 1, True: 2}[each[i].holds], i)):
         said.setdefault(each[i].observed, []).append(i + 1)
-    told = [f"reference {' and '.join(map(str, which))}: {observed}" for observed, which in said.items()]
+    told = [
+        f"{'references' if len(which) > 1 else 'reference'} {', '.join(map(str, which))}: {observed}"
+        for observed, which in said.items()
+    ]
     return replace(each[0], observed="; ".join(told), holds=holds)
 
 

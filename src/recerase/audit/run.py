@@ -205,17 +205,24 @@ def _probe(
     observer.start("audit", len(readings) * len(names))
     found: list[list[Measurement | Skipped]] = [[] for _ in readings]
     seconds = dict.fromkeys(names, 0.0)
-    for told, reading in zip(found, readings, strict=True):
+    for told, reading, role in zip(found, readings, _called(readings), strict=True):
         for name in names:
-            observer.advance("audit", 0, probe=name, role=reading.model.role)
+            observer.advance("audit", 0, probe=name, role=role)
             began = time.monotonic()
             told += load_probe(name)(reading)
             seconds[name] += time.monotonic() - began
             if state is not None and reading is readings[0] and name == names[0]:
                 state.write(_BEGUN, b"")
-            observer.advance("audit", 1, probe=name, role=reading.model.role)
+            observer.advance("audit", 1, probe=name, role=role)
     observer.finish("audit")
     return found, {name: round(spent, 3) for name, spent in seconds.items()}
+
+
+def _called(readings: Sequence[Readings]) -> list[str]:
+    """The role of each, and of further references which one."""
+    roles = [reading.model.role for reading in readings]
+    nth = [roles[: i + 1].count(role) for i, role in enumerate(roles)]
+    return [role if n == 1 else f"{role} {n}" for role, n in zip(roles, nth, strict=True)]
 
 
 def not_run(profile: Profile) -> list[Skipped]:

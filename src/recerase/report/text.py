@@ -175,7 +175,7 @@ def not_tested(report: Report) -> RenderableType:
 
 
 def report_text(report: Report) -> RenderableType:
-    """The whole report for a console: verdict, rules, before and after, likeness to references, controls, warnings, what was not tested."""
+    """The whole report for a console: verdict, rules, before and after, likeness, controls, warnings, what was not tested."""
     parts: list[RenderableType] = [verdict_panel(report), Text(), rules_table(report.decision), Text()]
     if headline_rows(report):
         parts += [before_after_table(report), Text()]
