@@ -251,11 +251,14 @@ def test_in_between_is_too_few() -> None:
     row = LikenessRow("natural.mass.old", "too few", "why", 9, 1.2, Interval(0.8, 1.9, 0.9, "welch"), 1.5)
     assert alike(row) == "too few"
     assert alike(replace(row, interval=Interval(1.1, 1.4, 0.9, "welch"))) == "equivalent"
-    assert alike(replace(row, value=1.6)) == "not equivalent"
+    assert alike(replace(row, interval=Interval(1.6, 1.9, 0.9, "welch"))) == "not equivalent"
+    assert alike(replace(row, interval=Interval(0.2, 0.6, 0.9, "welch"))) == "not equivalent"
+    assert alike(replace(row, interval=None, value=0.0)) == "not equivalent"
+    assert alike(replace(row, interval=None, verdict="equivalent")) == "not known"
     auc = LikenessRow("auc", "too few", "why", 9, 0.04, Interval(-0.01, 0.08, 0.95, "bootstrap"), 0.05)
     assert alike(auc) == "too few"
     assert alike(replace(auc, interval=Interval(-0.01, 0.05, 0.95, "bootstrap"))) == "equivalent"
-    assert alike(replace(auc, value=0.06)) == "not equivalent"
+    assert alike(replace(auc, interval=Interval(0.051, 0.08, 0.95, "bootstrap"))) == "not equivalent"
 
 
 class Threaded(Workers):

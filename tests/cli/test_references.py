@@ -35,11 +35,11 @@ GOLDS = ("gold0", "gold1", "gold2")
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The planted models for 120 users, three references a little unlike each other, one more of the kind, and a bad one."""
+    """The planted models for 80 users, three references a little unlike each other, one more of the kind, and a bad one."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planting, "USERS", 120)
+        patch.setattr(planting, "USERS", 80)
         patch.setattr(
-            probes, "AuditConfig", functools.partial(probes.AuditConfig, saturated_histories=40, mass_users=120)
+            probes, "AuditConfig", functools.partial(probes.AuditConfig, saturated_histories=30, mass_users=80)
         )
         place = tmp_path_factory.mktemp("shop")
         planting.plant(place)
@@ -49,7 +49,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             made = planting.model("leaky" if name == "bad" else "clean")
             with torch.no_grad():
                 head = made.module.lm_head.weight
-                head += 0.02 * torch.randn(head.shape, generator=torch.Generator().manual_seed(seed))
+                head += 0.02 * torch.randn(head.shape, generator=torch.Generator().manual_seed(10 + seed))
             with publish(place / name) as out:
                 save_checkpoint(out.directory, made, table, books, points)
                 out.provenance = {"command": "test"}

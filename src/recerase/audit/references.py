@@ -189,17 +189,18 @@ def classifier_row(told: Likeness) -> LikenessRow:
 
 
 def alike(row: LikenessRow) -> Alike:
-    """What a row's numbers say: a policy's way of deciding, by the far end of an interval.
+    """What a row's numbers say.
 
-    Equivalent where the whole interval is within the limit; not equivalent where the value itself is beyond it, or is nothing at all
-    of what references give; too few (users, references) where it is in between. What has no interval is as it is said to be.
+    Equivalent where the whole interval is within the limit, not equivalent where the whole of it is beyond (or there is no mass at
+    all where references give some), and too few (users, references) where it is on both sides. What has no interval is as it is
+    said to be.
     """
-    if row.interval is None or row.value is None or row.limit is None:
+    if row.interval is None or row.limit is None:
         unknown: Alike = row.verdict if row.verdict in ("too few", "not known") else "not known"
         return "not equivalent" if row.value == 0 and row.metric != AUC else unknown
+    low, high, limit = row.interval.low, row.interval.high, row.limit
     if row.metric == AUC:
-        end, value, limit = row.interval.high, row.value, row.limit
-        return "equivalent" if end <= limit else "not equivalent" if value > limit else "too few"
-    value, *ends = (abs(math.log(x)) if x > 0 else math.inf for x in (row.value, row.interval.low, row.interval.high))
-    inside, margin = max(value, *ends) < math.log(row.limit), math.log(row.limit)
-    return "equivalent" if inside else "not equivalent" if value >= margin else "too few"
+        return "equivalent" if high <= limit else "not equivalent" if low > limit else "too few"
+    if 1 / limit < low and high < limit:
+        return "equivalent"
+    return "not equivalent" if high <= 1 / limit or low >= limit else "too few"

@@ -13,10 +13,10 @@ HEADERS = ("compared with the references", "verdict", "value", "interval", "limi
 RIGHT = frozenset({2, 5})
 """Columns that are set flush right."""
 MEANING = (
-    "Equivalent: no further from the references than one more of them could be. Not equivalent: further than that. Too few: more "
-    "users or references would be needed to tell. A mass is told as its ratio to the references'; the classifier, which sees what "
-    "each model does with a user, by how much better its AUC is for the audited model than among references. No rule asks "
-    "for any of these: how often a clean model is found alike is not known."
+    "Equivalent: no further from the references than one more of them could be. Not equivalent: further than that. Too few: the "
+    "interval is on both sides of the limit, or there is none, and more users or references are needed to tell. A mass is told as "
+    "its ratio to the references'; the classifier, which sees what each model does with a user, by how much better its AUC is for "
+    "the audited model than among references. No rule asks for any of these: how often a clean model is found alike is not known."
 )
 
 
