@@ -255,6 +255,7 @@ def test_in_between_is_too_few() -> None:
     assert alike(replace(row, interval=Interval(0.2, 0.6, 0.9, "welch"))) == "not equivalent"
     assert alike(replace(row, interval=None, value=0.0)) == "not equivalent"
     assert alike(replace(row, interval=None, verdict="equivalent")) == "not known"
+    assert alike(replace(row, limit=0.0, verdict="equivalent")) == "not known"
     auc = LikenessRow("auc", "too few", "why", 9, 0.04, Interval(-0.01, 0.08, 0.95, "bootstrap"), 0.05)
     assert alike(auc) == "too few"
     assert alike(replace(auc, interval=Interval(-0.01, 0.05, 0.95, "bootstrap"))) == "equivalent"

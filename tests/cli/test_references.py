@@ -93,14 +93,14 @@ def test_every_page_shows_the_rows(written: Path, capsys: pytest.CaptureFixture[
     assert run(["report", "show", f"{written}/audit.json"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     for page in (shown, (written / "audit.md").read_text(), (written / "audit.html").read_text()):
-        assert "could it be one more of the 3 references?" in page
+        assert "could it be one more of the references?" in page
         assert "3 references were given" in page
         assert "how often a clean model is found alike is not known" in page
         assert "told from a reference by a classifier" in page
         for verdict in {row.verdict for row in report.likeness}:
             assert verdict in page
     assert run(["report", "card", f"{written}/audit.json", "--out", f"{written}/card.md", "--force"]) == 0
-    assert "could it be one more of the 3 references?" in (written / "card.md").read_text()
+    assert "could it be one more of the references?" in (written / "card.md").read_text()
 
 
 def test_a_report_of_several_references_holds_and_is_attested(

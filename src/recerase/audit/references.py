@@ -40,8 +40,9 @@ def references_told(k: int) -> str:
     if k == 1:
         return "One reference was given: its seed-to-seed spread is unknown, so likeness to it was not tested."
     told = (
-        f"{k} references were given: their figures are means, and intervals, of comparisons too, hold every one of them; "
-        "how alike the audited model is to them is told, and no rule asks it, for how often a clean model is found alike is not known."
+        f"{k} references were given: their figures are means (the JSON report has each one's), and intervals, those of comparisons "
+        "too, hold every one of them. How alike the audited model is to them is told, and no rule asks it: how often a clean model "
+        "is found alike is not known."
     )
     few = " Two tell nothing of their spread: equivalence was not tested, and overlap of lists was not compared."
     return told + few if k < LEAST_REFERENCES else told
@@ -195,7 +196,7 @@ def alike(row: LikenessRow) -> Alike:
     all where references give some), and too few (users, references) where it is on both sides. What has no interval is as it is
     said to be.
     """
-    if row.interval is None or row.limit is None:
+    if row.interval is None or row.limit is None or not row.limit > 0:
         unknown: Alike = row.verdict if row.verdict in ("too few", "not known") else "not known"
         return "not equivalent" if row.value == 0 and row.metric != AUC else unknown
     low, high, limit = row.interval.low, row.interval.high, row.limit

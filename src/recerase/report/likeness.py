@@ -9,7 +9,8 @@ from recerase.report.labels import metric_label
 from recerase.report.wording import number, title_text
 from recerase.types import LikenessRow, Report
 
-HEADERS = ("compared with the references", "verdict", "value", "interval", "limit", "n", "why")
+TITLE = "Behaviour layer: could it be one more of the references?"
+HEADERS = ("measured", "verdict", "value", "interval", "limit", "n", "why")
 RIGHT = frozenset({2, 5})
 """Columns that are set flush right."""
 MEANING = (
@@ -18,11 +19,6 @@ MEANING = (
     "its ratio to the references'; the classifier, which sees what each model does with a user, by how much better its AUC is for "
     "the audited model than among references. No rule asks for any of these: how often a clean model is found alike is not known."
 )
-
-
-def likeness_title(report: Report) -> str:
-    """`Behaviour layer: could it be one more of the 3 references?`"""
-    return f"Behaviour layer: could it be one more of the {len(report.references)} references?"
 
 
 def likeness_cells(report: Report) -> tuple[tuple[str, ...], ...]:
@@ -36,6 +32,7 @@ def _cells(row: LikenessRow) -> tuple[str, ...]:
     interval = "" if row.interval is None else f"[{number(row.interval.low)}, {number(row.interval.high)}]"
     limit = ""
     if row.limit is not None:
-        limit = f"{number(1 / row.limit)} to {number(row.limit)}" if mass else f"<= {number(row.limit)}"
+        both = mass and row.limit > 0
+        limit = f"{number(1 / row.limit)} to {number(row.limit)}" if both else f"<= {number(row.limit)}"
     label = metric_label(row.metric) if mass else "told from a reference by a classifier"
     return (label, row.verdict, value, interval, limit, f"{row.n:,}", title_text(row.reason, 400))

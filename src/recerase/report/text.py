@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from recerase.report.diff import diff_rows
-from recerase.report.likeness import HEADERS, MEANING, RIGHT, likeness_cells, likeness_title
+from recerase.report.likeness import HEADERS, MEANING, RIGHT, TITLE, likeness_cells
 from recerase.report.wording import (
     change_text,
     gate_text,
@@ -146,7 +146,7 @@ def before_after_table(report: Report) -> RenderableType:
 def likeness_table(report: Report) -> RenderableType:
     """Whether the audited model could be one more of several references, and what that means."""
     rows = tuple(tuple(Text(_safe(cell) if cell else "") for cell in row) for row in likeness_cells(report))
-    table = Columns(likeness_title(report), HEADERS, rows, RIGHT, frozenset({0, 6}))
+    table = Columns(TITLE, HEADERS, rows, RIGHT, frozenset({0, 6}))
     return Group(table, Text(MEANING, style="dim"))
 
 
