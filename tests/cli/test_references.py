@@ -197,8 +197,12 @@ def test_an_interrupted_audit_goes_on_to_the_same_report(
 
 def test_erase_takes_several(shop: Path, tmp_path: Path) -> None:
     out = [word for name in GOLDS[:2] for word in ("--reference", f"{shop}/{name}")]
-    on = ["--concept", CONCEPT, "--data", f"{shop}/data", "--threads", "1", "-q", "-o", f"{tmp_path}/audit.json"]
+    on = ["--concept", CONCEPT, "--data", f"{shop}/data", "--threads", "1", "-q"]
+    on += ["-o", f"{tmp_path}/audit.json", "-o", f"{tmp_path}/audit.md"]
     assert run(["erase", f"{shop}/leaky", "-m", "filter", "--out", f"{tmp_path}/erased", *out, *on]) in (1, 5)
     report = read_report(tmp_path / "audit.json")
     assert {"reference", "reference.2"} <= set(report.inputs)
     assert {row.verdict for row in report.likeness if row.metric != "auc"} == {"too few"}
+    page = (tmp_path / "audit.md").read_text()
+    assert "needs 3 |" in page
+    assert "(no title)" not in page  # cells without an interval are empty

@@ -134,7 +134,7 @@ def figure_blocks(report: Report) -> list[str]:
 
 def _likeness(report: Report) -> list[str]:
     """Whether the audited model could be one more of several references; nothing where there are no two."""
-    rows = [tuple(map(escaped, row)) for row in likeness_cells(report)]
+    rows = [tuple(escaped(cell) if cell else "" for cell in row) for row in likeness_cells(report)]
     lines = [f"#### {escaped(TITLE)}", table_lines(HEADERS, rows, set(RIGHT)), escaped(MEANING, 800)]
     return lines if rows else []
 
