@@ -52,6 +52,9 @@ ABLATION: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 """Label, method and settings: from the paper to ours, one change after the other. `tracer/paper` stands here alone, for it takes
 longer than all other methods together."""
 ABLATED = ("ind-hatchbox", "ml-horror")
+INFLUENCE = ("tracer", "renormalise", "npo")
+"""Those that are run in scope `influence` too: the two that press for it, and one that does not."""
+INFLUENCED = (*ABLATED, "beauty-opi")
 FIXED = ("cragru",)
 """Those whose settings are not searched, for they have no strength."""
 HERE = Path(__file__).resolve().parent
@@ -75,6 +78,10 @@ class World:
     concepts: dict[str, str]
     references: int
     """How many, with seeds 0, 1, ...; the original has seed 0."""
+    settings_of: str = ""
+    """The world whose search is used, where there is none of its own."""
+    users: int | None = None
+    """How many test users are drawn whose lists are read, unless the command says; None: all."""
 
 
 WORLDS = (
@@ -109,6 +116,8 @@ WORLDS = (
             "lightening": 'text~"whiten|lighten|bleach|hydroquinone|fade cream|brightening"',
         },
         1,
+        settings_of="ind",
+        users=6000,
     ),
 )
 
@@ -181,7 +190,7 @@ def prepared(world: World, setup: Setup) -> Path:
 
 def chosen(world: World, setup: Setup) -> tuple[str, ...]:
     """`METHOD.KEY=VALUE` of every setting that a search on validation users of the first concept changed, for all concepts."""
-    path = setup.runs / "compared" / f"{world.name}-settings.json"
+    path = setup.runs / "compared" / f"{world.settings_of or world.name}-settings.json"
     return tuple(json.loads(path.read_bytes())) if path.is_file() else ()
 
 
@@ -238,6 +247,7 @@ def _compare(
         ready = f"unlearnrec.prepared={prepared(world, setup)}"
         config = replace(config, overrides=(*config.overrides, ready))
     seconds = float(read_run(original).get("seconds", 0)) or None
+    config = replace(config, max_users=config.max_users or world.users)
     return api.compare(
         original,
         api.ConceptSpec((world.concepts[concept],), name=concept),
@@ -314,11 +324,16 @@ def _made(
         if "unlearnrec" in setup.passes["methods"].methods:
             codes += _run(pool, [f"prepare {name}" for name in worlds], words)
         if given.search > 1:
-            codes += _run(pool, [f"search {name}" for name in worlds], words)
+            codes += _run(pool, [f"search {name}" for name, world in worlds.items() if not world.settings_of], words)
         for part in setup.passes:
-            steps = [f"compare {name} {part}" for name in wanted if part != "ucan" or name.startswith("ml-")]
+            steps = [f"compare {name} {part}" for name in wanted if _belongs(name, part)]
             codes += _run(pool, steps, words)
         return codes + _run(pool, [f"ablation {name}" for name in wanted if name in ABLATED], words)
+
+
+def _belongs(group: str, part: str) -> bool:
+    """Whether a pass is made of a group: two of them are not made of all."""
+    return group in INFLUENCED if part == "influence" else part != "ucan" or group.startswith("ml-")
 
 
 def configs(given: argparse.Namespace) -> tuple[dict[str, api.CompareConfig], api.CompareConfig]:
@@ -334,7 +349,9 @@ def configs(given: argparse.Namespace) -> tuple[dict[str, api.CompareConfig], ap
         "mass_users": 200,
     }
     figures = replace(whole, ucan=given.ucan)
-    return {"methods": whole, "seeds": close, "ucan": figures}, api.CompareConfig(methods=tried, seeds=(0,), **few)
+    nought = api.CompareConfig(methods=INFLUENCE, seeds=(0,), scope="influence", **common)
+    passes = {"methods": whole, "seeds": close, "influence": nought, "ucan": figures}
+    return passes, api.CompareConfig(methods=tried, seeds=(0,), **few)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -396,6 +413,7 @@ def _part(world: World, concept: str, name: str, setup: Setup) -> Path:
 def write(groups: Mapping[str, tuple[World, str]], setup: Setup, out: Path) -> None:
     """RESULTS.md, results.json and the README's table, from what is finished."""
     found: dict[str, Any] = {}
+    worlds = {world.name: world for world, _ in groups.values()}
     for name, (world, concept) in groups.items():
         parts = {part: _finished(world, concept, part, setup) for part in (*setup.passes, "ablation")}
         told = {part: value for part, value in parts.items() if value}
@@ -405,6 +423,7 @@ def write(groups: Mapping[str, tuple[World, str]], setup: Setup, out: Path) -> N
         found[name] = {
             "data": world.data,
             "spec": world.concepts[concept],
+            "searched": worlds.get(world.settings_of, world).data,
             "validation": [_validation(setup.runs / model) for model in models],
             "behind": [part for part, value in told.items() if _behind(world, setup, value)],
             "passes": {part: value for part, value in told.items() if part != "ablation"},

@@ -67,7 +67,7 @@ def _searched(told: Mapping[str, Any]) -> str:
         )
     return (
         f"Settings: {told['budget']} a method (its own first) were tried on the first concept of a data set, on {told['users']:,} "
-        "validation users, and those chosen are used for all its concepts."
+        "validation users, and those chosen are used for all its concepts; amazon_beauty_2014 takes those of amazon_industrial."
     )
 
 
@@ -76,10 +76,11 @@ def _about(group: Mapping[str, Any]) -> str:
     found = ", ".join(f"{v['recall@10']:.4f}" for v in group["validation"])
     pairs = {pair for found in group["passes"].values() for pair in found["settings"]}
     changed = ", ".join(f"`{pair}`" for pair in sorted(pairs)) or "none"
+    where = "" if group.get("searched", group["data"]) == group["data"] else f" on `{group['searched']}`"
     return (
         f"`{group['data']}`, concept `{group['spec']}`: {concept['items']:,} items, {concept['interactions']:,} interactions, "
         f"{concept['users']:,} users. Validation recall@10 of the original, then of the references: {found}. Settings that the "
-        f"search changed: {changed}." + _late(group.get("behind", ()))
+        f"search{where} changed: {changed}." + _late(group.get("behind", ()))
     )
 
 
@@ -92,6 +93,7 @@ def _late(behind: Sequence[str]) -> str:
 TITLES = {
     "methods": "all methods, one seed",
     "seeds": "three seeds, and relearning",
+    "influence": "scope influence (concept items of a history are to count for nothing)",
     "ucan": "U-CAN's figures",
 }
 

@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 
+from recerase.__main__ import run
 from recerase.audit import policy_file
-from recerase.audit.cards import known_metrics
+from recerase.audit.cards import known_metrics, metrics
 from recerase.audit.policy import check_policy, decide, default_policy, load_policy, parse_policy, policy_digest
+from recerase.audit.probes import AuditConfig
 from recerase.errors import PolicyError
 from recerase.types import Control, Decision, Interval, Measurement, Policy, Result, Rule, Skipped, Verdict, Waiver
 
@@ -413,3 +415,21 @@ def test_a_choice_is_said_with_all_it_may_be() -> None:
     holds, must = policy_file._one_of("a", "b")
     assert [holds(value) for value in ("a", "b", "c", ["a"], None)] == [True, True, False, False, False]
     assert must == "must be one of a, b"
+
+
+def test_policy_check_says_which_rules_cannot_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rule = '[[rule]]\nid = "deep"\nmetric = "depth.exposure@50"\nmax = 0.1\nprofile = "standard"\n'
+    (tmp_path / "mine.toml").write_text(f'schema = "recerase.policy/1"\n{rule}')
+    assert run(["policy", "check", str(tmp_path / "mine.toml")]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "Rule 'deep' is on depth.exposure@50, which is counted over 200 at most" in said
+    (tmp_path / "mine.toml").write_text(f'schema = "recerase.policy/1"\n[audit]\nmin_users = 200\n{rule}')
+    assert run(["policy", "check", str(tmp_path / "mine.toml")]) == 0
+    assert "counted over" not in capsys.readouterr().err
+
+
+def test_what_a_card_says_of_units_is_what_a_run_reads() -> None:
+    config, told = AuditConfig(), {name: spec.units for name, spec in metrics().items() if spec.units is not None}
+    assert {units for name, units in told.items() if name.startswith("depth.")} == {config.depth_users}
+    assert {units for name, units in told.items() if name.startswith("worst_case.")} == {config.worst_starts}
+    assert {name.partition(".")[0] for name in told} == {"depth", "worst_case"}

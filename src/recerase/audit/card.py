@@ -29,6 +29,8 @@ class MetricSpec:
     """The name is a stem: the metric exists as `name@k` for each cut-off."""
     most: float = 1.0
     """The largest value that there is; the smallest is 0."""
+    units: int | None = None
+    """The most users or histories that its interval is made of, however many there are; None: as many as are read."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,6 @@ def masses_of(stem: str) -> tuple[MetricSpec, ...]:
     return (MetricSpec(f"{stem}.mass.old", "behaviour"), MetricSpec(f"{stem}.mass.new", "behaviour"))
 
 
-def exposure_of(stem: str) -> MetricSpec:
+def exposure_of(stem: str, units: int | None = None) -> MetricSpec:
     """The concept's share of the list."""
-    return MetricSpec(f"{stem}.exposure", "catalogue", per_k=True)
+    return MetricSpec(f"{stem}.exposure", "catalogue", per_k=True, units=units)

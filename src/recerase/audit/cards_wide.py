@@ -48,9 +48,9 @@ WIDE = (
         "How far down the list does the concept begin?",
         "recerase: every listed item scored, no beam",
         (
-            *(MetricSpec(f"depth.exposure@{k}", "catalogue") for k in (50, 100, 500)),
-            MetricSpec("depth.first_rank.old", "behaviour", "higher"),
-            MetricSpec("depth.first_rank.new", "behaviour", "higher"),
+            *(MetricSpec(f"depth.exposure@{k}", "catalogue", units=200) for k in (50, 100, 500)),
+            MetricSpec("depth.first_rank.old", "behaviour", "higher", units=200),
+            MetricSpec("depth.first_rank.new", "behaviour", "higher", units=200),
         ),
         "depth:depth",
         how="the exact score of every item, and the place of the likeliest concept item among the retained, as a share of them",
@@ -102,11 +102,11 @@ WIDE = (
         "recerase: greedy search over histories; swaps proposed by gradients (HotFlip, Ebrahimi et al. 2018; GCG, Zou et al. 2023)",
         (
             *masses_of("worst_case"),
-            MetricSpec("worst_case.mean.old", "behaviour"),
-            MetricSpec("worst_case.mean.new", "behaviour"),
+            MetricSpec("worst_case.mean.old", "behaviour", units=12),
+            MetricSpec("worst_case.mean.new", "behaviour", units=12),
             MetricSpec("worst_case.any.old", "behaviour"),
             MetricSpec("worst_case.any.new", "behaviour"),
-            exposure_of("worst_case"),
+            exposure_of("worst_case", 12),
         ),
         "worst_case:worst_case",
         how="from 12 histories of up to 10 listed retained items, 24 rounds of one swap each: the gradient of the exact log-mass "

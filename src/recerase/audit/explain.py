@@ -88,6 +88,13 @@ def warnings_of(policy: Policy, today: date) -> tuple[str, ...]:
         doubt, card = doubt_of(rule), card_of(rule.metric)
         if doubt:
             found.append(f"Rule {rule.id!r} gates on {rule.metric}, but {doubt}.")
+        spec = metrics().get(rule.metric)
+        if spec is not None and spec.units is not None and spec.units < policy.min_users:
+            found.append(
+                f"Rule {rule.id!r} is on {rule.metric}, which is counted over {spec.units} at most, and the policy wants "
+                f"{policy.min_users:,} behind a number: it can fail and cannot pass; take another metric of its probe, or "
+                f"a min_users of {spec.units} at most."
+            )
         if card is None:
             continue
         asked = rule.profile or policy.profile
