@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,10 +32,20 @@ def test_every_key_is_read_and_says_where_it_came_from(here: Path) -> None:
     more = ["concepts = ['a=b', '!c=d']", "profile = 'standard'"]
     write(here / "recerase.toml", "\n".join([f'{key} = "{key}-dir"' for key in paths] + more))
     found = load_settings()
-    assert {key: getattr(found, key) for key in paths} == {key: Path(f"{key}-dir") for key in paths}
+    wanted: dict[str, Any] = {key: Path(f"{key}-dir") for key in paths}
+    assert {key: getattr(found, key) for key in paths} == wanted | {"reference": (Path("reference-dir"),)}
     assert found.concepts == ("a=b", "!c=d")
     assert found.profile == "standard"
     assert dict(found.sources) == {key: f"recerase.toml: {key}" for key in KEYS}
+
+
+def test_references_are_one_or_several(here: Path) -> None:
+    write(here / "recerase.toml", "reference = ['a', '/b']")
+    assert load_settings().reference == (Path("a"), Path("/b"))
+    for value in ("[]", "['a', 3]", "['']", "7"):
+        write(here / "recerase.toml", f"reference = {value}")
+        with pytest.raises(SettingsError, match="a path or a list of paths"):
+            load_settings()
 
 
 @pytest.mark.parametrize("value", ["'fast'", "3", "['quick']", "''"])

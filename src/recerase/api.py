@@ -15,14 +15,17 @@ from typing import TYPE_CHECKING, Any
 from recerase.assembly import (
     RUN,
     ConceptSpec,
+    as_paths,
     checkpoint_facts,
     choose_concept,
     concept_facts,
     data_digest,
     given_paths,
     open_checkpoint_for,
+    open_references,
     open_sids,
     read_policy,
+    reference_facts,
     run_key,
     with_codebooks,
 )
@@ -216,7 +219,7 @@ def audit(
     *,
     policy: str | Path | Policy | None = None,
     original: str | Path | None = None,
-    reference: str | Path | None = None,
+    reference: str | Path | Sequence[str | Path] | None = None,
     earlier: Sequence[ConceptSpec] = (),
     scope: Scope = "output",
     profile: Profile | None = None,
@@ -231,14 +234,16 @@ def audit(
     """Run the probes of `profile` (None: the policy's) on a checkpoint, decide the policy, and write the report to every one of
     `outputs`.
 
-    Settings that cannot work (policy, baseline, outputs) are refused before a model is loaded. `fail_on` says what makes
-    the exit code 1 (`Gate`): the policy's verdict, a regression against `baseline`, either, or nothing. `earlier` are concepts that
-    were erased before, besides those the checkpoint remembers: their items count as retained nowhere, and are to stay out (see
+    Settings that cannot work (policy, baseline, outputs) are refused before a model is loaded. `reference`: a checkpoint that was
+    trained without the concept, or several of other seeds (see `audit.references`). `fail_on` says what makes the exit code 1
+    (`Gate`): the policy's verdict, a regression against `baseline`, either, or nothing. `earlier` are concepts that were erased
+    before, besides those the checkpoint remembers: their items count as retained nowhere, and are to stay out (see
     `audit.earlier`). What an interrupted audit had read is kept beside the first of `outputs`; `resume` as in `RunState.open`.
     """
+    golds = as_paths(reference)
     check_outputs(
         outputs,
-        given_paths(checkpoint, data, original, reference, policy, baseline, concept, *earlier, run.embeddings, run),
+        given_paths(checkpoint, data, original, *golds, policy, baseline, concept, *earlier, run.embeddings, run),
     )
     from recerase.audit.earlier import with_earlier
 
@@ -249,7 +254,7 @@ def audit(
     with RunState(outputs[0] if outputs else None) as state, pinned(run.threads, run.seed):
         subject = open_checkpoint_for(checkpoint, catalogue, run)
         before = open_checkpoint_for(original, catalogue, run) if original is not None else None
-        gold = open_checkpoint_for(reference, catalogue, run) if reference is not None else None
+        references = open_references(golds, catalogue, run)
         if before is not None:
             before = with_codebooks(before, catalogue.items, observer, run.embeddings)
         else:
@@ -260,11 +265,11 @@ def audit(
         gone = gone_from(homes, earlier, catalogue, subject.table, (before or subject).embeddings)
         if gone.besides(chosen.members).any():
             rules = with_earlier(rules)
-        inputs = AuditInputs(subject, before, gold, catalogue, chosen, rules, scope, gone)
+        inputs = AuditInputs(subject, before, references, catalogue, chosen, rules, scope, gone)
         entries = {
             **checkpoint_facts("model", subject),
             **checkpoint_facts("original", before),
-            **checkpoint_facts("reference", gold),
+            **reference_facts(references),
             "policy": rules.digest,
             "concept": chosen.digest,
             "earlier concepts": gone.digest,

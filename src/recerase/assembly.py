@@ -7,6 +7,7 @@ is a row number, and no room looks an id up again.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,6 +54,47 @@ def open_checkpoint_for(path: str | Path, catalogue: Catalogue, run: RunConfig) 
         layout=run.layout,
         options=dict(run.layout_options),
     )
+
+
+def as_paths(given: str | Path | Sequence[str | Path] | None) -> tuple[Path, ...]:
+    """One path, several or none, as so many."""
+    return () if given is None else (Path(given),) if isinstance(given, str | Path) else tuple(map(Path, given))
+
+
+def open_references(paths: Sequence[Path], catalogue: Catalogue, run: RunConfig) -> tuple[Checkpoint, ...]:
+    """The checkpoints that were trained without the concept, as `open_checkpoint_for` opens them.
+
+    Raises UsageError where two of them have the same weights, whatever else they differ in: one model counted twice would make
+    references look more alike than they are.
+    """
+    found: list[Checkpoint] = []
+    for path in paths:
+        opened = open_checkpoint_for(path, catalogue, run)
+        for known in found:
+            if _same_weights(known, opened):
+                raise UsageError(
+                    f"{path} and {known.path} are the same reference: they have the same weights.",
+                    "Give each retrained checkpoint once; others are trained with another --seed.",
+                )
+        found.append(opened)
+    return tuple(found)
+
+
+def _same_weights(one: Checkpoint, other: Checkpoint) -> bool:
+    """Whether every tensor is there in both, bit for bit."""
+    import torch
+
+    mine, theirs = one.recommender.module.state_dict(), other.recommender.module.state_dict()
+    return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def reference_facts(references: Sequence[Checkpoint]) -> dict[str, object]:
+    """The references as entries of `run_key`, in the order in which they were given."""
+    from recerase.audit.references import reference_names
+
+    first = checkpoint_facts("reference", references[0] if references else None)
+    further = zip(reference_names(len(references))[1:], references[1:], strict=True)
+    return first | {key: fact for name, one in further for key, fact in checkpoint_facts(name, one).items()}
 
 
 def with_codebooks(

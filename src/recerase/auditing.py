@@ -36,7 +36,8 @@ class AuditInputs:
 
     subject: Checkpoint
     original: Checkpoint | None
-    reference: Checkpoint | None
+    references: tuple[Checkpoint, ...]
+    """Trained without the concept, no two with the same weights; probes that look at one beside a model look at the first."""
     catalogue: Catalogue
     concept: Concept
     policy: Policy
@@ -79,11 +80,11 @@ def audited(
         config=config,
         earlier=Earlier(inputs.before, inputs.gone.sids) if inputs.gone is not None and inputs.before.any() else None,
     )
-    original, reference = inputs.original, inputs.reference
+    original = inputs.original
     result = run_audit(
         audit_model("subject", inputs.subject, original.table if original else inputs.subject.table),
         audit_model("original", original, original.table) if original else None,
-        audit_model("reference", reference, reference.table) if reference else None,
+        [audit_model("reference", reference, reference.table) for reference in inputs.references],
         world,
         inputs.policy,
         observer,
@@ -120,7 +121,11 @@ def audit_model(role: Role, checkpoint: Checkpoint, old_table: SidTable) -> Audi
 
 
 def _report(result: AuditResult, inputs: AuditInputs, config: AuditConfig, volatile: Mapping[str, Any]) -> Report:
-    opened = {"subject": inputs.subject, "original": inputs.original, "reference": inputs.reference}
+    from recerase.audit.gate import gate
+    from recerase.audit.references import reference_names
+
+    golds = zip(reference_names(len(inputs.references)), inputs.references, strict=True)
+    opened: dict[str, Checkpoint | None] = {"subject": inputs.subject, "original": inputs.original, **dict(golds)}
     digests = {role: checkpoint.digest for role, checkpoint in opened.items() if checkpoint is not None}
     digests |= {
         "data": data_digest(inputs.catalogue),
@@ -129,8 +134,6 @@ def _report(result: AuditResult, inputs: AuditInputs, config: AuditConfig, volat
         "settings": sha256_bytes(canonical_json(asdict(config))),
         "code": code_digest(),
     }
-    from recerase.audit.gate import gate
-
     told = inputs.subject.manifest.get("provenance", {}).get("method")
     erased = told if isinstance(told, dict) else {}
     return Report(
@@ -153,6 +156,8 @@ def _report(result: AuditResult, inputs: AuditInputs, config: AuditConfig, volat
             *inputs.subject.extra.get("limits", ()),
             *_unwritten(inputs.subject),
         ),
+        references=result.references,
+        likeness=result.likeness,
     )
 
 

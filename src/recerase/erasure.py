@@ -21,6 +21,7 @@ from urllib.parse import quote
 from recerase.assembly import (
     RUN,
     ConceptSpec,
+    as_paths,
     changes,
     checkpoint_facts,
     choose_concept,
@@ -28,7 +29,9 @@ from recerase.assembly import (
     data_digest,
     given_paths,
     open_checkpoint_for,
+    open_references,
     read_policy,
+    reference_facts,
     run_key,
     with_codebooks,
 )
@@ -63,7 +66,7 @@ def erase(
     scope: Scope = "output",
     grow: str | None = None,
     policy: str | Path | Policy | None = None,
-    reference: str | Path | None = None,
+    reference: str | Path | Sequence[str | Path] | None = None,
     earlier: Sequence[ConceptSpec] = (),
     max_users: int | None = None,
     outputs: Sequence[str | Path] = (),
@@ -90,7 +93,7 @@ def erase(
     eraser, preset = get_method(method)
     settings = make_config(eraser, preset, key_values(overrides))
     prepared = getattr(settings, "prepared", "") or None
-    inputs = given_paths(checkpoint, data, reference, policy, concept, *earlier, prepared, run)
+    inputs = given_paths(checkpoint, data, *as_paths(reference), policy, concept, *earlier, prepared, run)
     check_outputs(outputs, inputs)
     _check_apart(outputs, Path(out))
     out, rules = Path(out), read_policy(policy)
@@ -109,13 +112,13 @@ def erase(
             check_outputs(outputs, [before.extra["base"]])
         for told in not_rewritten(before):
             observer.note(told)
-        gold = open_checkpoint_for(reference, catalogue, run) if reference is not None else None
+        golds = open_references(as_paths(reference), catalogue, run)
         chosen = choose_concept(concept, catalogue, before.embeddings)
         gone = gone_from([home_of(before)], earlier, catalogue, before.table, before.embeddings)
         if gone.besides(chosen.members).any():
             observer.note(f"erased before: {gone.told}")
             rules = with_earlier(rules)
-        given = AuditInputs(before, before, gold, catalogue, chosen, rules, scope, gone)
+        given = AuditInputs(before, before, golds, catalogue, chosen, rules, scope, gone)
         offered = offer(before, chosen.members, eraser, settings, grow, run.seed, gone)
         if offered is not None:
             observer.note(offered.told)
@@ -185,7 +188,7 @@ def _key(given: AuditInputs, run: RunConfig, entries: Mapping[str, Any]) -> dict
     """Everything the published bytes depend on; see `run_key`."""
     facts = {
         **checkpoint_facts("model", given.subject),
-        **checkpoint_facts("reference", given.reference),
+        **reference_facts(given.references),
         "policy": given.policy.digest,
         "concept": given.concept.digest,
     }

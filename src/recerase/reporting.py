@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
 
-from recerase.assembly import ConceptSpec, data_digest
+from recerase.assembly import ConceptSpec, as_paths, data_digest
 from recerase.audit.gate import accepted, gate
 from recerase.catalog import load_catalogue
 from recerase.errors import ArtefactError, UsageError, WriteError
@@ -136,7 +136,7 @@ def verify_report(
     *,
     subject: str | Path | None = None,
     original: str | Path | None = None,
-    reference: str | Path | None = None,
+    reference: str | Path | Sequence[str | Path] | None = None,
     data: str | Path | None = None,
     policy: str | Path | None = None,
     baseline: str | Path | None = None,
@@ -167,8 +167,8 @@ def verify_report(
         problems.append(f"{baseline} is not the baseline that the exit code rests on.")
         held = None
     problems += inconsistencies(report, held)
-    given = {"subject": subject, "original": original, "reference": reference, "data": data, "policy": policy}
-    for role, place in given.items():
+    given = [("subject", subject), ("original", original), *(("reference", place) for place in as_paths(reference))]
+    for role, place in [*given, ("data", data), ("policy", policy)]:
         problems += [] if place is None else _unlike(report, role, Path(place), layout, options)
     return tuple(problems)
 
@@ -244,5 +244,11 @@ def _unlike(report: Report, role: str, place: Path, name: str | None, options: M
     except (ArtefactError, UsageError) as error:
         yield error.message
         return
-    if found != report.inputs[role]:
+    if found not in _digests_of(report, role):
         yield f"{place} is not the {role} of this audit: its digest differs."
+
+
+def _digests_of(report: Report, role: str) -> tuple[str, ...]:
+    """The digest of a role; of references, of which there may be several, those of all."""
+    further = [name for name in report.inputs if name.startswith(f"{role}.")]
+    return tuple(report.inputs[name] for name in (role, *further))

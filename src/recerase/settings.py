@@ -32,8 +32,8 @@ class Settings:
     """The checkpoint to audit."""
     original: Path | None = None
     """The checkpoint before erasure."""
-    reference: Path | None = None
-    """A checkpoint trained without the concept."""
+    reference: tuple[Path, ...] = ()
+    """Checkpoints trained without the concept, one or several."""
     policy: Path | None = None
     """Policy file."""
     profile: Profile | None = None
@@ -45,7 +45,7 @@ class Settings:
 
 
 KEYS = tuple(f.name for f in fields(Settings) if f.name != "sources")
-_PATHS = tuple(key for key in KEYS if key not in ("concepts", "profile"))
+_PATHS = tuple(key for key in KEYS if key not in ("concepts", "profile", "reference"))
 _PROFILES: tuple[Profile, ...] = ("quick", "standard", "thorough")
 
 
@@ -77,6 +77,10 @@ def _settings(path: Path, *, required: bool) -> Settings:
     if problems:
         raise SettingsError(f"{path} cannot be used: {'; '.join(problems)}.", f"Known keys: {', '.join(KEYS)}.")
     found: dict[str, Any] = {key: path.parent / os.path.expanduser(table[key]) for key in _PATHS if key in table}
+    if "reference" in table:
+        given = table["reference"]
+        places = [given] if isinstance(given, str) else given
+        found["reference"] = tuple(path.parent / os.path.expanduser(place) for place in places)
     if "profile" in table:
         found["profile"] = table["profile"]
     if "concepts" in table:
@@ -100,13 +104,20 @@ def _problem(key: str, value: object) -> str:
         near = difflib.get_close_matches(key, KEYS, n=1)
         return f"unknown key {key!r}" + (f" (did you mean {near[0]!r}?)" if near else "")
     if key in _PATHS:
-        usable = isinstance(value, str) and value.strip() != "" and "\0" not in value
-        return "" if usable else f"{key} must be a path, not {_shown(value)}"
+        return "" if _is_path(value) else f"{key} must be a path, not {_shown(value)}"
+    if key == "reference":
+        places = value if isinstance(value, list) else [value]
+        usable = bool(places) and all(map(_is_path, places))
+        return "" if usable else f"reference must be a path or a list of paths, not {_shown(value)}"
     if key == "profile":
         return "" if value in _PROFILES else f"profile must be one of {', '.join(_PROFILES)}, not {_shown(value)}"
     specs = [value] if isinstance(value, str) else value
     usable = isinstance(specs, list) and bool(specs) and all(isinstance(s, str) and s.strip() for s in specs)
     return "" if usable else f"concepts must be a spec or a list of specs, not {_shown(value)}"
+
+
+def _is_path(value: object) -> bool:
+    return isinstance(value, str) and value.strip() != "" and "\0" not in value
 
 
 def _shown(value: object) -> str:

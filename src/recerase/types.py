@@ -24,6 +24,7 @@ Role = Literal["subject", "original", "filter", "reference"]
 Scope = Literal["output", "influence"]
 Profile = Literal["quick", "standard", "thorough"]
 FailOn = Literal["policy", "regression", "any", "never"]
+Alike = Literal["equivalent", "not equivalent", "too few", "not known"]
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,11 @@ class Interval:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One number a probe read off one model; it decides nothing."""
+    """One number a probe read off one model, `role`; it decides nothing. Of several references: their mean."""
 
     metric: str
     """Dotted name, probe first: `natural.exposure@10`."""
     role: Role
-    """Whose number this is: the audited checkpoint, or one of the models it is held against."""
     value: float
     n: int
     """Independent units behind the value (users or histories)."""
@@ -98,9 +98,8 @@ class Rule:
     max: float | None = None
     min: float | None = None
     max_ratio_to: Role | None = None
-    """With `max`: the limit is on subject / that role."""
     min_ratio_to: Role | None = None
-    """With `min`: the limit is on subject / that role."""
+    """With `max`, with `min`: the limit is on subject / that role."""
     max_drop_vs: Role | None = None
     max_drop: float | None = None
     """Largest relative drop against `max_drop_vs`."""
@@ -114,13 +113,12 @@ class Rule:
 
 @dataclass(frozen=True)
 class Waiver:
-    """Forgives one rule for one concept until a date (inclusive)."""
+    """Forgives one rule for one concept until an ISO date (inclusive)."""
 
     rule: str
     concept: str
     reason: str
     expires: str
-    """ISO date."""
 
 
 @dataclass(frozen=True)
@@ -206,9 +204,8 @@ class Baseline:
     controls: tuple[str, ...]
     """Names of the controls that held."""
     reason: str
-    """Why it was accepted, in the words of who did."""
+    """Why it was accepted, in the words of who did; on an ISO date."""
     date: str
-    """ISO date of the acceptance."""
     digest: str = ""
     """sha256 of all the rest."""
 
@@ -231,7 +228,7 @@ class Gate:
 
 @dataclass(frozen=True)
 class Environment:
-    """Where a number was made; goes into every report."""
+    """Where a number was made; goes into every report. `threads` are those of each of the `processes` that shared the work."""
 
     recerase: str
     python: str
@@ -240,12 +237,10 @@ class Environment:
     device: str
     dtype: str
     threads: int
-    """A process."""
     seed: int
     deterministic: bool
     packages: Mapping[str, str] = field(default_factory=dict)
     processes: int = 1
-    """Processes that shared the work."""
 
 
 @dataclass(frozen=True)
@@ -272,6 +267,34 @@ class Example:
 
 
 @dataclass(frozen=True)
+class ReferenceFigures:
+    """What one of several references showed by itself; `name` is what the report's inputs call it: reference, reference.2."""
+
+    name: str
+    measurements: tuple[Measurement, ...]
+    skipped: tuple[Skipped, ...] = ()
+
+
+@dataclass(frozen=True)
+class LikenessRow:
+    """One test of whether the audited model could be one more of several references; it informs and gates nothing.
+
+    A mass: `value` is its ratio to the references', to stay within the factor `limit`, both ways, with its whole interval. `auc`:
+    how much better a classifier tells the model from a reference than references from each other, to stay below `limit`.
+    """
+
+    metric: str
+    verdict: Alike
+    reason: str
+    n: int
+    value: float | None = None
+    interval: Interval | None = None
+    limit: float | None = None
+    auc: float | None = None
+    auc_references: float | None = None
+
+
+@dataclass(frozen=True)
 class Report:
     """An audit, whole. Written as `recerase.audit/1` by report/schema.py."""
 
@@ -282,7 +305,7 @@ class Report:
     concept: Mapping[str, Any]
     """name, spec, items, interactions, users, digest, scope."""
     inputs: Mapping[str, str]
-    """Name -> sha256 digest: subject, original, reference, data, policy, concept, code."""
+    """Name -> sha256 digest: subject, original, reference (further ones: reference.2 and on), data, policy, concept, code."""
     method: Mapping[str, Any] = field(default_factory=dict)
     """How the subject was erased, if it was: name, config, summary, tensors changed and identical."""
     moves: tuple[Move, ...] = ()
@@ -294,6 +317,9 @@ class Report:
     """Volatile: started, seconds, environment, command. Not part of the canonical digest."""
     limits: tuple[str, ...] = ()
     """What was not tested and what a pass does not mean."""
+    references: tuple[ReferenceFigures, ...] = ()
+    likeness: tuple[LikenessRow, ...] = ()
+    """Both are empty, and not written, where no two references were given."""
 
 
 class Observer(Protocol):

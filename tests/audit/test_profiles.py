@@ -90,7 +90,7 @@ def audit(
 ) -> Callable[..., AuditResult]:
     def run(policy: Policy, profile: Profile, observer: Any = None) -> AuditResult:
         asked = replace(world, config=replace(world.config, profile=profile))
-        models = audited(planted(1), digest="s"), audited(planted(0), digest="o"), audited(planted(1), digest="r")
+        models = audited(planted(1), digest="s"), audited(planted(0), digest="o"), [audited(planted(1), digest="r")]
         return run_audit(*models, asked, policy, *([observer] if observer else []), today=DAY)
 
     return run
@@ -284,7 +284,7 @@ def test_the_counts_are_those_of_the_histories_that_are_read(
     )
     monkeypatch.setattr(Readings, "_in_blocks", counting)
     run_audit(
-        subject, audited(planted(0), digest="o"), audited(planted(1), digest="r"), world, policy(), Noted(), today=DAY
+        subject, audited(planted(0), digest="o"), [audited(planted(1), digest="r")], world, policy(), Noted(), today=DAY
     )
     asked = estimate._asked(seen)
     total = {kind: 0.0 for kind in ("lists", "masses", "free")}

@@ -41,7 +41,7 @@ def audit(world: AuditWorld) -> Callable[..., AuditResult]:
     def run(
         subject: AuditModel, original: AuditModel | None = None, reference: AuditModel | None = None
     ) -> AuditResult:
-        return run_audit(subject, original, reference, world, POLICY, today=TODAY)
+        return run_audit(subject, original, [reference] if reference else [], world, POLICY, today=TODAY)
 
     return run
 
@@ -124,7 +124,7 @@ def test_the_standard_profile_runs_every_probe_of_it_on_every_role(
     monkeypatch.setattr(hidden, "FOLDS", 3)
     wide = replace(world, config=replace(world.config, profile="standard", worst_rounds=2))
     subject, original, reference = audited(untrained), audited(planted(0), digest="o"), audited(planted(1))
-    found = run_audit(subject, original, reference, wide, POLICY, today=TODAY)
+    found = run_audit(subject, original, [reference], wide, POLICY, today=TODAY)
     run = {*probes_of("standard")} - {"earlier"}
     for role in ("subject", "original", "filter", "reference"):
         assert probes_among(m for m in found.measurements if m.role == role) == run, role
@@ -244,7 +244,7 @@ def test_probes_of_weights_read_a_causal_model_and_a_t5_with_a_moved_table_alike
 def test_limits_say_which_probes_looked_at_the_weights(scope: Any, world: AuditWorld) -> None:
     def limits(*names: str) -> str:
         found = [Measurement(name, "subject", 0.0, 9, metrics()[name].layer) for name in names]
-        return " ".join(_limits(replace(world, scope=scope), False, found))
+        return " ".join(_limits(replace(world, scope=scope), 0, found))
 
     quick, wide = (
         limits("natural.exposure@10"),

@@ -7,8 +7,9 @@ import math
 import numpy as np
 import pytest
 
+from recerase.audit.equivalence import LEGS
 from recerase.audit.probes import AuditConfig
-from recerase.comparing.apart import LEGS, TINY, apart
+from recerase.comparing.apart import TINY, apart
 from recerase.comparing.reading import Reading
 from recerase.comparing.rows import Base, figures, front_text, limits, ranked, remembers
 from recerase.report.compared import APART, LEAK, Figure, Row, axis_of

@@ -10,6 +10,7 @@ import pytest
 from tests.comparing.conftest import QUICK, Compare, Shop
 
 from recerase.assembly import open_checkpoint_for
+from recerase.audit.equivalence import LEGS
 from recerase.audit.probes import AuditConfig
 from recerase.audit.ucan_metrics import Said, ucan_metrics
 from recerase.auditing import audit_model
@@ -17,7 +18,6 @@ from recerase.catalog import load_catalogue, parse_concept
 from recerase.catalog.demo import DEMO_CONCEPT
 from recerase.comparing import ucan
 from recerase.comparing.alike import AUC, EQUIVALENT, equivalents, told_apart
-from recerase.comparing.apart import LEGS
 from recerase.comparing.cells import READINGS, Bench
 from recerase.comparing.reading import FEATURES, Reading, packed, unpacked
 from recerase.comparing.relearned import resistance

@@ -147,6 +147,8 @@ def test_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.Monkey
         ("dato = 'x'\n", "fail", 2, "dato"),
         ("data = 'nowhere'\n", "warn", 3, "data = "),
         ("data = '.'\nconcepts = 'brand=Acme'\n", "ok", 3, "they name data, concepts"),
+        ("profile = 'quick'\nreference = '.'\n", "ok", 3, "they name profile, reference"),
+        ("reference = ['.', 'nowhere']\n", "warn", 3, "reference = "),
     ],
 )
 def test_settings(tmp_path: Path, text: str, status: str, code: int, said: str) -> None:

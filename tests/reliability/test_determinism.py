@@ -110,7 +110,7 @@ def audited(job: Job, opened: tuple[Checkpoint, Checkpoint], data: Path, config:
         catalogue, concept, embeddings=original.embeddings, codebooks=original.codebooks, scope="output", config=config
     )
     with pinned(1):
-        return run_audit(models[0], models[1], None, world, read_policy(job.policy))
+        return run_audit(models[0], models[1], [], world, read_policy(job.policy))
 
 
 def numbers(result: AuditResult) -> dict[tuple[object, ...], float]:

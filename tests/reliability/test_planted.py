@@ -94,7 +94,7 @@ def planted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         retrained=model(_trained(table, split.without(members), seed), "retrained", ~members),
         filtered=model(trained, "original", ~members),
         noisy=model(_with_noise(trained, seed), "noisy", ~members),
-        audit=lambda subject: run_audit(subject, untouched, None, world, default_policy(), today=TODAY),
+        audit=lambda subject: run_audit(subject, untouched, [], world, default_policy(), today=TODAY),
     )
 
 

@@ -17,9 +17,11 @@ from recerase.types import (
     Finding,
     Gate,
     Interval,
+    LikenessRow,
     Measurement,
     Move,
     Policy,
+    ReferenceFigures,
     Report,
     Result,
     Rule,
@@ -184,4 +186,17 @@ class _Drawn:
             policy=self.policy(),
             run=rng.choice(({}, {"started": self.text(), "seconds": 1.5, "command": self.text(), "environment": self.facts()})),
             limits=self.texts(),
+            references=tuple(self.reference(i) for i in range(rng.choice((0, 2, 3)))),
+            likeness=tuple(self.likeness() for _ in range(self.count())),
         )  # fmt: skip
+
+    def reference(self, i: int) -> ReferenceFigures:
+        found = tuple(self.measurement(self.rng.choice(METRICS)) for _ in range(self.count()))
+        return ReferenceFigures(f"reference.{i}", found, (Skipped(self.text(), "reference", self.text()),))
+
+    def likeness(self) -> LikenessRow:
+        verdict: Any = self.rng.choice(("equivalent", "not equivalent", "too few", "not known"))
+        value, limit, auc = (self.rng.choice((None, self.number())) for _ in range(3))
+        interval = self.rng.choice((None, Interval(self.number(), self.number(), 0.9, "welch")))
+        name = self.rng.choice((*METRICS, "auc", self.text()))
+        return LikenessRow(name, verdict, self.text(), self.rng.randrange(9999), value, interval, limit, auc, auc)

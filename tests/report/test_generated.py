@@ -26,6 +26,7 @@ from recerase.report.intoto import report_statement
 from recerase.report.json_schema import schema_text
 from recerase.report.junit import report_junit
 from recerase.report.layers import INFORMING, TITLES
+from recerase.report.likeness import TITLE as LIKENESS
 from recerase.report.markdown import capped_markdown, report_markdown
 from recerase.report.sarif import report_sarif
 from recerase.report.schema import parse_report, report_bytes, report_digest
@@ -35,7 +36,7 @@ SCHEMAS = Path(__file__).parent / "schemas"
 MANY, DRAWN = counted(60, 300), counted(3, 8)
 """Reports, and how many of them are drawn with their plots, which take most of the time. Of 60, two are huge and nine empty."""
 BLOCKS = 2
-LAYERED = {*TITLES.values(), *(f"No rule asks, for information: {about}" for about in INFORMING.values())}
+LAYERED = {*TITLES.values(), *(f"No rule asks, for information: {about}" for about in INFORMING.values()), LIKENESS}
 """What may be written under a section."""
 UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 

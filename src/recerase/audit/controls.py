@@ -24,6 +24,7 @@ from recerase.types import (
     Measurement,
     Policy,
     Profile,
+    ReferenceFigures,
     Result,
     Role,
     Rule,
@@ -53,9 +54,11 @@ def judge_controls(
     today: date,
     profile: Profile | None = None,
     scope: Scope = "output",
+    references: Sequence[ReferenceFigures] = (),
 ) -> tuple[Control, ...]:
     """One Control each for original, filter and (only if it was measured) reference.
 
+    Of several `references` each is judged on what it showed itself: their mean would hide one that knows the concept.
     `measurements` are those of every role, comparisons included. `holds` is None when the control was not run or its
     numbers decide neither way. Rules are those that an audit of that profile (None: the policy's) and scope asks. What stays in the
     weights decides a control where it was measured and the policy itself asks about it, in a rule that must be decided: the
@@ -69,10 +72,31 @@ def judge_controls(
     for role, (expected, layers) in EXPECTED.items():
         if role in present:
             asked = {layer: layer_rules(policy, layer, role, default) for layer in layers}
+            if role == "reference" and references:
+                others = [m for m in measurements if m.role != role]
+                each = [
+                    _judge(role, expected, asked, policy, [*others, *x.measurements], x.skipped, concept, today)
+                    for x in references
+                ]
+                controls.append(_all_of(each))
+                continue
             controls.append(_judge(role, expected, asked, policy, measurements, skipped, concept, today))
         elif role != "reference":
             controls.append(Control(role, expected, "not run: no original checkpoint was given", None))
     return tuple(controls)
+
+
+def _all_of(each: Sequence[Control]) -> Control:
+    """The references as one control: it holds where every one does, and it says which does not."""
+    holds = False if any(c.holds is False for c in each) else None if any(c.holds is None for c in each) else True
+    said: dict[str, list[int]] = {}
+    for i in sorted(range(len(each)), key=lambda i: ({False: 0, None: 1, True: 2}[each[i].holds], i)):
+        said.setdefault(each[i].observed, []).append(i + 1)
+    told = [
+        f"{'references' if len(which) > 1 else 'reference'} {', '.join(map(str, which))}: {observed}"
+        for observed, which in said.items()
+    ]
+    return replace(each[0], observed="; ".join(told), holds=holds)
 
 
 def layer_rules(policy: Policy, layer: Layer, role: Role, default: Policy | None = None) -> tuple[Rule, ...]:

@@ -11,7 +11,7 @@ whatever the spread. Two references tell nothing of a spread (the bound for a th
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,12 @@ from recerase.types import FloatArray, Interval
 FLOOR, CEILING = 1.25, 3.0
 """Factors: the margin of bioequivalence (.8 to 1.25), and three."""
 LEAST_REFERENCES = 3
+LEGS = tuple(
+    (f"{stem}.mass.{side}", f"{stem}.mass.old")
+    for stem in ("natural", "natural_concept_users", "saturated")
+    for side in ("old", "new")
+)
+"""(mass of the model, mass of the references it is held against): theirs are under the SIDs they were trained with."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,39 @@ def equivalent_log_ratio(
     inside = abs(point) + half < margin
     told = f"the interval is {'inside' if inside else 'not inside'} 1/{math.exp(margin):.3g} to {math.exp(margin):.3g}"
     return Equivalence(inside, math.exp(point), interval, math.exp(margin), told)
+
+
+@dataclass(frozen=True)
+class Leg:
+    """One of LEGS, tested."""
+
+    told: Equivalence
+    n: int
+    """Users or histories a model."""
+    models: int
+    """That gave the mass."""
+
+
+def equivalent_masses(
+    own: Sequence[Mapping[str, FloatArray]], references: Sequence[Mapping[str, FloatArray]], confidence: float = 0.95
+) -> dict[str, Leg]:
+    """Each of LEGS that was read off both sides, by the name of the model's mass: `own` and `references` give metric -> [n] values.
+
+    Where the models were not read on the same histories (a reference cannot read those of nothing but the concept) the means alone
+    are compared. Raises as `equivalent_log_ratio`.
+    """
+    found: dict[str, Leg] = {}
+    for name, gold in LEGS:
+        mine = [x[name] for x in own if name in x]
+        theirs = [x[gold] for x in references if gold in x]
+        if not mine or not theirs:
+            continue
+        same = len({len(x) for x in (*mine, *theirs)}) == 1
+        told = equivalent_log_ratio(
+            mine if same else [x.mean() for x in mine], theirs if same else [x.mean() for x in theirs], confidence
+        )
+        found[name] = Leg(told, len(mine[0]), len(mine))
+    return found
 
 
 def _without(k: int) -> str:

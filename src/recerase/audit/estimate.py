@@ -9,6 +9,7 @@ what an interrupted run had kept are left out. The readings are thrown away and 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -185,7 +186,9 @@ class Estimate:
     def told(self) -> str:
         """One line for a person."""
         parts = ", ".join(f"{name} {duration(spent)}" for name, spent in self.seconds.items())
-        models = f"{len(self.roles)} model{'s' if len(self.roles) > 1 else ''} ({', '.join(self.roles)})"
+        counts = Counter(self.roles)
+        roles = ", ".join(role if n == 1 else f"{n} {role}s" for role, n in counts.items())
+        models = f"{len(self.roles)} model{'s' if len(self.roles) > 1 else ''} ({roles})"
         more = f"; how long {', '.join(self.unknown)} take is not known" if self.unknown else ""
         return f"{self.profile} profile on {models}: about {duration(sum(self.seconds.values()))} ({parts}){more}"
 

@@ -20,6 +20,7 @@ from recerase.types import (
     Control,
     Decision,
     Finding,
+    Interval,
     Measurement,
     Policy,
     Profile,
@@ -52,6 +53,8 @@ Asked = tuple[str, Role, Role | None, Kind]
 
 NEEDED_CONTROLS = ("original", "filter")
 _CONTROL_ORDER = ("original", "filter", "reference")
+SPREAD = "references"
+"""Method of an interval that was stretched to hold every single reference: more users do not make it narrower."""
 _SEVERITY = {Result.PASS: 0, Result.WAIVED: 1, Result.INCONCLUSIVE: 2, Result.FAIL: 3}
 
 
@@ -147,7 +150,7 @@ class _Limit:
         few = m.n < 1 or (m.n < policy.min_users and not exact)
         if end <= limit and not few:
             return Result.PASS, f"its pessimistic end {self.sign * end:.4g} respects the limit", None
-        enough = enough_n(value, end, limit, m.n, m.interval.method, m.interval.confidence) if end > limit else 1
+        enough = _enough(value, end, limit, m.n, m.interval) if end > limit else 1
         if enough is None:
             told = f"its pessimistic end {self.sign * end:.4g} is beyond the limit: no n would suffice"
             return Result.INCONCLUSIVE, told, None
@@ -176,6 +179,11 @@ class _Limit:
         if any(map(math.isnan, ends)):
             return Result.INCONCLUSIVE, "an end of its interval is not a number"
         return None, ""
+
+
+def _enough(value: float, end: float, limit: float, n: int, interval: Interval) -> int | None:
+    """As `enough_n`; None also where it is not users that are lacking: references differ by as much."""
+    return None if interval.method == SPREAD else enough_n(value, end, limit, n, interval.method, interval.confidence)
 
 
 def _limits(rule: Rule) -> list[_Limit]:

@@ -17,7 +17,7 @@ from recerase.audit.policy import decide
 from recerase.audit.policy_file import policy_digest
 from recerase.report.codec import encode
 from recerase.report.schema import decision_document
-from recerase.types import Baseline, Control, Decision, Gate, Policy, Report, Scope
+from recerase.types import Baseline, Control, Decision, Gate, Measurement, Policy, Report, Scope
 
 
 def inconsistencies(report: Report, baseline: Baseline | None = None) -> tuple[str, ...]:
@@ -29,7 +29,12 @@ def inconsistencies(report: Report, baseline: Baseline | None = None) -> tuple[s
         return ("The report has no policy, so its verdict cannot be made again.",)
     if not _is_day(report.decision.as_of):
         return (f"as_of is {report.decision.as_of!r:.40}, which is no date.",)
-    found = [*_digests(report, report.policy), *_profile(report), *_decision(report, report.policy)]
+    found = [
+        *_digests(report, report.policy),
+        *_profile(report),
+        *_references(report),
+        *_decision(report, report.policy),
+    ]
     return tuple([*found, *_gate(report, baseline)])
 
 
@@ -55,11 +60,37 @@ def _profile(report: Report) -> Iterator[str]:
         yield f"profile is {profile!r}, but {', '.join(dict.fromkeys(wider))} measured, which it does not run."
 
 
+def _references(report: Report) -> Iterator[str]:
+    """What the role shows is made again from what each of several references showed; verdicts on likeness from their numbers."""
+    from recerase.audit.references import alike, pooled, reference_names
+
+    names = tuple(x.name for x in report.references)
+    given = {name for name in report.inputs if name.partition(".")[0] == "reference"}
+    if (names or len(given) > 1) and (names != reference_names(len(names)) or {*names} != given):
+        yield f"references are {', '.join(names) or 'none'}, but inputs name {', '.join(sorted(given)) or 'none'}."
+        return
+    if not names:
+        return
+    role = [m for m in report.measurements if m.role == "reference"]
+    made = pooled([[m for m in x.measurements if m.kind == "value"] for x in report.references])
+    told, again = (
+        {m.metric: encode(m, Measurement, "") for m in some if isinstance(m, Measurement) and m.kind == "value"}
+        for some in (role, made)
+    )
+    for metric in dict.fromkeys([*told, *again]):
+        if told.get(metric) != again.get(metric):
+            yield f"the reference's {metric} is not what its {len(names)} models come to together."
+    for row in report.likeness:
+        if (verdict := alike(row)) != row.verdict:
+            yield f"likeness of {row.metric} is {row.verdict!r}, but its own numbers give {verdict!r}."
+
+
 def _decision(report: Report, policy: Policy) -> Iterator[str]:
     decision, name = report.decision, str(report.concept.get("name", ""))
     today = date.fromisoformat(decision.as_of) if decision.as_of else date.min
     scope: Scope = "influence" if report.concept.get("scope") == "influence" else "output"
-    controls = judge_controls(policy, report.measurements, report.skipped, name, today, decision.profile, scope)
+    given = (policy, report.measurements, report.skipped, name, today, decision.profile, scope)
+    controls = judge_controls(*given, report.references)
     again = decide(policy, report.measurements, report.skipped, controls, name, today, decision.profile, scope)
     yield from _differing(_told(decision), _told(again))
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
+from itertools import chain
 from typing import Any, Literal
 
 from recerase.audit.cards import cards_beyond, load_probe, probes_of
@@ -20,6 +21,8 @@ from recerase.audit.evidence import curves, worst_examples
 from recerase.audit.policy import covers, decide, default_policy, in_force, not_asked, required
 from recerase.audit.probes import AuditModel, AuditWorld
 from recerase.audit.readings import Cache, Readings
+from recerase.audit.references import likeness_rows, pooled, pooled_curves, reference_names, references_told, stretched
+from recerase.errors import UsageError
 from recerase.resume import Pieces
 from recerase.stats import paired_drop, paired_ratio
 from recerase.types import (
@@ -28,10 +31,12 @@ from recerase.types import (
     Decision,
     Example,
     Interval,
+    LikenessRow,
     Measurement,
     Observer,
     Policy,
     Profile,
+    ReferenceFigures,
     Role,
     Scope,
     Skipped,
@@ -69,6 +74,9 @@ class AuditResult:
     examples: tuple[Example, ...]
     curves: Mapping[str, Any]
     limits: tuple[str, ...]
+    references: tuple[ReferenceFigures, ...] = ()
+    likeness: tuple[LikenessRow, ...] = ()
+    """Both empty unless there are two references or more."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Probe -> seconds it took on all models together; what two probes both read is counted with the first."""
 
@@ -76,7 +84,7 @@ class AuditResult:
 def run_audit(
     subject: AuditModel,
     original: AuditModel | None,
-    reference: AuditModel | None,
+    references: Sequence[AuditModel],
     world: AuditWorld,
     policy: Policy,
     observer: Observer = SILENT,
@@ -89,66 +97,132 @@ def run_audit(
     Without an original the controls cannot run, and no verdict is a pass. When the subject is the original (same
     digest) its readings are made once. `today` (default: the system's date) is what waivers expire against; `state`
     is where the readings of an interrupted run are kept and found. The world's config says which profile is run; an observer that
-    listens is told beforehand about how long that takes.
+    listens is told beforehand about how long that takes. Of several `references` the role's numbers are means (`references.py`), each
+    must be clean by itself, and it is tested whether the subject could be one more; a probe that looks at another model beside its own
+    is given the first. Raises UsageError where one of them is given twice.
     """
     profile, scope = world.config.profile, world.scope
+    _check_once(references)
     cache: Cache = {}
-    models = [subject, *_held_against(original, reference, world)]
+    models = [subject, *_held_against(original, references, world)]
     beside: dict[Role, Readings] = {}
     readings = [Readings(model, world, cache, observer, state, beside) for model in models]
-    beside |= {reading.model.role: reading for reading in readings}
+    for reading in readings:
+        beside.setdefault(reading.model.role, reading)
     if observer is not SILENT and (state is None or state.read(_BEGUN) is None):
         observer.note(estimated(readings).told)
     found, seconds = _probe(readings, observer, state)
-    measurements = [x for x in found if isinstance(x, Measurement)]
-    skipped = [x for x in found if isinstance(x, Skipped)]
+    others, golds = found[: len(found) - len(references)], found[len(found) - len(references) :]
+    together = [x for some in others for x in some] + (pooled(golds) if len(golds) > 1 else [*chain(*golds)])
+    measurements = [x for x in together if isinstance(x, Measurement)]
+    skipped = [x for x in together if isinstance(x, Skipped)]
     skipped += not_run(world.config.profile)
-    compared = _compare_all(measurements, skipped, in_force(policy, profile, scope), world)
+    asked = in_force(policy, profile, scope)
+    figures = _each(golds, measurements, asked, world)
+    compared = _compare_all(measurements, skipped, asked, world, figures)
     measurements += [x for x in compared if isinstance(x, Measurement)]
     skipped += [x for x in compared if isinstance(x, Skipped)]
     name, today = world.concept.name, today or date.today()
-    controls = judge_controls(policy, measurements, skipped, name, today, profile, scope)
+    controls = judge_controls(policy, measurements, skipped, name, today, profile, scope, figures)
+    rows, spent = _alike(readings, measurements, figures)
     return AuditResult(
         decision=decide(policy, measurements, skipped, controls, name, today, profile, scope),
         measurements=tuple(measurements),
         skipped=tuple(skipped),
         controls=controls,
         examples=worst_examples(beside["subject"], beside.get("original")),
-        curves=curves(readings),
-        limits=(*_limits(world, reference is not None, measurements), *_unasked(policy, profile, scope)),
-        seconds=seconds,
+        curves=_curves(readings),
+        limits=(*_limits(world, len(references), measurements), *_unasked(policy, profile, scope)),
+        seconds=seconds | spent,
+        references=figures,
+        likeness=rows,
     )
 
 
-def _held_against(original: AuditModel | None, reference: AuditModel | None, world: AuditWorld) -> list[AuditModel]:
+def _check_once(references: Sequence[AuditModel]) -> None:
+    known = [model.digest or id(model.recommender) for model in references]
+    if len(set(known)) < len(known):
+        raise UsageError("One reference is given twice.", "Give each retrained checkpoint once.")
+
+
+def _held_against(original: AuditModel | None, references: Sequence[AuditModel], world: AuditWorld) -> list[AuditModel]:
     models = []
     if original is not None:
         original = replace(original, role="original")
         models += [original, replace(original, role="filter", listed=original.listed & world.retained)]
-    if reference is not None:
-        models.append(replace(reference, role="reference", reads_concept=False))
-    return models
+    return models + [replace(reference, role="reference", reads_concept=False) for reference in references]
+
+
+def _each(
+    golds: Sequence[Sequence[Measurement | Skipped]],
+    measurements: Sequence[Measurement],
+    policy: Policy,
+    world: AuditWorld,
+) -> tuple[ReferenceFigures, ...]:
+    """What each of several references showed, comparisons with the original included; `measurements` are those of every role."""
+    if len(golds) < 2:
+        return ()
+    others = [m for m in measurements if m.role != "reference"]
+    made = []
+    for name, some in zip(reference_names(len(golds)), golds, strict=True):
+        own = [x for x in some if isinstance(x, Measurement)]
+        compared = _compare_all([*others, *own], (), policy, world, among=("reference",))
+        made.append(
+            ReferenceFigures(
+                name,
+                (*own, *(x for x in compared if isinstance(x, Measurement))),
+                tuple(x for x in (*some, *compared) if isinstance(x, Skipped)),
+            )
+        )
+    return tuple(made)
+
+
+def _alike(
+    readings: Sequence[Readings], measurements: Sequence[Measurement], figures: Sequence[ReferenceFigures]
+) -> tuple[tuple[LikenessRow, ...], dict[str, float]]:
+    """The rows of likeness where there are several references, and the seconds they took."""
+    if not figures:
+        return (), {}
+    began, golds = time.monotonic(), readings[len(readings) - len(figures) :]
+    own = [m for m in measurements if m.role == "subject"]
+    rows = likeness_rows(readings[0], golds, own, [x.measurements for x in figures])
+    return rows, {"likeness": round(time.monotonic() - began, 3)}
+
+
+def _curves(readings: Sequence[Readings]) -> Mapping[str, Any]:
+    golds = [reading for reading in readings if reading.model.role == "reference"]
+    if len(golds) < 2:
+        return curves(readings)
+    others = readings[: len(readings) - len(golds)]
+    return pooled_curves([curves([*others, gold]) for gold in golds])
 
 
 def _probe(
     readings: Sequence[Readings], observer: Observer, state: Pieces | None
-) -> tuple[list[Measurement | Skipped], Mapping[str, float]]:
-    """What every probe found on every model, and how long each took; the observer is told which is at work on which."""
+) -> tuple[list[list[Measurement | Skipped]], dict[str, float]]:
+    """What every probe found, a list a model, and how long each took; the observer is told which is at work on which."""
     names = probes_of(readings[0].world.config.profile)
     observer.start("audit", len(readings) * len(names))
-    found: list[Measurement | Skipped] = []
+    found: list[list[Measurement | Skipped]] = [[] for _ in readings]
     seconds = dict.fromkeys(names, 0.0)
-    for reading in readings:
+    for told, reading, role in zip(found, readings, _called(readings), strict=True):
         for name in names:
-            observer.advance("audit", 0, probe=name, role=reading.model.role)
+            observer.advance("audit", 0, probe=name, role=role)
             began = time.monotonic()
-            found += load_probe(name)(reading)
+            told += load_probe(name)(reading)
             seconds[name] += time.monotonic() - began
             if state is not None and reading is readings[0] and name == names[0]:
                 state.write(_BEGUN, b"")
-            observer.advance("audit", 1, probe=name, role=reading.model.role)
+            observer.advance("audit", 1, probe=name, role=role)
     observer.finish("audit")
     return found, {name: round(spent, 3) for name, spent in seconds.items()}
+
+
+def _called(readings: Sequence[Readings]) -> list[str]:
+    """The role of each, and of further references which one."""
+    roles = [reading.model.role for reading in readings]
+    nth = [roles[: i + 1].count(role) for i, role in enumerate(roles)]
+    return [role if n == 1 else f"{role} {n}" for role, n in zip(roles, nth, strict=True)]
 
 
 def not_run(profile: Profile) -> list[Skipped]:
@@ -174,14 +248,21 @@ def _asked(policy: Policy) -> tuple[Comparison, ...]:
 
 
 def _compare_all(
-    measurements: Sequence[Measurement], skipped: Sequence[Skipped], policy: Policy, world: AuditWorld
+    measurements: Sequence[Measurement],
+    skipped: Sequence[Skipped],
+    policy: Policy,
+    world: AuditWorld,
+    references: Sequence[ReferenceFigures] = (),
+    among: Sequence[Role] | None = None,
 ) -> list[Measurement | Skipped]:
-    """Every role in each comparison that the policy asks for, that the controls may lean on, or that is always told.
+    """Every role (of `among`) in each comparison that the policy asks for, that the controls may lean on, or that is always told.
 
-    What the policy asks for and the subject cannot be given is Skipped.
+    What the policy asks for and the subject cannot be given is Skipped. A comparison with the mean of several `references` is
+    never surer than those with each of them.
     """
     by_name = {(m.metric, m.role): m for m in measurements}
-    roles = list(dict.fromkeys(m.role for m in measurements))
+    single = [{m.metric: m for m in x.measurements if m.kind == "value"} for x in references]
+    roles = list(dict.fromkeys(m.role for m in measurements if among is None or m.role in among))
     asked = _asked(policy)
     found: list[Measurement | Skipped] = []
     for metric, versus, kind in dict.fromkeys([*asked, *_asked(default_policy()), *TOLD]):
@@ -190,6 +271,8 @@ def _compare_all(
             own = by_name.get((metric, role))
             if own is not None and base is not None:
                 made = compare(own, base, kind, world)
+                if versus == "reference" and isinstance(made, Measurement):
+                    made = stretched(made, own, [x[metric] for x in single if metric in x])
             elif role == "subject":
                 made = Skipped(metric, role, _why_not(metric, versus, kind, own, versus in roles, skipped))
             else:
@@ -234,7 +317,7 @@ def compare(own: Measurement, versus: Measurement, kind: Kind, world: AuditWorld
     )
 
 
-def _limits(world: AuditWorld, has_reference: bool, measurements: Sequence[Measurement]) -> tuple[str, ...]:
+def _limits(world: AuditWorld, references: int, measurements: Sequence[Measurement]) -> tuple[str, ...]:
     """What a pass does not mean, in sentences."""
     moved = any(m.metric.startswith("influence.") for m in measurements)
     influence = {
@@ -250,15 +333,10 @@ def _limits(world: AuditWorld, has_reference: bool, measurements: Sequence[Measu
         if by_weights
         else "The weights layer (relearning, probes, membership, precision) was not measured."
     )
-    reference = (
-        "One reference was given: its seed-to-seed spread is unknown, so likeness to it was not tested."
-        if has_reference
-        else "No reference was given: whether the concept is forgotten further than retraining would was not tested."
-    )
     return (
         "Concept erasure is not user-data erasure: that users interacted with the concept may still be inferable.",
         influence[world.scope],
-        reference,
+        references_told(references),
         f"This was the {world.config.profile} profile.",
         weights,
         "The reference is read under the old table on histories without concept items; its saturated figures are "

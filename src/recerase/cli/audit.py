@@ -94,6 +94,8 @@ def audit(
         recerase audit erased --original model --concept brand=Acme --data data --profile standard
 
         recerase audit erased --original model --reference retrained --concept 'category="Vaping"' --data data
+
+        recerase audit erased --original model --reference gold0 --reference gold1 --reference gold2 --concept brand=Acme --data data
     """
     from recerase import api
     from recerase.runtime import RunConfig

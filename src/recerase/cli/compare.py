@@ -192,7 +192,7 @@ def compare(
         layout_options=layout_options(layout_set),
         embeddings=embeddings,
     )
-    references = reference or ([known.reference] if known.reference else [])
+    references = reference or list(known.reference)
     with observing(quiet) as observer:
         if plan:
             cells = api.plan_compare(

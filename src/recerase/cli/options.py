@@ -132,7 +132,13 @@ OriginalOption = Annotated[
     ),
 ]
 ReferenceOption = Annotated[
-    Path | None, typer.Option("--reference", metavar="CKPT", help="A checkpoint trained without the concept.")
+    list[Path] | None,
+    typer.Option(
+        "--reference",
+        metavar="CKPT",
+        help="A checkpoint trained without the concept. Repeat for other seeds: three tell how far a clean one is from another, "
+        "and whether the audited one could be one more.",
+    ),
 ]
 EarlierOption = Annotated[
     list[str] | None,

@@ -94,7 +94,8 @@ def verify(
         Path | None, typer.Option("--original", metavar="CKPT", help="Is this what it was held against?")
     ] = None,
     reference: Annotated[
-        Path | None, typer.Option("--reference", metavar="CKPT", help="Is this the reference it was held against?")
+        list[Path] | None,
+        typer.Option("--reference", metavar="CKPT", help="Is this a reference it was held against? Repeat."),
     ] = None,
     data: Annotated[Path | None, typer.Option("--data", metavar="DIR", help="Is this the data it was read on?")] = None,
     policy: Annotated[

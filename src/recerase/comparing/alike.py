@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from recerase.comparing.apart import LEGS
 from recerase.comparing.reading import FEATURES, Reading
 from recerase.errors import UsageError
 from recerase.report.compared import Figure
@@ -61,24 +60,14 @@ def equivalents(readings: Sequence[Reading], references: Sequence[Reading], conf
 
     `EQUIVALENT`: the share of masses that passed. {} with fewer references than tell of a spread.
     """
-    from recerase.audit.equivalence import equivalent_log_ratio
+    from recerase.audit.equivalence import equivalent_masses
 
     found: dict[str, Figure] = {}
-    for own, gold in LEGS:
-        mine, theirs = (
-            [x.values[name] for x in some if name in x.values] for some, name in ((readings, own), (references, gold))
-        )
-        if not mine or not theirs:
-            continue
-        same = len({len(x) for x in (*mine, *theirs)}) == 1
-        told = equivalent_log_ratio(
-            mine if same else [x.mean() for x in mine],
-            theirs if same else [x.mean() for x in theirs],
-            config.confidence,
-        )
-        if told.equivalent is not None:
-            passed = float(told.equivalent)
-            found[f"{own} equivalent/reference"] = Figure(passed, len(mine[0]), len(mine), None, told.interval)
+    own, gold = ([x.values for x in some] for some in (readings, references))
+    for name, leg in equivalent_masses(own, gold, config.confidence).items():
+        if leg.told.equivalent is not None:
+            passed = float(leg.told.equivalent)
+            found[f"{name} equivalent/reference"] = Figure(passed, leg.n, leg.models, None, leg.told.interval)
     if found:
         n = next(iter(found.values())).n
         found[EQUIVALENT] = Figure(float(np.mean([x.value for x in found.values()])), n, len(readings))

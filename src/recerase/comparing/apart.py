@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from recerase.audit.equivalence import LEGS
 from recerase.comparing.reading import Reading
 from recerase.report.compared import Figure
 from recerase.types import FloatArray, Interval
@@ -20,10 +21,6 @@ from recerase.types import FloatArray, Interval
 if TYPE_CHECKING:
     from recerase.audit.probes import AuditConfig
 
-STEMS = ("natural", "natural_concept_users", "saturated")
-SIDES = ("old", "new")
-LEGS = tuple((f"{stem}.mass.{side}", f"{stem}.mass.old") for stem in STEMS for side in SIDES)
-"""(mass of the model, mass of the references it is held against): theirs are under the SIDs they were trained with."""
 TINY = float(np.finfo(np.float32).tiny)
 """A mass that is nought in float32 is taken for this one: it has no logarithm, and no model gives exactly nought."""
 

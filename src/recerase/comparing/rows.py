@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from recerase.audit.equivalence import LEGS
 from recerase.comparing.alike import equivalents, told_apart
-from recerase.comparing.apart import LEGS, apart
+from recerase.comparing.apart import apart
 from recerase.comparing.front import RULE, places
 from recerase.comparing.reading import METRICS, Reading
 from recerase.report.compared import APART, LEAK, Figure, Row, axis_of

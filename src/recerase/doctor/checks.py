@@ -264,8 +264,9 @@ def _settings(path: str | Path | None) -> Check:
         return Check("settings", "fail", error.message, error.remedy, error.exit_code)
     if not known.sources:
         return Check("settings", "ok", "no recerase.toml here")
-    named = {key: getattr(known, key) for key in KEYS if key != "concepts" and getattr(known, key) is not None}
-    gone = [f"{key} = {where}" for key, where in named.items() if not where.exists()]
+    given = {key: getattr(known, key) for key in KEYS if key not in ("concepts", "profile")}
+    named = [(key, where) for key, said in given.items() for where in (said if isinstance(said, tuple) else (said,))]
+    gone = [f"{key} = {where}" for key, where in named if where is not None and not where.exists()]
     if gone:
         return Check("settings", "warn", f"they name what is not there: {', '.join(gone)}", "Correct the paths.")
     return Check("settings", "ok", f"they name {', '.join(known.sources)}")

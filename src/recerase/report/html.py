@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from recerase.report.drawing import Plot
 from recerase.report.labels import UNITS, metric_label
 from recerase.report.layers import all_groups, headline_groups
+from recerase.report.likeness import MEANING, TITLE, likeness_cells
 from recerase.report.plots import plots
 from recerase.report.schema import SCHEMA, report_digest
 from recerase.report.wording import (
@@ -135,6 +136,7 @@ def _page(report: Report) -> dict[str, Any]:
         "units": UNITS,
         "groups": headline_groups(report),
         "all_groups": all_groups(report),
+        "likeness": {"title": TITLE, "rows": likeness_cells(report), "meaning": MEANING},
         "comparisons": tuple(m for m in report.measurements if m.kind != "value" and m.role == "subject"),
         "role_order": tuple(role for role in ROLES if role in names),
         "change_text": change_text,

@@ -14,7 +14,7 @@ from importlib import resources
 from typing import Any, Literal, Union, get_args, get_origin
 
 from recerase.report.codec import hints_of
-from recerase.report.schema import DECISION, SCHEMA
+from recerase.report.schema import DECISION, OPTIONAL, SCHEMA
 from recerase.types import Report
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
@@ -44,7 +44,8 @@ _SPECIAL: Mapping[str, Mapping[str, Any]] = {
     },
     "Report.inputs": {
         "type": "object",
-        "description": "Name of an input -> sha256 of it: subject, original, reference, data, policy, concept, code, and so on.",
+        "description": "Name of an input -> sha256 of it: subject, original, reference (further ones: reference.2 and on), "
+        "data, policy, concept, code, and so on.",
         "additionalProperties": _SHA256,
     },
     "Report.method": {
@@ -66,6 +67,7 @@ _SPECIAL: Mapping[str, Mapping[str, Any]] = {
         "properties": {"started": _TEXT, "seconds": {"type": "number", "minimum": 0}, "environment": _ANY_OBJECT, "command": _TEXT},
     },
     "Measurement.n": _COUNT,
+    "LikenessRow.n": _COUNT,
     "Gate.exit_code": {"enum": [0, 1, 5]},
     "Policy.min_users": _COUNT,
 }  # fmt: skip
@@ -83,6 +85,8 @@ def audit_schema() -> dict[str, Any]:
         **{key: _of(hint, f"Decision.{name}", definitions) for key, (name, hint) in DECISION.items()},
         **{name: _of(hint, f"Report.{name}", definitions) for name, hint in hints.items()},
     }
+    for name in OPTIONAL:
+        properties[name] |= {"minItems": 1, "description": "There where several references were given."}
     return {
         "$schema": DRAFT,
         "$id": "urn:recerase:schema:audit:1",
@@ -90,7 +94,7 @@ def audit_schema() -> dict[str, Any]:
         "description": "An audit of a generative recommender for a concept, as `recerase audit -o FILE.json` writes it.",
         "type": "object",
         "properties": properties,
-        "required": sorted(properties),
+        "required": sorted(set(properties) - set(OPTIONAL)),
         "additionalProperties": False,
         "$defs": dict(sorted(definitions.items())),
     }

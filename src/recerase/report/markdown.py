@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from recerase.report.labels import UNITS
 from recerase.report.layers import headline_groups
+from recerase.report.likeness import HEADERS, MEANING, RIGHT, TITLE, likeness_cells
 from recerase.report.schema import SCHEMA, report_digest
 from recerase.report.wording import (
     change_text,
@@ -126,7 +127,16 @@ def figure_blocks(report: Report) -> list[str]:
         ]
         blocks.append(f"{'####' if group.informs else '###'} {escaped(group.title)}")
         blocks += [table_lines(headers, lines, set(range(1, len(headers))))] if lines else []
-    return blocks
+        if group.layer == "behaviour" and not group.informs:
+            blocks += _likeness(report)
+    return blocks if any(group.layer == "behaviour" for group in groups) else [*blocks, *_likeness(report)]
+
+
+def _likeness(report: Report) -> list[str]:
+    """Whether the audited model could be one more of several references; nothing where there are no two."""
+    rows = [tuple(escaped(cell) if cell else "" for cell in row) for row in likeness_cells(report)]
+    lines = [f"#### {escaped(TITLE)}", table_lines(HEADERS, rows, set(RIGHT)), escaped(MEANING, 800)]
+    return lines if rows else []
 
 
 def control_blocks(report: Report) -> list[str]:

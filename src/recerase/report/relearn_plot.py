@@ -47,8 +47,11 @@ def steps_text(report: Report, kind: str) -> str:
     roles: tuple[Role, ...] = ("subject", "reference")
     for role in roles:
         if role in steps.by_role and role in reached.by_role:
-            count, came = number(steps.by_role[role].value), reached.by_role[role].value > 0
-            told.append(f"{'Reached in' if came else 'Not reached within'} {count} steps ({names[role]}).")
+            count, share = number(steps.by_role[role].value), reached.by_role[role].value
+            came = (
+                "Reached in" if share == 1 else "Reached by some, on average in" if share > 0 else "Not reached within"
+            )
+            told.append(f"{came} {count} steps ({names[role]}).")
     return " ".join(told)
 
 

@@ -40,6 +40,8 @@ DECISION: Mapping[str, tuple[str, Any]] = {
     "profile": ("profile", Profile),
 }
 """Key in the document -> field of Decision and its type: a reader finds the verdict at the top, not a level down."""
+OPTIONAL = ("references", "likeness")
+"""Fields of Report that are written only where they hold something: reports without them are read, and written, as they ever were."""
 _FULL = "recerase report show reads reports as recerase wrote them; audit again to get one."
 
 
@@ -71,7 +73,11 @@ def parse_report(data: bytes | str) -> Report:
     document = open_document(data, SCHEMA, "report")
     hints = hints_of(Report)
     try:
+        hints = {name: hint for name, hint in hints.items() if name in document or name not in OPTIONAL}
         check_keys(document, {"schema", *VOLATILE, *DECISION, *hints} - {"decision"})
+        for name in OPTIONAL:
+            if name in document and not document[name]:
+                raise Unfit(f"{name} is there and holds nothing")
         check_seals(document, "report", _FULL)
         decision = Decision(**{name: decode(document[key], hint, key) for key, (name, hint) in DECISION.items()})
         rest = {name: decode(document[name], hint, name) for name, hint in hints.items() if name != "decision"}
@@ -92,7 +98,11 @@ def read_report(path: str | Path) -> Report:
 
 def _body(report: Report) -> dict[str, Any]:
     hints = {name: hint for name, hint in hints_of(Report).items() if name not in ("decision", "run")}
-    rest = {name: encode(getattr(report, name), hint, name) for name, hint in hints.items()}
+    rest = {
+        name: encode(value, hint, name)
+        for name, hint in hints.items()
+        if (value := getattr(report, name)) or name not in OPTIONAL
+    }
     return {"schema": SCHEMA, **decision_document(report.decision), **rest}
 
 

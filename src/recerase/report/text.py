@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from recerase.report.diff import diff_rows
+from recerase.report.likeness import HEADERS, MEANING, RIGHT, TITLE, likeness_cells
 from recerase.report.wording import (
     change_text,
     gate_text,
@@ -142,6 +143,13 @@ def before_after_table(report: Report) -> RenderableType:
     return Columns(title, headers, tuple(cells), frozenset(range(1, len(headers))))
 
 
+def likeness_table(report: Report) -> RenderableType:
+    """Whether the audited model could be one more of several references, and what that means."""
+    rows = tuple(tuple(Text(_safe(cell) if cell else "") for cell in row) for row in likeness_cells(report))
+    table = Columns(TITLE, HEADERS, rows, RIGHT, frozenset({0, 6}))
+    return Group(table, Text(MEANING, style="dim"))
+
+
 def controls_table(decision: Decision) -> RenderableType:
     """The models whose verdict is known beforehand, and whether the audit could tell."""
     rows = []
@@ -167,10 +175,12 @@ def not_tested(report: Report) -> RenderableType:
 
 
 def report_text(report: Report) -> RenderableType:
-    """The whole report for a console: verdict, rules, before and after, controls, warnings, what was not tested."""
+    """The whole report for a console: verdict, rules, before and after, likeness, controls, warnings, what was not tested."""
     parts: list[RenderableType] = [verdict_panel(report), Text(), rules_table(report.decision), Text()]
     if headline_rows(report):
         parts += [before_after_table(report), Text()]
+    if report.likeness:
+        parts += [likeness_table(report), Text()]
     if report.decision.controls:
         parts += [controls_table(report.decision), Text()]
     parts += [Text(f"warning: {_safe(warning)}", style="yellow") for warning in report.decision.warnings]

@@ -112,14 +112,15 @@ def interval_text(found: Measurement) -> str:
 
 
 def role_names(report: Report) -> dict[Role, str]:
-    """What the columns are called, only for roles that were read: before/after when there is another original."""
+    """What the columns are called, only for roles that were read: before/after when there is another original, and of several
+    references how many the figures are means of."""
     present = {m.role for m in report.measurements}
     same = "original" in report.inputs and report.inputs["original"] == report.inputs.get("subject")
     erased = "original" in present and not same
     names: dict[Role, str] = {
         "original": "before" if erased else "original",
         "subject": "after" if erased else "audited",
-        "reference": "reference",
+        "reference": f"{len(report.references)} references" if report.references else "reference",
         "filter": "filter only",
     }
     return {role: names[role] for role in ROLES if role in present}
