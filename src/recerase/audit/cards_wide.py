@@ -242,10 +242,13 @@ WIDE = (
         "within",
         "Shown nothing but the concept, does the model know which of its items goes with whom?",
         "recerase: exact ranks among the concept's items alone, which no general suppression of the concept changes",
-        tuple(
-            MetricSpec(f"within.{name}.{side}", "weights")
-            for side in ("old", "new")
-            for name in ("trained", "heldout", "top", "popular")
+        (
+            *(
+                MetricSpec(f"within.{name}.{side}", "weights")
+                for side in ("old", "new")
+                for name in ("trained", "heldout", "top", "popular")
+            ),
+            MetricSpec("within.advantage", "weights"),
         ),
         "within:within",
         how="after histories without concept items: the share of the concept items a user never took that are ranked below the one he "

@@ -9,18 +9,21 @@ A pair's figure is the share of the concept items its user never took that are r
 `trained` asks about interactions that the original was trained on, `heldout` about those after them; `top` is the share of trained
 pairs whose item is in the first tenth (.1 tells nothing). `popular` asks of two concept items whether the one with more training
 interactions is the likelier, in the mean over all these histories. Popularity is a part of the other figures too: what is known
-beyond it, membership asks. Intervals are over users, that of `popular` over items.
+beyond it, membership asks. An erasure that pushes down most what was known best turns the order round, and that tells as much:
+`advantage` is |2 x - 1| of `trained` under the table where it is larger, 0 for a model that knows nothing. Intervals are over
+users, that of `popular` over items.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from recerase.audit.cases import held_out
-from recerase.audit.membership import _one_a_user_first, taken
+from recerase.audit.membership import _advantage, _one_a_user_first, taken
 from recerase.audit.probes import measured
 from recerase.audit.readings import SIDES, Arrays, Side, _spelling
 from recerase.audit.roc import mean_by_user
@@ -38,11 +41,11 @@ Kind = Literal["trained", "heldout"]
 KINDS: tuple[Kind, ...] = ("trained", "heldout")
 PAIRS = 1000
 """Pairs at most of each kind."""
-SCORES = 1 << 24
+SCORES = 1 << 22
 """Scores (pairs x concept items) of each kind at the most: of a large concept fewer pairs are read, LEAST of them at the least."""
 LEAST = 10
 """Pairs, or concept items, without which nothing is measured."""
-ITEMS = 2000
+ITEMS = 1000
 """Concept items at most whose popularity is compared, drawn."""
 TOP = 0.1
 """Which share of a list is its top."""
@@ -53,14 +56,16 @@ TIE = 1e-4
 def within(readings: Readings) -> list[Measurement | Skipped]:
     """Order among the concept's items under both tables: of pairs trained on and held out, and by popularity."""
     found: list[Measurement | Skipped] = []
+    trained: list[Measurement | Skipped] = []
     for side in SIDES:
         made = shared(readings, {_key(readings, kind, side): partial(_read, readings, kind, side) for kind in KINDS})
         told = dict(zip(KINDS, made, strict=True))
-        for kind in KINDS:
-            found.append(_mean(readings, f"within.{kind}.{side}", told[kind], "share"))
+        trained.append(_mean(readings, f"within.trained.{side}", told["trained"], "share"))
+        found.append(trained[-1])
+        found.append(_mean(readings, f"within.heldout.{side}", told["heldout"], "share"))
         found.append(_mean(readings, f"within.top.{side}", told["trained"], "top"))
         found.append(_popular(readings, f"within.popular.{side}", made, side))
-    return found
+    return [*found, _furthest(readings, trained)]
 
 
 def asked(world: AuditWorld, kind: Kind, window: int) -> Histories:
@@ -183,6 +188,16 @@ def _mean(readings: Readings, metric: str, made: Arrays | str, part: str) -> Mea
     if isinstance(made, str):
         return Skipped(metric, readings.model.role, made)
     return measured(readings, metric, mean_by_user(made[part], made["users"]) if len(made[part]) else made[part])
+
+
+def _furthest(readings: Readings, trained: list[Measurement | Skipped]) -> Measurement | Skipped:
+    """|2 x - 1| of the `trained` figure furthest from .5: an order turned round tells as much."""
+    told = [m for m in trained if isinstance(m, Measurement)]
+    if not told:
+        return Skipped(
+            "within.advantage", readings.model.role, "; ".join({m.reason for m in trained if isinstance(m, Skipped)})
+        )
+    return replace(_advantage(readings, told), metric="within.advantage")
 
 
 def _popular(readings: Readings, metric: str, made: list[Arrays | str], side: Side) -> Measurement | Skipped:
