@@ -71,12 +71,12 @@ def both(readings: Readings) -> tuple[dict[str, Measurement], dict[str, str]]:
 
 def test_places_are_counted_one_by_one() -> None:
     rng = np.random.default_rng(0)
-    log_probs = rng.integers(-6, 0, (40, 15)).astype(np.float32)
-    own = rng.integers(0, 15, 40)
-    free = rng.random((40, 15)) < 0.6
+    log_probs = rng.integers(-40, 0, (40, 30)).astype(np.float32)
+    own = rng.integers(0, 30, 40)
+    free = rng.random((40, 30)) < 0.6
     free[np.arange(40), own] = False
-    free[np.arange(40), (own + 1) % 15] = True
-    share, top = places(log_probs + rng.uniform(0, TIE / 2, (40, 15)), own, free)
+    free[np.arange(40), (own + 1) % 30] = True
+    share, top = places(log_probs + rng.uniform(0, TIE / 2, (40, 30)), own, free)
     for row in range(40):
         mine, others = log_probs[row, own[row]], log_probs[row][free[row]]
         assert share[row] == pytest.approx(np.mean(np.sign(mine - others) / 2 + 0.5))
@@ -92,6 +92,7 @@ def test_concordance_is_the_chance_over_pairs_and_its_spread_that_over_items() -
     pairs = [(i, j) for i in range(30) for j in range(30) if counts[i] > counts[j]]
     twin = np.mean([np.sign(scores[i] - scores[j]) / 2 + 0.5 for i, j in pairs])
     assert concordance(scores, counts).mean() == pytest.approx(twin)
+    assert concordance(scores + rng.uniform(0, TIE / 2, 30), counts).mean() == pytest.approx(twin)
     assert concordance(counts * 2.0, counts).mean() == pytest.approx(1)
     assert concordance(-counts * 2.0, counts).mean() == pytest.approx(0)
     assert len(concordance(scores, np.full(30, 4))) == 0
@@ -105,17 +106,30 @@ def test_concordance_is_the_chance_over_pairs_and_its_spread_that_over_items() -
 def test_what_is_asked_is_the_concept_after_histories_without_it(
     asking: AuditWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "PAIRS", 130)
     for kind in KINDS:
         found = asked(asking, kind, 20)
         assert asking.members[found.targets].all()
         assert not found.touches(asking.members).any()
         assert (found.lengths > 0).all()
-        assert len(np.unique(found.users)) == min(120, len(found))
+        assert len(np.unique(found.users)) == len(found) == 120  # the other is held out
         assert np.isin(found.users * 36 + found.targets, taken(asking)).all()
-    assert len(asked(asking, "trained", 20)) == 120  # one a user: the other is held out
     train_ = asking.catalogue.interactions.split().train
-    assert np.isin(asked(asking, "trained", 20).targets, train_.items).all()
+    pairs = {
+        (user, item) for user in range(120) for item in train_.items[train_.offsets[user] : train_.offsets[user + 1]]
+    }
+    asks = asked(asking, "trained", 20)
+    assert set(zip(asks.users.tolist(), asks.targets.tolist(), strict=True)) <= pairs
+    longer = np.tile(np.array([12, 0, 13, 1, 14, 2, 30, 31], np.int32), 20)
+    users = np.array([f"u{u:02d}" for u in range(20)], dtype=object)
+    thrice = Interactions(users, np.arange(0, 161, 8), longer, np.arange(160), "three concept items a user")
+    more = replace(asking, catalogue=Catalogue(asking.catalogue.items, thrice), histories=thrice.split().test)
+    assert len(asked(more, "trained", 20)) == 60
+    monkeypatch.setattr(module, "PAIRS", 25)
+    some = asked(more, "trained", 20)
+    assert len(some) == 25
+    assert len(np.unique(some.users)) == 20
+    monkeypatch.setattr(module, "SCORES", 12 * 12)
+    assert len(asked(more, "trained", 20)) == 12
 
 
 def test_the_figures_are_those_of_every_item_s_exact_probability(
