@@ -15,7 +15,7 @@ from recerase.audit.readings import Readings
 from recerase.model.recommender import Recommender
 from recerase.types import Measurement
 
-NAMES = ["co_consumed", "depth", "forced_prefix", "spill"]
+NAMES = ["co_consumed", "depth", "forced_prefix", "spill", "within"]
 
 
 def read(name: str, world: AuditWorld, audited: Callable, model: Recommender) -> dict[str, Measurement]:
@@ -52,7 +52,7 @@ def test_a_probe_repeats_itself_in_other_batches_and_leaves_the_model_as_it_was(
     assert torch.equal(torch.get_rng_state(), chance)
 
 
-@pytest.mark.parametrize("name", ["co_consumed", "depth", "spill"])
+@pytest.mark.parametrize("name", ["co_consumed", "depth", "spill", "within"])
 def test_users_in_another_order_are_the_same_users(
     name: str, small: AuditWorld, audited: Callable, untrained: Recommender
 ) -> None:

@@ -238,4 +238,23 @@ WIDE = (
         misses="that single items move nothing. Under scope output a concept item may inform the rest: then it is no fault",
         profile="standard",
     ),
+    ProbeCard(
+        "within",
+        "Shown nothing but the concept, does the model know which of its items goes with whom?",
+        "recerase: exact ranks among the concept's items alone, which no general suppression of the concept changes",
+        (
+            *(
+                MetricSpec(f"within.{name}.{side}", "weights")
+                for side in ("old", "new")
+                for name in ("trained", "heldout", "top", "popular")
+            ),
+            MetricSpec("within.advantage", "weights"),
+        ),
+        "within:within",
+        how="after histories without concept items: the share of the concept items a user never took that are ranked below the one he "
+        "took, how often that is in the first tenth, and whether items with more training interactions are likelier",
+        cost="the exact mass of 2,000 histories at most, twice as many where SIDs moved",
+        misses="that a list of the concept alone, weighted by other knowledge (popularity, a second model), is useless",
+        profile="standard",
+    ),
 )

@@ -152,6 +152,7 @@ WORK: Mapping[str, Callable[[Asked], Work]] = MappingProxyType(
         "precision": _precision,
         "forensics": lambda a: Work(masses=64 * a.breadth * a.sides),
         "influence": lambda a: Work(lists=2 * min(a.concept_users, 1000)),
+        "within": lambda a: Work(masses=2000 * a.sides),
     }
 )
 """Probe -> what it asks of a model: those of the quick profile exactly, others as the nearest number of such readings. A probe that is

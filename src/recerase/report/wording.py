@@ -47,6 +47,7 @@ HEADLINE = (
     "hidden.next.auc",
     "hidden.history.auc",
     "membership.advantage",
+    "within.advantage",
     "precision.exposure",
     "precision.mass.old",
     "precision.mass.new",
