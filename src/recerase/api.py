@@ -221,6 +221,7 @@ def audit(
     original: str | Path | None = None,
     reference: str | Path | Sequence[str | Path] | None = None,
     earlier: Sequence[ConceptSpec] = (),
+    held_out: ConceptSpec | None = None,
     scope: Scope = "output",
     profile: Profile | None = None,
     max_users: int | None = None,
@@ -238,12 +239,16 @@ def audit(
     trained without the concept, or several of other seeds (see `audit.references`). `fail_on` says what makes the exit code 1
     (`Gate`): the policy's verdict, a regression against `baseline`, either, or nothing. `earlier` are concepts that were erased
     before, besides those the checkpoint remembers: their items count as retained nowhere, and are to stay out (see
-    `audit.earlier`). What an interrupted audit had read is kept beside the first of `outputs`; `resume` as in `RunState.open`.
+    `audit.earlier`). `held_out` names items of the concept's kind that are not in the request: `spill` tells how likely they are
+    (UsageError when none of them is retained). What an interrupted audit had read is kept beside the first of `outputs`; `resume`
+    as in `RunState.open`.
     """
     golds = as_paths(reference)
     check_outputs(
         outputs,
-        given_paths(checkpoint, data, original, *golds, policy, baseline, concept, *earlier, run.embeddings, run),
+        given_paths(
+            checkpoint, data, original, *golds, policy, baseline, concept, *earlier, held_out, run.embeddings, run
+        ),
     )
     from recerase.audit.earlier import with_earlier
 
@@ -265,7 +270,8 @@ def audit(
         gone = gone_from(homes, earlier, catalogue, subject.table, (before or subject).embeddings)
         if gone.besides(chosen.members).any():
             rules = with_earlier(rules)
-        inputs = AuditInputs(subject, before, references, catalogue, chosen, rules, scope, gone)
+        aside = choose_concept(held_out, catalogue, (before or subject).embeddings) if held_out is not None else None
+        inputs = AuditInputs(subject, before, references, catalogue, chosen, rules, scope, gone, aside)
         entries = {
             **checkpoint_facts("model", subject),
             **checkpoint_facts("original", before),
@@ -273,6 +279,7 @@ def audit(
             "policy": rules.digest,
             "concept": chosen.digest,
             "earlier concepts": gone.digest,
+            "held out": aside.digest if aside is not None and inputs.held_out is not None else "",
             "settings": [scope, max_users],
             "profile": profile or rules.profile,
         }

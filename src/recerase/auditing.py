@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy as np
 from recerase.assembly import concept_facts, data_digest
 from recerase.catalog import Catalogue, Concept
 from recerase.earlier import Gone
+from recerase.errors import UsageError
 from recerase.growing import codebooks_for
 from recerase.resume import Pieces
 from recerase.runtime import RunConfig, choose_device, code_digest, environment
@@ -45,12 +46,27 @@ class AuditInputs:
     scope: Scope
     gone: Gone | None = None
     """What was erased before; None: nothing is known to be."""
+    aside: Concept | None = None
+    """Items of the concept's kind that are not in the request; what of them the concept has, or an earlier one, does not count."""
 
     @property
     def before(self) -> BoolArray:
         """[N] items of earlier concepts that are not in this one."""
         members = self.concept.members
         return np.zeros(len(members), bool) if self.gone is None else self.gone.besides(members)
+
+    @property
+    def held_out(self) -> BoolArray | None:
+        """[N] retained items of the concept's kind; None: none were named. Raises UsageError when all that were named are gone."""
+        if self.aside is None:
+            return None
+        left: BoolArray = self.aside.members & ~self.concept.members & ~self.before
+        if not left.any():
+            raise UsageError(
+                f"--held-out names {int(self.aside.members.sum())} items, and all of them are in the concept.",
+                "Name items of the concept's kind that are to stay.",
+            )
+        return left
 
 
 def audited(
@@ -80,6 +96,7 @@ def audited(
         config=config,
         earlier=Earlier(inputs.before, inputs.gone.sids) if inputs.gone is not None and inputs.before.any() else None,
     )
+    world = replace(world, held_out=inputs.held_out)
     original = inputs.original
     result = run_audit(
         audit_model("subject", inputs.subject, original.table if original else inputs.subject.table),
@@ -134,6 +151,8 @@ def _report(result: AuditResult, inputs: AuditInputs, config: AuditConfig, volat
         "settings": sha256_bytes(canonical_json(asdict(config))),
         "code": code_digest(),
     }
+    if inputs.aside is not None:
+        digests["held out"] = inputs.aside.digest
     told = inputs.subject.manifest.get("provenance", {}).get("method")
     erased = told if isinstance(told, dict) else {}
     return Report(
@@ -152,6 +171,7 @@ def _report(result: AuditResult, inputs: AuditInputs, config: AuditConfig, volat
         limits=(
             *result.limits,
             *_before(inputs),
+            *_aside(inputs),
             *_fitted(inputs.original or inputs.subject),
             *inputs.subject.extra.get("limits", ()),
             *_unwritten(inputs.subject),
@@ -181,6 +201,16 @@ def _before(inputs: AuditInputs) -> tuple[str, ...]:
     return (
         f"Erased before: {inputs.gone.told}. {int(inputs.before.sum())} items of theirs are not in this concept, and count as "
         "retained nowhere: neither in utility nor among neighbours.",
+    )
+
+
+def _aside(inputs: AuditInputs) -> tuple[str, ...]:
+    """What a report says of items of the concept's kind that the request left out."""
+    if inputs.held_out is None:
+        return ()
+    return (
+        f"Held out: {int(inputs.held_out.sum())} items of the concept's kind that are not in the request. How likely they are stands "
+        "under spill.held_out where the profile runs it; no shipped rule asks, for whether they were to go is not known.",
     )
 
 

@@ -18,6 +18,7 @@ from recerase.cli.options import (
     EmbeddingsOption,
     FailOnName,
     FailOnOption,
+    HeldOutOption,
     LayoutOption,
     LayoutSetOption,
     MaxUsersOption,
@@ -54,6 +55,7 @@ def audit(
     original: OriginalOption = None,
     reference: ReferenceOption = None,
     already: EarlierOption = None,
+    held_out: HeldOutOption = None,
     policy: PolicyOption = None,
     baseline: BaselineOption = None,
     fail_on: FailOnOption = FailOnName.policy,
@@ -95,6 +97,8 @@ def audit(
 
         recerase audit erased --original model --reference retrained --concept 'category="Vaping"' --data data
 
+        recerase audit erased --original model --concept brand=Acme --held-out 'text~"acme"' --profile standard --data data
+
         recerase audit erased --original model --reference gold0 --reference gold1 --reference gold2 --concept brand=Acme --data data
     """
     from recerase import api
@@ -114,6 +118,7 @@ def audit(
             original=original or known.original,
             reference=reference or known.reference,
             earlier=earlier_specs(already),
+            held_out=concept_spec(held_out, "held out", allow_large=True) if held_out else None,
             scope=scope.value,
             profile=asked.value if asked is not None else None,
             max_users=max_users,

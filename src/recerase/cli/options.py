@@ -149,6 +149,15 @@ EarlierOption = Annotated[
         "by no method, count as retained nowhere, and must stay out. Repeat for several concepts.",
     ),
 ]
+HeldOutOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--held-out",
+        metavar="SPEC",
+        help="Items of the concept's kind that are not in the request: from the standard profile on it is told how likely they still "
+        "are (spill.held_out), and no shipped rule asks. What the concept has of them is left out. Repeat for a union.",
+    ),
+]
 ScopeOption = Annotated[
     ScopeName,
     typer.Option("--scope", help="output: never recommended. influence: nor may it steer what is recommended."),
