@@ -297,6 +297,7 @@ def test_an_interval_holds_that_over_items(
         assert one.low < other.low, name
         assert (one.method, other.method == ITEMS) == (ITEMS, False)
         assert wide[name].value == narrow[name].value
+        assert wide[name].values is None  # of users, nothing is to be paired
     m = wide["within.trained.old"]
     again = asked(asking, "trained", 20)
     scores = catalogue_log_probs(untrained, table, again)[:, :12]

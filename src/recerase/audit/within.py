@@ -2,8 +2,9 @@
 
 The decision that shaped this probe: how likely the concept is plays no part in it. An erasure makes all concept items unlikely, but
 whoever holds the checkpoint can put nothing but concept items in the trie, or add a constant to their scores, and then their order
-alone counts. A model that never saw them has no order to tell. So the concept's items are ranked among themselves by their exact
-log-probability, after histories without any concept item, the same for every role, a reference too.
+alone counts. So the concept's items are ranked among themselves by their exact log-probability, after histories without any concept
+item, the same for every role, a reference too. A model that never saw them has an order as well, by what their SIDs share with
+those of others: of fifteen references of five concepts four had an `advantage` above .2. Read it beside a reference's.
 
 A pair's figure is the share of the concept items its user never took that are ranked below the one he took: .5 tells nothing.
 `trained` asks about interactions that the original was trained on, `heldout` about those after them; `top` is the share of trained
@@ -221,7 +222,7 @@ def _mean(readings: Readings, metric: str, made: Arrays | str, part: str) -> Mea
     if by_user.low <= low and high <= by_user.high:
         return found
     wide = replace(by_user, low=min(low, by_user.low), high=max(high, by_user.high), method=ITEMS)
-    return replace(found, interval=wide)
+    return replace(found, interval=wide, values=None)  # a comparison over users alone would be too sure
 
 
 def _furthest(readings: Readings, trained: list[Measurement | Skipped]) -> Measurement | Skipped:
