@@ -109,6 +109,9 @@ def test_what_one_reference_lacks_is_skipped_and_says_which() -> None:
             "natural.mass.old", "reference", f"not on every reference: reference {place}: it cannot spell them"
         )
     assert pooled([[lacks], [lacks]]) == [lacks]
+    (silent,) = pooled([[number(0.2, 0.1, 0.3)], []])
+    assert isinstance(silent, Skipped)
+    assert silent.reason == "not on every reference: reference 2: it gives none"
 
 
 def test_a_comparison_with_a_mean_is_no_surer_than_with_each() -> None:

@@ -75,7 +75,12 @@ def _why(name: str, found: Sequence[Sequence[Measurement | Skipped]]) -> str | N
         return reasons[0]
     if name.endswith(".*") and not all(reasons):
         return None
-    return "not on every reference: " + "; ".join(f"reference {i}: {why}" for i, why in enumerate(reasons, 1) if why)
+    told = [
+        f"reference {i}: {why or 'it gives none'}"
+        for i, (why, some) in enumerate(zip(reasons, found, strict=True), 1)
+        if why or not any(isinstance(x, Measurement) and x.metric == name for x in some)
+    ]
+    return "not on every reference: " + "; ".join(told)
 
 
 def _mean(own: Sequence[Measurement]) -> Measurement:
