@@ -38,7 +38,7 @@ class AuditInputs:
     subject: Checkpoint
     original: Checkpoint | None
     references: tuple[Checkpoint, ...]
-    """Trained without the concept, no two with the same weights; probes that look at one beside a model look at the first."""
+    """Trained without the concept, no two with the same weights; what looks at one of them takes that of the smallest digest."""
     catalogue: Catalogue
     concept: Concept
     policy: Policy

@@ -21,7 +21,7 @@ from recerase.audit.run import AuditResult, run_audit
 from recerase.errors import UsageError
 from recerase.model.recommender import Recommender
 from recerase.parallel import Workers
-from recerase.types import Interval, LikenessRow, Measurement, Policy, Result, Rule, Skipped, Verdict
+from recerase.types import Interval, LikenessRow, Measurement, Policy, ReferenceFigures, Result, Rule, Skipped, Verdict
 
 POLICY = Policy(
     rules=(
@@ -109,6 +109,9 @@ def test_what_one_reference_lacks_is_skipped_and_says_which() -> None:
             "natural.mass.old", "reference", f"not on every reference: reference {place}: it cannot spell them"
         )
     assert pooled([[lacks], [lacks]]) == [lacks]
+    (silent,) = pooled([[number(0.2, 0.1, 0.3)], []])
+    assert isinstance(silent, Skipped)
+    assert silent.reason == "not on every reference: reference 2: it gives none"
 
 
 def test_a_comparison_with_a_mean_is_no_surer_than_with_each() -> None:
@@ -123,6 +126,70 @@ def test_a_comparison_with_a_mean_is_no_surer_than_with_each() -> None:
     nothing = stretched(compared, own, [number(0.0, 0, 1)]).interval
     assert nothing is not None
     assert nothing.high == np.inf
+
+
+def test_a_comparison_holds_the_intervals_of_those_with_each() -> None:
+    own = replace(number(0.3, 0.2, 0.4), role="subject")
+    compared = replace(own, value=2.0, interval=Interval(1.8, 2.2, 0.95, "bootstrap"), versus="reference", kind="ratio")
+    golds = [number(0.15, 0, 1), number(0.15, 0, 1)]
+    each = [replace(compared, interval=Interval(1.9, 3.5, 0.95, "bootstrap")), compared]
+    assert stretched(compared, own, golds, each).interval == Interval(1.8, 3.5, 0.95, SPREAD)
+    bare = replace(compared, interval=None)
+    assert stretched(bare, own, golds, [each[0], bare]).interval is None  # of one nothing is known
+    exact = [replace(compared, value=x, interval=Interval(x, x, 0.95, "exact")) for x in (1.0, 2.5)]
+    assert stretched(bare, own, golds, exact).interval == Interval(1.0, 2.5, 0.95, "exact")
+    assert stretched(bare, own, golds, [exact[0], each[0]]).interval == Interval(1.0, 3.5, 0.95, SPREAD)
+
+
+def test_an_exact_number_can_pass_beside_several_references_and_is_held_against_the_worst(world: AuditWorld) -> None:
+    """As `worst_case.mass.old` of 12 histories is: far fewer than the policy wants behind a number that is not exact."""
+    rule = Rule("adversary", "worst_case.mass.old", max=3.0, max_ratio_to="reference")
+    policy = replace(POLICY, rules=(rule,), min_users=1000)
+
+    def exact(value: float, role: Any) -> Measurement:
+        return Measurement(rule.metric, role, value, 12, "behaviour", Interval(value, value, 0.95, "exact"))
+
+    for golds, wanted, said in (
+        ((0.1, 0.2), Result.PASS, "2 respects"),
+        ((0.05, 0.2), Result.INCONCLUSIVE, "no n would suffice"),
+    ):
+        each = [exact(x, "reference") for x in golds]
+        mean = pooled([[x] for x in each])
+        figures = [ReferenceFigures(f"reference.{i}", (x,)) for i, x in enumerate(each)]
+        found = run._compare_all([exact(0.2, "subject"), *mean], (), policy, world, figures)  # type: ignore[list-item]
+        (finding,) = decide(policy, [m for m in found if isinstance(m, Measurement)], [], [], "c", TODAY).findings
+        assert finding.result is wanted
+        assert said in finding.reason
+
+
+def test_a_rule_that_one_reference_leaves_open_is_open_beside_several(
+    audit: Audit, trained: Callable[..., AuditModel], world: AuditWorld
+) -> None:
+    golds = [trained(seed, noise=0.5) for seed in (1, 2, 3)]
+    found = audit(golds)
+    ratio = of_role(found, "subject")["natural.mass.old", "ratio", "reference"].interval
+    assert ratio is not None
+    for gold in golds:
+        alone = of_role(audit([gold]), "subject")["natural.mass.old", "ratio", "reference"].interval
+        assert alone is not None
+        assert ratio.low <= alone.low <= alone.high <= ratio.high
+
+
+def test_no_order_of_references_changes_what_is_read_beside_one(
+    audit: Audit, trained: Callable[..., AuditModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def looks(reading: readings.Readings) -> list[Measurement | Skipped]:
+        seen.append(reading.beside["reference"].model.digest)
+        return []
+
+    load = run.load_probe
+    monkeypatch.setattr(run, "probes_of", lambda profile: (*PROBES, "looks"))
+    monkeypatch.setattr(run, "load_probe", lambda name: looks if name == "looks" else load(name))
+    audit([trained(1), trained(2)])
+    audit([trained(2), trained(1)])
+    assert set(seen) == {trained(1).digest}
 
 
 def test_one_reference_is_as_it_was(audit: Audit, trained: Callable[..., AuditModel], world: AuditWorld) -> None:

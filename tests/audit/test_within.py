@@ -12,9 +12,10 @@ import torch
 
 from recerase.audit import within as module
 from recerase.audit.membership import taken
+from recerase.audit.policy import ITEMS
 from recerase.audit.probes import AuditModel, AuditWorld
 from recerase.audit.readings import Readings
-from recerase.audit.within import KINDS, TIE, asked, concordance, places, within
+from recerase.audit.within import KINDS, TIE, asked, concordance, over_items, places, within
 from recerase.catalog.interactions import Catalogue, Interactions
 from recerase.model.mass import catalogue_log_probs, concept_mass
 from recerase.model.recommender import ModelConfig, Recommender, new_recommender
@@ -263,3 +264,59 @@ def test_a_t5_is_asked_like_any_other(asking: AuditWorld, audited: Audited, tabl
     found, told = both(Readings(audited(fresh(table, 2, "seq2seq")), asking))
     assert not told
     assert all(0 <= m.value <= 1 for m in found.values())
+
+
+def test_an_order_that_nobody_taught_is_within_its_interval() -> None:
+    """A clean model has some order, the same for every user: where few items take most pairs, users know nothing of that chance."""
+    rng = np.random.default_rng(0)
+    chances = 1 / np.arange(1, 101)
+    missed, by_user = 0, 0
+    for _ in range(200):
+        own = rng.choice(100, 300, p=chances / chances.sum())
+        free = np.ones((300, 100), dtype=bool)
+        free[np.arange(300), own] = False
+        share, _top = places(np.tile(rng.normal(size=100), (300, 1)), own, free)
+        low, high = over_items(share, own, 0.95)
+        missed += not low <= 0.5 <= high
+        by_user += abs(share.mean() - 0.5) > 1.96 * share.std() / 300**0.5
+    assert missed <= 20
+    assert by_user > 100  # of 200
+
+
+def test_an_interval_holds_that_over_items(
+    asking: AuditWorld, audited: Audited, untrained: Recommender, table: SidTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert over_items(np.array([0.2, 0.9]), np.array([7, 7]), 0.95) == (0.0, 1.0)
+    wide, _ = both(Readings(audited(untrained), asking))
+    monkeypatch.setattr(module, "over_items", lambda values, items, confidence: (values.mean(), values.mean()))
+    narrow, _ = both(Readings(audited(untrained), asking))
+    for name in ("within.trained.old", "within.top.old", "within.advantage"):
+        one, other = wide[name].interval, narrow[name].interval
+        assert one is not None
+        assert other is not None
+        assert one.low < other.low, name
+        assert (one.method, other.method == ITEMS) == (ITEMS, False)
+        assert wide[name].value == narrow[name].value
+        assert wide[name].values is None  # of users, nothing is to be paired
+    m = wide["within.trained.old"]
+    again = asked(asking, "trained", 20)
+    scores = catalogue_log_probs(untrained, table, again)[:, :12]
+    free = ~np.isin(again.users[:, None] * 36 + np.arange(12), taken(asking))
+    share, _top = places(scores, again.targets, free)
+    assert m.interval is not None
+    assert m.interval.low == pytest.approx(over_items(share, again.targets, 0.95)[0], abs=1e-3)
+
+
+def test_users_who_took_the_whole_concept_are_no_pairs(
+    asking: AuditWorld, audited: Audited, untrained: Recommender
+) -> None:
+    """Twelve users, nine of whom took every concept item there is."""
+    first = np.tile(np.array([12, 0, 13, 1, 14], np.int32), 12).reshape(12, 5)
+    first[9:, 3] = 15
+    users = np.array([f"u{u:02d}" for u in range(12)], dtype=object)
+    made = Interactions(users, np.arange(0, 61, 5), first.reshape(-1), np.arange(60), "all of it")
+    two = replace(asking.concept, members=np.arange(36) < 2)
+    small = replace(asking, concept=two, catalogue=Catalogue(asking.catalogue.items, made), histories=made.split().test)
+    found, told = both(Readings(audited(untrained), small))
+    assert not found
+    assert "only 3 pairs" in told["within.trained.old"]

@@ -19,6 +19,7 @@ from recerase import api
 from recerase.__main__ import run
 from recerase.audit import probes
 from recerase.audit.recheck import inconsistencies
+from recerase.audit.references import alike
 from recerase.errors import UsageError
 from recerase.layouts.native import save_checkpoint
 from recerase.report.json_schema import schema_text
@@ -26,7 +27,7 @@ from recerase.report.schema import parse_report, read_report, report_bytes, repo
 from recerase.resume import state_directory
 from recerase.runtime import RunConfig
 from recerase.store import publish
-from recerase.types import Silent
+from recerase.types import Measurement, Silent
 
 CONCEPT = "category=Planted"
 RUN = RunConfig(threads=1, device="cpu")
@@ -123,6 +124,47 @@ def test_what_does_not_follow_from_the_references_is_found(written: Path) -> Non
     assert any("models come to together" in told for told in inconsistencies(swapped))
     row = replace(report.likeness[0], verdict="not equivalent")
     assert any("likeness of" in told for told in inconsistencies(replace(report, likeness=(row,))))
+
+
+def test_a_likeness_that_was_edited_is_found(written: Path, shop: Path, tmp_path: Path) -> None:
+    report = read_report(written / "audit.json")
+    rows = {row.metric: row for row in report.likeness}
+
+    def told(**more: Any) -> str:
+        return " ".join(inconsistencies(replace(report, **more)))
+
+    def rewritten(metric: str, **more: Any) -> str:
+        row = replace(rows[metric], **more)
+        row = replace(row, verdict=alike(row))  # its own numbers say so
+        return told(likeness=tuple(row if x.metric == metric else x for x in report.likeness))
+
+    assert "held against 0.5, which is no limit" in rewritten("auc", limit=0.5)
+    assert "held against 40, which is no limit" in rewritten("natural.mass.old", limit=40.0)
+    assert "figures of the references" in rewritten("auc", auc=0.99)
+    assert "figures of the references" in rewritten("natural.mass.new", value=1.001)
+    assert "not once of each" in told(likeness=report.likeness[1:])
+    assert "not once of each" in told(likeness=(report.likeness[1], *report.likeness[1:]))
+    alone = {name: digest for name, digest in report.inputs.items() if not name.startswith("reference.")}
+    assert "no two references" in told(references=(), inputs=alone)
+    itself = {**report.inputs, "subject": report.inputs["reference.2"]}
+    assert "figures of the references" in told(inputs=itself)
+
+
+def test_a_comparison_that_one_reference_does_not_bear_out_is_found(written: Path) -> None:
+    report = read_report(written / "audit.json")
+
+    def narrower(m: Measurement) -> Measurement:
+        if (m.metric, m.role, m.kind) != ("natural.mass.old", "subject", "ratio") or m.interval is None:
+            return m
+        return replace(m, interval=replace(m.interval, low=m.value, high=m.value))
+
+    edited = replace(report, measurements=tuple(map(narrower, report.measurements)))
+    assert edited != report
+    assert any("does not hold that to each" in told for told in inconsistencies(edited))
+    first = report.references[0]
+    mixed = replace(first, measurements=(*first.measurements, replace(first.measurements[0], role="subject")))
+    edited = replace(report, references=(mixed, *report.references[1:]))
+    assert any("another role" in told for told in inconsistencies(edited))
 
 
 def test_a_bad_reference_is_named_and_the_report_of_it_holds(shop: Path, tmp_path: Path) -> None:

@@ -84,3 +84,19 @@ def test_what_cannot_be_is_told_before_any_work(
     assert run([*words, "-m", methods, *more]) == 2
     assert said in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_one_reference_given_twice_is_refused(shop: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It would have no spread, and whatever is a little off would be unlike it."""
+    words = [
+        "compare",
+        str(shop.model),
+        "--concept",
+        DEMO_CONCEPT,
+        "--data",
+        str(shop.data),
+        "--out",
+        f"{tmp_path}/out",
+    ]
+    assert run([*words, "-m", "ga", "--reference", str(shop.gold), "--reference", str(shop.gold)]) == 2
+    assert "are the same reference" in capsys.readouterr().err

@@ -254,7 +254,8 @@ WIDE = (
         how="after histories without concept items: the share of the concept items a user never took that are ranked below the one he "
         "took, how often that is in the first tenth, and whether items with more training interactions are likelier",
         cost="the exact mass of 2,000 histories at most, twice as many where SIDs moved",
-        misses="that a list of the concept alone, weighted by other knowledge (popularity, a second model), is useless",
+        misses="that a list of the concept alone, weighted by other knowledge (popularity, a second model), is useless. A model that "
+        "never saw the concept has an order too, by what SIDs share and by chance: read it beside a reference",
         profile="standard",
     ),
 )

@@ -92,7 +92,7 @@ def warnings_of(policy: Policy, today: date) -> tuple[str, ...]:
         if spec is not None and spec.units is not None and spec.units < policy.min_users:
             found.append(
                 f"Rule {rule.id!r} is on {rule.metric}, which is counted over {spec.units} at most, and the policy wants "
-                f"{policy.min_users:,} behind a number: it can fail and cannot pass; take another metric of its probe, or "
+                f"{policy.min_users:,} behind a number: it can fail and cannot pass; take a metric that is counted over more, or "
                 f"a min_users of {spec.units} at most."
             )
         if card is None:

@@ -55,6 +55,8 @@ NEEDED_CONTROLS = ("original", "filter")
 _CONTROL_ORDER = ("original", "filter", "reference")
 SPREAD = "references"
 """Method of an interval that was stretched to hold every single reference: more users do not make it narrower."""
+ITEMS = "items"
+"""Method of one that is as wide as it is because few items lie behind it: nor do they here."""
 _SEVERITY = {Result.PASS: 0, Result.WAIVED: 1, Result.INCONCLUSIVE: 2, Result.FAIL: 3}
 
 
@@ -182,8 +184,12 @@ class _Limit:
 
 
 def _enough(value: float, end: float, limit: float, n: int, interval: Interval) -> int | None:
-    """As `enough_n`; None also where it is not users that are lacking: references differ by as much."""
-    return None if interval.method == SPREAD else enough_n(value, end, limit, n, interval.method, interval.confidence)
+    """As `enough_n`; None also where it is not users that are lacking: references or items differ by as much, or ends are exact."""
+    return (
+        None
+        if interval.method in (SPREAD, ITEMS, "exact")
+        else enough_n(value, end, limit, n, interval.method, interval.confidence)
+    )
 
 
 def _limits(rule: Rule) -> list[_Limit]:

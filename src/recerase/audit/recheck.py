@@ -6,6 +6,7 @@ are pure functions of the policy and the measurements beside them, so they are m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from datetime import date
 from typing import Any
@@ -69,8 +70,12 @@ def _references(report: Report) -> Iterator[str]:
     if (names or len(given) > 1) and (names != reference_names(len(names)) or {*names} != given):
         yield f"references are {', '.join(names) or 'none'}, but inputs name {', '.join(sorted(given)) or 'none'}."
         return
+    if report.likeness and len(names) < 2:
+        yield "likeness is told, but there are no two references."
     if not names:
         return
+    if any(m.role != "reference" for x in report.references for m in x.measurements):
+        yield "what references showed holds a figure of another role."
     role = [m for m in report.measurements if m.role == "reference"]
     made = pooled([[m for m in x.measurements if m.kind == "value"] for x in report.references])
     told, again = (
@@ -80,9 +85,54 @@ def _references(report: Report) -> Iterator[str]:
     for metric in dict.fromkeys([*told, *again]):
         if told.get(metric) != again.get(metric):
             yield f"the reference's {metric} is not what its {len(names)} models come to together."
+    yield from _compared(report)
+    yield from _likeness(report)
     for row in report.likeness:
         if (verdict := alike(row)) != row.verdict:
             yield f"likeness of {row.metric} is {row.verdict!r}, but its own numbers give {verdict!r}."
+
+
+def _compared(report: Report) -> Iterator[str]:
+    """Comparisons with the mean of several references hold those with each of them."""
+    from recerase.audit.references import alone
+
+    plain = {(m.metric, m.role): m for m in report.measurements if m.kind == "value"}
+    for m in report.measurements:
+        own = plain.get((m.metric, m.role))
+        if m.versus != "reference" or m.interval is None or own is None:
+            continue
+        golds = [g for x in report.references for g in x.measurements if g.kind == "value" and g.metric == m.metric]
+        if not all(m.interval.low <= end <= m.interval.high for end in alone(m, own, golds)):
+            yield f"the {m.role}'s {m.kind} of {m.metric} to the references does not hold that to each of them."
+
+
+def _likeness(report: Report) -> Iterator[str]:
+    """Rows of likeness are all there, their values those of the figures beside them, and their limits such as there can be."""
+    from recerase.audit.equivalence import CEILING, FLOOR, LEAST_REFERENCES, LEGS
+    from recerase.audit.likeness import LIMIT
+    from recerase.audit.references import AUC
+
+    own = {m.metric: m.value for m in report.measurements if m.role == "subject" and m.kind == "value"}
+    golds = [{m.metric: m.value for m in x.measurements if m.kind == "value"} for x in report.references]
+    bases = {name: [x[gold] for x in golds if gold in x] for name, gold in LEGS}
+    wanted = [*(name for name, _ in LEGS if name in own and bases[name]), AUC]
+    if sorted(row.metric for row in report.likeness) != sorted(wanted):
+        yield f"likeness is told of {len(report.likeness)} figures, and not once of each of {', '.join(wanted)}."
+        return
+    itself = report.inputs.get("subject", "") in [report.inputs.get(x.name) for x in report.references]
+    for row in report.likeness:
+        if row.metric == AUC:
+            among = math.nan if row.auc_references is None else row.auc_references
+            value, limits = (math.nan if row.auc is None else row.auc) - among, (LIMIT, LIMIT)
+        else:
+            base, limits = bases[row.metric], (FLOOR, CEILING)
+            value = own[row.metric] / math.exp(sum(map(math.log, base)) / len(base)) if min(base) > 0 else math.nan
+        fits = row.value is None or math.isclose(row.value, value, rel_tol=1e-6, abs_tol=1e-12)
+        if not fits or (itself and row.verdict != "not known"):
+            yield f"likeness of {row.metric} is not what the figures of the references come to."
+        few = row.metric != AUC and len(bases[row.metric]) < LEAST_REFERENCES
+        if row.limit is not None and (few or not limits[0] - 1e-9 <= row.limit <= limits[1] + 1e-9):
+            yield f"likeness of {row.metric} is held against {row.limit:g}, which is no limit of {len(golds)} references."
 
 
 def _decision(report: Report, policy: Policy) -> Iterator[str]:

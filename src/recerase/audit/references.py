@@ -9,7 +9,7 @@ by itself (`controls.py`): a mean would hide one that knows the concept. With on
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +75,12 @@ def _why(name: str, found: Sequence[Sequence[Measurement | Skipped]]) -> str | N
         return reasons[0]
     if name.endswith(".*") and not all(reasons):
         return None
-    return "not on every reference: " + "; ".join(f"reference {i}: {why}" for i, why in enumerate(reasons, 1) if why)
+    told = [
+        f"reference {i}: {why or 'it gives none'}"
+        for i, (why, some) in enumerate(zip(reasons, found, strict=True), 1)
+        if why or not any(isinstance(x, Measurement) and x.metric == name for x in some)
+    ]
+    return "not on every reference: " + "; ".join(told)
 
 
 def _mean(own: Sequence[Measurement]) -> Measurement:
@@ -106,20 +111,38 @@ def _hull(own: Sequence[Measurement]) -> Interval | None:
     return Interval(min(ends), max(ends), min(x.confidence for x in some), SPREAD)
 
 
-def stretched(compared: Measurement, own: Measurement, references: Iterable[Measurement]) -> Measurement:
-    """A comparison of `own` with the mean of `references`, its interval stretched to hold the comparison with each by itself."""
-    if compared.interval is None:
-        return compared
-    points = []
+def stretched(
+    compared: Measurement,
+    own: Measurement,
+    references: Iterable[Measurement],
+    each: Sequence[Measurement | Skipped] = (),
+) -> Measurement:
+    """A comparison of `own` with the mean of `references`, its interval stretched to hold the comparison with each by itself.
+
+    `each` are those comparisons, as they were made: their intervals are held as well. Where the one with the mean has none (exact
+    numbers have a mean that is not), it has theirs, and is exact where all of them are.
+    """
+    singles = [m.interval for m in each if isinstance(m, Measurement)]
+    known = [x for x in singles if x is not None]
+    base = compared.interval
+    if base is None:
+        if not known or len(known) < len(each):
+            return compared
+        method = "exact" if all(x.method == "exact" for x in known) else SPREAD
+        base = Interval(compared.value, compared.value, min(x.confidence for x in known), method)
+    ends = [*alone(compared, own, references), *(end for x in known for end in (x.low, x.high))]
+    low, high = min([base.low, *ends]), max([base.high, *ends])
+    method = base.method if base.method == "exact" or (low, high) == (base.low, base.high) else SPREAD
+    return replace(compared, interval=replace(base, low=low, high=high, method=method))
+
+
+def alone(compared: Measurement, own: Measurement, references: Iterable[Measurement]) -> Iterator[float]:
+    """The ratio, or the drop, of `own` to each of `references` by itself; infinite where that is 0, none where both are."""
     for base in references:
-        if own.value == base.value == 0:  # nothing to compare
+        if own.value == base.value == 0:
             continue
         ratio = own.value / base.value if base.value != 0 else math.inf
-        points.append(1.0 - ratio if compared.kind == "drop" else ratio)
-    low, high = min([compared.interval.low, *points]), max([compared.interval.high, *points])
-    if (low, high) == (compared.interval.low, compared.interval.high):
-        return compared
-    return replace(compared, interval=replace(compared.interval, low=low, high=high, method=SPREAD))
+        yield 1.0 - ratio if compared.kind == "drop" else ratio
 
 
 def pooled_curves(drawn: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:

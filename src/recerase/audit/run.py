@@ -99,7 +99,7 @@ def run_audit(
     is where the readings of an interrupted run are kept and found. The world's config says which profile is run; an observer that
     listens is told beforehand about how long that takes. Of several `references` the role's numbers are means (`references.py`), each
     must be clean by itself, and it is tested whether the subject could be one more; a probe that looks at another model beside its own
-    is given the first. Raises UsageError where one of them is given twice.
+    is given the one of the smallest digest. Raises UsageError where one of them is given twice.
     """
     profile, scope = world.config.profile, world.scope
     _check_once(references)
@@ -107,7 +107,7 @@ def run_audit(
     models = [subject, *_held_against(original, references, world)]
     beside: dict[Role, Readings] = {}
     readings = [Readings(model, world, cache, observer, state, beside) for model in models]
-    for reading in readings:
+    for reading in sorted(readings, key=lambda reading: reading.model.digest):  # no order of references plays a part
         beside.setdefault(reading.model.role, reading)
     if observer is not SILENT and (state is None or state.read(_BEGUN) is None):
         observer.note(estimated(readings).told)
@@ -271,8 +271,9 @@ def _compare_all(
             own = by_name.get((metric, role))
             if own is not None and base is not None:
                 made = compare(own, base, kind, world)
-                if versus == "reference" and isinstance(made, Measurement):
-                    made = stretched(made, own, [x[metric] for x in single if metric in x])
+                if versus == "reference" and single and isinstance(made, Measurement):
+                    golds = [x[metric] for x in single if metric in x]
+                    made = stretched(made, own, golds, [compare(own, gold, kind, world) for gold in golds])
             elif role == "subject":
                 made = Skipped(metric, role, _why_not(metric, versus, kind, own, versus in roles, skipped))
             else:

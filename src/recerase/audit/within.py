@@ -2,16 +2,18 @@
 
 The decision that shaped this probe: how likely the concept is plays no part in it. An erasure makes all concept items unlikely, but
 whoever holds the checkpoint can put nothing but concept items in the trie, or add a constant to their scores, and then their order
-alone counts. A model that never saw them has no order to tell. So the concept's items are ranked among themselves by their exact
-log-probability, after histories without any concept item, the same for every role, a reference too.
+alone counts. So the concept's items are ranked among themselves by their exact log-probability, after histories without any concept
+item, the same for every role, a reference too. A model that never saw them has an order as well, by what their SIDs share with
+those of others: of fifteen references of five concepts four had an `advantage` above .2. Read it beside a reference's.
 
 A pair's figure is the share of the concept items its user never took that are ranked below the one he took: .5 tells nothing.
 `trained` asks about interactions that the original was trained on, `heldout` about those after them; `top` is the share of trained
 pairs whose item is in the first tenth (.1 tells nothing). `popular` asks of two concept items whether the one with more training
 interactions is the likelier, in the mean over all these histories. Popularity is a part of the other figures too: what is known
 beyond it, membership asks. An erasure that pushes down most what was known best turns the order round, and that tells as much:
-`advantage` is |2 x - 1| of `trained` under the table where it is larger, 0 for a model that knows nothing. Intervals are over
-users, that of `popular` over items.
+`advantage` is |2 x - 1| of `trained` under the table where it is larger, about 0 for a model that knows nothing. Its items are in
+some order all the same, and where a few of them take most of the pairs, chance alone puts these high or low, for every user at once:
+intervals hold that over users and that over the items taken (`over_items`); that of `popular` is over items.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from recerase.audit.cases import held_out
+from recerase.audit.equivalence import _t
 from recerase.audit.membership import _advantage, _one_a_user_first, taken
+from recerase.audit.policy import ITEMS
 from recerase.audit.probes import measured
 from recerase.audit.readings import SIDES, Arrays, Side, _spelling
 from recerase.audit.roc import mean_by_user
@@ -45,7 +49,7 @@ SCORES = 1 << 22
 """Scores (pairs x concept items) of each kind at the most: of a large concept fewer pairs are read, LEAST of them at the least."""
 LEAST = 10
 """Pairs, or concept items, without which nothing is measured."""
-ITEMS = 1000
+MOST = 1000
 """Concept items at most whose popularity is compared, drawn."""
 TOP = 0.1
 """Which share of a list is its top."""
@@ -173,7 +177,9 @@ def _read(readings: Readings, kind: Kind, side: Side) -> Arrays:
     kept = free.any(axis=1)
     share, top = places(made.log_probs[kept], own[kept], free[kept])
     total = np.maximum(made.log_probs, -1e9).sum(axis=0, dtype=np.float64)
-    return {"share": share, "top": top, "users": histories.users[kept], "total": total, "n": np.array([len(histories)])}
+    rows = histories.take(np.flatnonzero(kept))
+    told = {"share": share, "top": top, "users": rows.users, "items": rows.targets}
+    return told | {"total": total, "n": np.array([len(histories)])}
 
 
 def _took(world: AuditWorld, users: IntArray, items: IntArray) -> BoolArray:
@@ -184,10 +190,39 @@ def _took(world: AuditWorld, users: IntArray, items: IntArray) -> BoolArray:
     return found
 
 
+def over_items(values: FloatArray, items: IntArray, confidence: float) -> tuple[float, float]:
+    """Where the mean of `values` [B] in [0, 1] lies if it is the items [B] taken, not the users, that were drawn.
+
+    Student's interval with rows of one item summed, and never a smaller variance than that of rows apart. What counts are effective
+    items, B^2 / the sum of their squared rows: a few popular ones are few. Of one item nothing is known: all of [0, 1].
+    """
+    _, unit, rows = np.unique(items, return_inverse=True, return_counts=True)
+    mean, effective = float(values.mean()), float(len(items) ** 2 / (rows.astype(np.float64) ** 2).sum())
+    if len(rows) < 2:
+        return 0.0, 1.0
+    pull = values - mean
+    summed = np.bincount(unit.reshape(-1), weights=pull)
+    total = max(float((summed**2).sum()), float((pull**2).sum())) * effective / (effective - 1)
+    half = _t((1 + confidence) / 2, max(effective - 1, 1.0)) * total**0.5 / len(items)
+    return max(mean - half, 0.0), min(mean + half, 1.0)
+
+
 def _mean(readings: Readings, metric: str, made: Arrays | str, part: str) -> Measurement | Skipped:
     if isinstance(made, str):
         return Skipped(metric, readings.model.role, made)
-    return measured(readings, metric, mean_by_user(made[part], made["users"]) if len(made[part]) else made[part])
+    values = made[part]
+    if len(values) < LEAST:
+        why = f"only {len(values)} pairs have a concept item that their user never took; {LEAST} are needed"
+        return Skipped(metric, readings.model.role, why)
+    found = measured(readings, metric, mean_by_user(values, made["users"]))
+    if isinstance(found, Skipped) or found.interval is None:
+        return found
+    by_user = found.interval
+    low, high = over_items(values, made["items"], by_user.confidence)
+    if by_user.low <= low and high <= by_user.high:
+        return found
+    wide = replace(by_user, low=min(low, by_user.low), high=max(high, by_user.high), method=ITEMS)
+    return replace(found, interval=wide, values=None)  # a comparison over users alone would be too sure
 
 
 def _furthest(readings: Readings, trained: list[Measurement | Skipped]) -> Measurement | Skipped:
@@ -211,7 +246,7 @@ def _popular(readings: Readings, metric: str, made: list[Arrays | str], side: Si
         return Skipped(metric, role, f"only {len(items)} concept items have a SID; {LEAST} are needed")
     means = sum(x["total"] for x in read) / sum(int(x["n"][0]) for x in read)
     counts = np.bincount(world.catalogue.interactions.split().train.items, minlength=len(world.members))[items]
-    drawn = np.sort(world.random("within items").permutation(len(items))[:ITEMS])
+    drawn = np.sort(world.random("within items").permutation(len(items))[:MOST])
     values = concordance(np.asarray(means)[drawn], counts[drawn])
     if not len(values):
         return Skipped(metric, role, "all concept items have as many training interactions")

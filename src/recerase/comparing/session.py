@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from recerase.assembly import ConceptSpec, choose_concept, open_checkpoint_for, with_codebooks
+from recerase.assembly import ConceptSpec, choose_concept, open_checkpoint_for, open_references, with_codebooks
 from recerase.catalog import load_catalogue
 from recerase.comparing.asked import SCOPES, Contender, Setting, check_seeds, contenders, runnable, settings
 from recerase.comparing.cells import Bench, Made
@@ -141,7 +141,7 @@ def opened_session(
     catalogue = load_catalogue(data)
     opened = open_checkpoint_for(checkpoint, catalogue, run)
     before = with_codebooks(opened, catalogue.items, observer, run.embeddings)
-    gold = tuple(open_checkpoint_for(path, catalogue, run) for path in references)
+    gold = open_references([Path(path) for path in references], catalogue, run)
     chosen = choose_concept(concept, catalogue, before.embeddings)
     audit = AuditConfig(k=(PLACES,), max_users=config.max_users, seed=run.seed)
     if config.beam is not None:

@@ -104,7 +104,7 @@ def interval_text(found: Measurement) -> str:
     if found.interval is None:
         return ""
     low, high, method = found.interval.low, found.interval.high, found.interval.method
-    if method == "exact":
+    if method == "exact" and low == high:  # beside several references the ends are exact, and apart
         return "exact"
     shown = percent if found.kind == "drop" else number
     if method == "rule-of-three":  # of hits none at all, or nothing else
