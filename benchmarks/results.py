@@ -80,6 +80,7 @@ class World:
     """How many, with seeds 0, 1, ...; the original has seed 0."""
     searched: bool = True
     """Whether settings are searched; where not, every method runs with its own."""
+    dropout: float = TrainConfig.dropout
     users: int | None = None
     """How many test users are drawn whose lists are read, unless the command says; None: all."""
 
@@ -108,8 +109,8 @@ WORLDS = (
     World(
         "beauty",
         "amazon_beauty_2014",
-        "sids.json",
-        14,
+        "sids_letter.json",
+        20,
         {
             "opi": "brand=OPI",
             "fragrance": "category=Fragrance",
@@ -117,6 +118,7 @@ WORLDS = (
         },
         1,
         searched=False,
+        dropout=0.1,
         users=6000,
     ),
 )
@@ -134,7 +136,7 @@ class Setup:
     """How settings are chosen, on the first concept of a data set."""
     model: ModelConfig = field(default_factory=ModelConfig)
     training: TrainConfig = field(default_factory=lambda: TrainConfig(bf16=True))
-    """`epochs` are the world's."""
+    """`epochs` and `dropout` are the world's."""
     threads: int = 1
 
 
@@ -154,7 +156,7 @@ def trained(world: World, concept: str | None, seed: int, setup: Setup, train: b
     Raises UsageError when there is one of another recipe or concept, or none and `train` is False.
     """
     path = setup.runs / f"{world.name}-{concept or 'orig'}-{seed}"
-    recipe = asdict(setup.training) | {"epochs": world.epochs, "seed": seed}
+    recipe = _training(world, setup) | {"seed": seed}
     if not path.is_dir():
         if not train:
             raise UsageError(f"{path.name} is not trained yet.", "Leave --no-train out.")
@@ -230,7 +232,11 @@ def ablated(world: World, concept: str, setup: Setup) -> None:
 
 def _recipe(world: World, setup: Setup) -> Any:
     """How the models of a world are trained."""
-    return _plain({"model": asdict(setup.model), "training": asdict(setup.training) | {"epochs": world.epochs}})
+    return _plain({"model": asdict(setup.model), "training": _training(world, setup)})
+
+
+def _training(world: World, setup: Setup) -> dict[str, Any]:
+    return asdict(setup.training) | {"epochs": world.epochs, "dropout": world.dropout}
 
 
 def _plain(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -109,3 +110,32 @@ def test_closed_prefixes_are_those_that_no_retained_item_has_under_either_table(
     named = [tuple(rows[b[0], : d + 1].tolist()) for d, rank in enumerate(found.ranks) for b in rank.below]
     assert len(named) == len(set(named))
     assert set(named) == expected
+
+
+@pytest.mark.parametrize("kind", ["causal", "seq2seq"])
+def test_single_items_are_read_and_wanted_as_their_whole_sids(
+    world: World, loud: Loud, kind: str, batch: Histories
+) -> None:
+    """The twin: each item's SID scored by itself under either table, and its part of its prefix's target."""
+    model, items = loud(kind), np.flatnonzero(world.members)
+    table = moved_to_free(world, items[::2])
+    leads = np.resize([items[0], -1, 0, items[1], items[2]], len(batch)).astype(batch.targets.dtype)
+    batch = dataclasses.replace(batch, targets=leads)
+    both, target = both_of(world, model, table, batch)
+    n, owner, part = len(batch), both.teacher.frontier.owners(len(table)), both.teacher.parts(batch)
+    with torch.no_grad():
+        state = start(model, table, batch)
+        found, wanted, known = both.one_by_one(model, state, target, np.random.default_rng(3))
+        each = [sid_log_probs(model, state, item_rows(model, t, items)).sum(2) for t in (world.table, table)]
+    drawn = np.random.default_rng(3).choice(both._below, n)
+    below = {int(i) for rank in both.frontier.ranks[:-1] for rows in rank.below for i in rows % len(table)}
+    assert set(both._below.tolist()) == below
+    assert set(drawn.tolist()) <= set(items.tolist())
+    for b in range(n):
+        for slot, item in enumerate((int(batch.targets[b]), int(drawn[b]))):
+            inside = item >= 0 and bool(world.members[item])
+            assert known[b, slot].tolist() == [inside, inside and item in items[::2]]
+            for side in np.flatnonzero(known[b, slot].numpy()):
+                at = int(np.searchsorted(items, item))
+                torch.testing.assert_close(found[b, slot, side], each[side][b, at], atol=1e-4, rtol=1e-4)
+                torch.testing.assert_close(wanted[b, slot, side], target.closed[b, owner[item]] + part[item])

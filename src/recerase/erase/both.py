@@ -80,6 +80,35 @@ class Both:
         old, new = (np.unique(node[some]) for some in (self._items < 0, self._items >= 0))
         return (old, new) if len(new) else (old,)
 
+    def one_by_one(
+        self, model: Recommender, state: State, target: Target, rng: np.random.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, 2, 2] log-probabilities of single concept items, log p* of the same, and where there is something to compare.
+
+        First the item that a history leads to, where it is the concept's; then one drawn of those whose SID goes on below a closed
+        prefix, of which `found` sees only all together. Each under the SID it had, and the one it has got.
+        """
+        theirs, *own = self._owners
+        taken = target.histories.targets.astype(np.int64)
+        drawn = rng.choice(self._below, len(taken)) if len(self._below) else np.full(len(taken), -1, np.int64)
+        items = np.stack([taken, drawn], 1)  # [B, 2]
+        known = np.stack([(node[items] >= 0) & (theirs[items] >= 0) & (items >= 0) for node in own], 2)  # [B, 2, 2]
+        spelled = np.stack([table.rows()[items] for table in (self.teacher.table, self.table)], 2)  # [B, 2, 2, L]
+        spelled[~known] = 0  # read, and not looked at
+        device = target.closed.device
+        rows = torch.from_numpy(spelled.reshape(len(items), -1, spelled.shape[3])).to(device)
+        found = sid_log_probs(model, state, rows).sum(2).view(len(items), 2, 2)
+        prefix = target.closed.gather(1, torch.from_numpy(np.maximum(theirs[items], 0)).to(device))
+        part = self.teacher.parts(target.histories)[torch.from_numpy(np.maximum(items, 0)).to(device)]
+        return found, (prefix + part)[:, :, None].expand(found.shape), torch.from_numpy(known).to(device)
+
+    @cached_property
+    def _below(self) -> IntArray:
+        """The concept items with a closed prefix that is not their whole SID, under either table."""
+        whole = self.frontier.closed - len(self.frontier.ranks[-1].closed)
+        theirs, old, new = self._owners
+        return np.flatnonzero((theirs >= 0) & (((old >= 0) & (old < whole)) | ((new >= 0) & (new < whole))))
+
     @cached_property
     def _owners(self) -> tuple[IntArray, IntArray, IntArray]:
         """[N] the teacher's closed prefix of each item, and ours under its old and under its new SID; -1: none."""

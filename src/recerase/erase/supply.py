@@ -83,13 +83,12 @@ class Supply:
         return self.teacher.target(natural, natural.targets)
 
     def _drawn(self) -> Histories:
-        """One batch: `natural` of it as users are; of the rest two fifths before and after a concept item each, one of it alone."""
+        """One batch: `natural` of it as users are; of the rest three fifths before a concept item, one after one, one of it alone."""
         rng, found = self.rng, self.examples
         special = round(self.config.batch * (1 - self.config.natural))
-        forget = draw(found.forget, special * 2 // 5, rng)
-        touched = draw(found.touched, special * 2 // 5, rng)
-        alone = concept_histories(
-            self._popularity, self._members, special - 2 * (special * 2 // 5), self.teacher.model.window, rng
-        )
+        forget = draw(found.forget, special * 3 // 5, rng)
+        touched = draw(found.touched, special // 5, rng)
+        rest = special - special * 3 // 5 - special // 5
+        alone = concept_histories(self._popularity, self._members, rest, self.teacher.model.window, rng)
         natural = draw(self._natural, self.config.batch - len(forget) - len(touched) - len(alone), rng)
         return joined(natural, touched, forget, alone)

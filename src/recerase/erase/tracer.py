@@ -257,10 +257,16 @@ class _Run:
         return {"settle_losses": {k: round(v, 5) for k, v in figures.items()}}
 
     def _both_reached(self, both: Both, state: State, target: Target) -> Tensor:
-        """How far the SIDs of either table are from their target: each closed prefix, and all of a table's together."""
+        """How far the SIDs of either table are from their target: each closed prefix, all of a table's together, single items."""
         found, wanted = both.found(self.model, state, self._few(state, target)), both.wanted(target)
         groups = (torch.from_numpy(group).to(found.device) for group in both.groups)
-        return torch.stack([_matched(found[:, group], wanted[:, group]) for group in groups]).sum()
+        lost = torch.stack([_matched(found[:, group], wanted[:, group]) for group in groups]).sum()
+        if not self.config.own_weight:
+            return lost
+        found, wanted, known = both.one_by_one(self.model, state, target, self.rng)
+        own, drawn = (_matched_where(found[:, i], wanted[:, i], known[:, i]) for i in (0, 1))
+        rows = known[:, 0].any(1).sum() / len(found)  # rare pairs weigh no more than others
+        return lost + self.config.own_weight * (2 * rows * own + drawn)
 
     def _few(self, state: State, target: Target) -> State:
         return state.take(torch.from_numpy(self.rng.permutation(len(target.histories))[: self.config.forced]))
@@ -288,6 +294,13 @@ def _matched(found: Tensor, target: Tensor) -> Tensor:
     The total is what leaks; alone it would let one prefix hide behind another.
     """
     return objectives.match(found, target) + objectives.match(found.logsumexp(1), target.logsumexp(1))
+
+
+def _matched_where(found: Tensor, target: Tensor, where: Tensor) -> Tensor:
+    """`objectives.match` over those `where`, which may be none: then 0."""
+    some = where.sum()
+    gap = objectives.match(torch.where(where, found, 0.0), torch.where(where, target, 0.0))
+    return gap * (where.numel() / some.clamp(min=1))
 
 
 def _between(first: float, last: float, t: float) -> float:

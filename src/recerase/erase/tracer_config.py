@@ -22,7 +22,7 @@ class TracerConfig:
 
     reassign_steps: int = 8
     """Steps in which phi is learned (0: no item moves)."""
-    settle_steps: int = 100
+    settle_steps: int = 150
     """Steps after the commit, on both tables."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: float = 5e-4
@@ -38,13 +38,16 @@ class TracerConfig:
     """Histories of a step after which what follows the concept's own prefixes is read, and pressed on."""
     natural: float = 0.4
     """Share of the histories of a step drawn as users are; the rest have to do with the concept."""
-    pool: int = 24
+    pool: int = 75
     """Batches whose targets are computed once and used in turn."""
     neighbours: int = 5
     """K of equation 9."""
     forget_loss: ForgetLoss = "renormalise"
-    forget_weight: float = 0.07
+    forget_weight: float = 0.15
     """l1 of equation 10."""
+    own_weight: float = 1.0
+    """In settling, how much single items count beside their prefixes: the one that a history leads to, for what was learnt of such
+    pairs is the last to go, and one of those that share a prefix. Else their order tells who took what."""
     coherence: Literal["mass", "pairs"] = "mass"
     coherence_weight: float = 0.02
     """l2; 0 or negative where even the concept's neighbours would tell."""
@@ -103,7 +106,7 @@ class RenormaliseConfig(TracerConfig):
     """Settings of `renormalise`: TRACER's settling phase on the codes as they are."""
 
     reassign_steps: int = 0
-    settle_steps: int = 120
+    settle_steps: int = 150
     min_moved: float = 0.0
 
 
