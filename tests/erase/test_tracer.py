@@ -38,7 +38,7 @@ PAPER = dataclasses.replace(
 )
 """The paper's equations with rates at which three steps can be seen."""
 QUICK = TracerConfig(reassign_steps=6, settle_steps=6, pool=3, batch=16, sequences=4, min_moved=0.0)
-SETTLE = RenormaliseConfig(settle_steps=80, pool=6, batch=24, sequences=8, settle_lr=5e-3)
+SETTLE = RenormaliseConfig(settle_steps=100, pool=6, batch=24, sequences=8, settle_lr=5e-3)
 
 
 class Figures(Silent):

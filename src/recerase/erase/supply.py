@@ -83,12 +83,16 @@ class Supply:
         return self.teacher.target(natural, natural.targets)
 
     def _drawn(self) -> Histories:
-        """One batch: `natural` of it as users are; of the rest three fifths before a concept item, one after one, one of it alone."""
+        """One batch: `natural` of it as users are; of the rest three fifths before a concept item, one after one, one of it alone.
+
+        In scope influence, where what such an item says of others is to go, two fifths each are before and after one.
+        """
         rng, found = self.rng, self.examples
         special = round(self.config.batch * (1 - self.config.natural))
-        forget = draw(found.forget, special * 3 // 5, rng)
-        touched = draw(found.touched, special // 5, rng)
-        rest = special - special * 3 // 5 - special // 5
+        before, after = (2, 2) if self.teacher.scope == "influence" else (3, 1)
+        forget = draw(found.forget, special * before // 5, rng)
+        touched = draw(found.touched, special * after // 5, rng)
+        rest = special - special * before // 5 - special * after // 5
         alone = concept_histories(self._popularity, self._members, rest, self.teacher.model.window, rng)
         natural = draw(self._natural, self.config.batch - len(forget) - len(touched) - len(alone), rng)
         return joined(natural, touched, forget, alone)
