@@ -150,6 +150,13 @@ def sids_of(world: World, setup: Setup) -> Path:
     return path
 
 
+def _sids(world: World) -> str:
+    """What is said of a world's SIDs."""
+    if isinstance(world.sids, str):
+        return f"`{world.sids}`"
+    return f"our own, {world.sids.levels} x {world.sids.codes}"
+
+
 def trained(world: World, concept: str | None, seed: int, setup: Setup, train: bool = True) -> Path:
     """The original (`concept` None) or a reference, made when it is not there.
 
@@ -430,6 +437,7 @@ def write(groups: Mapping[str, tuple[World, str]], setup: Setup, out: Path) -> N
             "spec": world.concepts[concept],
             "validation": [_validation(setup.runs / model) for model in models],
             "behind": [part for part, value in told.items() if _behind(world, setup, value)],
+            "other_code": [part for part, value in told.items() if _codes(value) - _codes(told.get("methods", value))],
             "passes": {part: value for part, value in told.items() if part != "ablation"},
             **({"ablation": told["ablation"]["steps"]} if "ablation" in told else {}),
         }
@@ -442,6 +450,8 @@ def write(groups: Mapping[str, tuple[World, str]], setup: Setup, out: Path) -> N
         "model": asdict(setup.model),
         "training": asdict(setup.training),
         "epochs": {world.name: world.epochs for name, (world, _) in groups.items() if name in found},
+        "sids": {world.name: _sids(world) for name, (world, _) in groups.items() if name in found},
+        "dropout": {world.name: world.dropout for name, (world, _) in groups.items() if name in found},
         "searched": {
             "budget": setup.searched.search,
             "users": setup.searched.search_users,
@@ -461,6 +471,12 @@ def _behind(world: World, setup: Setup, part: Any) -> bool:
     if "settings" not in part:
         return False
     return part["settings"] != [x for x in chosen(world, setup) if x.split(".", 1)[0] in part["asked"]["methods"]]
+
+
+def _codes(part: Any) -> set[str]:
+    """Digests of the code that made a part."""
+    made = [step["comparison"] for step in part["steps"]] if "steps" in part else [part["comparison"]]
+    return {found["inputs"]["code"] for found in made}
 
 
 def _finished(world: World, concept: str, part: str, setup: Setup) -> Any:

@@ -49,13 +49,14 @@ def _comparison(found: Mapping[str, Any]) -> Comparison:
 
 
 def _made(results: Mapping[str, Any]) -> str:
-    model, training, where = results["model"], results["training"], results["environment"]
-    epochs = ", ".join(f"{n} ({world})" for world, n in results["epochs"].items())
+    model, where = results["model"], results["environment"]
+    epochs, dropout = (", ".join(f"{n} ({name})" for name, n in results[key].items()) for key in ("epochs", "dropout"))
+    sids = ", ".join(f"{told} ({name})" for name, told in results["sids"].items())
     return (
         f"Made {results['date']} with `{results['command']}` (its steps may be run one by one); {where['threads']} torch thread "
         f"a process, {where['device']}, torch {where['torch']}, {where['platform']}. The models are {model['kind']}, "
-        f"{model['layers']} layers of width {model['width']}, dropout {training['dropout']}, epochs {epochs}. Original and every "
-        f"method's model are of one training; references have their own seeds. {_searched(results['searched'])}"
+        f"{model['layers']} layers of width {model['width']}, dropout {dropout}, epochs {epochs}. Original and every "
+        f"method's model are of one training; references have their own seeds. SIDs: {sids}. {_searched(results['searched'])}"
     )
 
 
@@ -82,8 +83,14 @@ def _about(group: Mapping[str, Any]) -> str:
     return (
         f"`{group['data']}`, concept `{group['spec']}`: {concept['items']:,} items, {concept['interactions']:,} interactions, "
         f"{concept['users']:,} users. Validation recall@10 of the original, then of the references: {found}. Settings that the "
-        f"search changed: {changed}." + _late(group.get("behind", ()))
+        f"search changed: {changed}." + _late(group.get("behind", ())) + _other(group.get("other_code", ()))
     )
+
+
+def _other(parts: Sequence[str]) -> str:
+    """Which tables were made with other code than that of the table of all methods."""
+    tables = ", ".join(TITLES.get(part, part) for part in parts)
+    return f" **Made with other code than the table of all methods: {tables}.**" if parts else ""
 
 
 def _late(behind: Sequence[str]) -> str:

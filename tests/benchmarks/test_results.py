@@ -164,6 +164,22 @@ def test_tables_of_another_recipe_or_question_are_left_out(bed: Bed, capsys: pyt
     assert bed.results("written")["groups"] == {}
 
 
+def test_what_other_code_made_is_told(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    bed.run("--write", out="same")
+    assert bed.results("same")["groups"]["toy-vaping"]["other_code"] == []
+    told = (bed.place / "same" / "RESULTS.md").read_text()
+    assert "SIDs: our own, 2 x 20 (toy)" in told
+    assert "other code" not in told
+    real = bed.script._codes
+    monkeypatch.setattr(
+        bed.script, "_codes", lambda part: {"0" * 64} if part["asked"]["seeds"] == [0, 1] else real(part)
+    )
+    bed.run("--write", out="other")
+    assert bed.results("other")["groups"]["toy-vaping"]["other_code"] == ["seeds"]
+    told = (bed.place / "other" / "RESULTS.md").read_text()
+    assert "Made with other code than the table of all methods: three seeds" in told
+
+
 def test_a_step_that_was_killed_or_failed_is_no_success(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
