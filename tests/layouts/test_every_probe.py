@@ -62,14 +62,13 @@ DATA: dict[str, Callable[[Path], Path]] = {
 
 @pytest.fixture
 def little(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Audits read few synthetic histories and search a little; in `make test` further training is shorter as well."""
+    """Audits read few synthetic histories, search a little and train on for a few steps."""
     few = 20 if SOAK else 4
     counts = {"saturated_histories": few, "worst_rounds": 2, "worst_starts": 2, "depth_users": few}
     monkeypatch.setattr(probes, "AuditConfig", functools.partial(probes.AuditConfig, **counts))
-    if not SOAK:
-        shorter = functools.partial(relearn.RelearnConfig, steps=(1, 2, 3))
-        monkeypatch.setattr(relearn, "RelearnConfig", shorter)
-        monkeypatch.setattr(soft_prompt.ascend, "__defaults__", (2,))
+    shorter = functools.partial(relearn.RelearnConfig, steps=(1, 2, 3, 5, 8) if SOAK else (1, 2, 3))
+    monkeypatch.setattr(relearn, "RelearnConfig", shorter)
+    monkeypatch.setattr(soft_prompt.ascend, "__defaults__", (8 if SOAK else 2,))
 
 
 @pytest.mark.parametrize("layout", [name for name in MAKERS if name not in TABLES] if SOAK else ["native"])
@@ -81,11 +80,11 @@ def test_every_probe_of_the_thorough_profile_reads_every_layout(
     options = {"user": "0"} if layout in WITH_USER else {}
     report = api.audit(
         path,
-        api.ConceptSpec((f"item:{','.join(ids[:3])}",)),
+        api.ConceptSpec((f"item:{','.join(ids[:8])}",)),
         data,
         original=path,
-        held_out=api.ConceptSpec((f"item:{','.join(ids[3:6])}",)),
-        earlier=(api.ConceptSpec((f"item:{','.join(ids[6:8])}",)),),
+        held_out=api.ConceptSpec((f"item:{','.join(ids[8:11])}",)),
+        earlier=(api.ConceptSpec((f"item:{','.join(ids[11:13])}",)),),
         profile="thorough",
         max_users=None if SOAK else 10,
         run=RunConfig(threads=1, trust_pickle=True, layout_options=tuple(options.items())),
