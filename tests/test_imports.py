@@ -16,7 +16,8 @@ SOURCE = Path(recerase.__file__).parent
 MODULES = sorted(SOURCE.rglob("*.py"))
 FLOORS = {
     **dict.fromkeys(
-        ["types", "errors", "disk", "encoded", "outputs", "store", "stats", "runtime", "settings", "resume"], 0
+        ["types", "errors", "disk", "encoded", "outputs", "store", "stats", "runtime", "settings", "resume", "limits"],
+        0,
     ),
     **dict.fromkeys(["parallel", "launching", "connection"], 0),
     **dict.fromkeys(["catalog", "sid", "report"], 1),

@@ -91,7 +91,7 @@ class Verdict(str, Enum):
 
 @dataclass(frozen=True)
 class Rule:
-    """One line of a policy: a metric and the limit its pessimistic end must respect."""
+    """One line of a policy: a metric and its limit. Passes with the whole interval within it, fails with the whole beyond it."""
 
     id: str
     metric: str
@@ -104,7 +104,7 @@ class Rule:
     max_drop: float | None = None
     """Largest relative drop against `max_drop_vs`."""
     optional: bool = False
-    """An optional rule that could not be measured is reported, and does not make the verdict inconclusive."""
+    """Undecided without a value beyond its limit, it is reported and does not make the verdict inconclusive."""
     profile: Profile | None = None
     """The first profile whose audits ask it; None: all do, and where its probe is not run it is inconclusive."""
     scope: Scope | None = None
@@ -146,7 +146,7 @@ class Finding:
     limit: str = ""
     """The limit as it is shown: `<= 0.001`, `drop vs original <= 1 %`."""
     enough: int | None = None
-    """Of an inconclusive rule that was measured: how many units (as `n` counts them) would have been enough to pass it in four
+    """Of an inconclusive rule that was measured: how many units (as `n` counts them) would have been enough to decide it in four
     audits of five, were the value the truth. None: of other rules, and where no number would be."""
 
 

@@ -101,6 +101,13 @@ def test_what_is_accepted_is_kept_with_its_numbers() -> None:
         (finding(WAIVED), finding(OPEN, 0.4), 5),
         (finding(OPEN, 0.4), finding(OPEN, 0.4), 0),
         (finding(OPEN, None), finding(OPEN, None), 5),  # nothing at all was measured
+        (finding(PASS, 0.1), finding(OPEN, 0.6, reach=0.2), 5),  # beyond the limit, and not beyond doubt
+        (finding(FAIL), finding(OPEN, 0.6, reach=0.2), 5),
+        (finding(OPEN, 0.4), finding(OPEN, 0.6, reach=0.2), 5),  # it was on the right side
+        (finding(OPEN, None), finding(OPEN, 0.6, reach=0.2), 5),
+        (finding(OPEN, 0.6, reach=0.2), finding(OPEN, 0.6, reach=0.2), 0),  # known
+        (finding(OPEN, 0.6, reach=0.2), finding(FAIL), 1),
+        (finding(OPEN, 0.6, reach=0.2), finding(PASS, 0.1), 0),
     ],
 )
 def test_each_rule_against_its_own_old_finding(old: Finding, new: Finding, expected: int) -> None:
@@ -157,8 +164,16 @@ def test_a_limit_that_was_loosened_is_still_the_baseline_s() -> None:
         (finding(FAIL), 0.85, 0),  # known
         (finding(FAIL), 0.95, 1),  # worse than what was known
         (finding(OPEN, 0.4), 0.48, 0),
+        (finding(PASS, 0.1), 0.52, 5),  # its favourable end is 0.47
+        (finding(FAIL), 0.52, 5),
+        (finding(OPEN, 0.4), 0.52, 5),
+        (finding(OPEN, 0.6, reach=0.2), 0.52, 0),
     ):
         assert code(decision(finding(PASS, value, loose)), baseline(old)) == expected, (old, value)
+    blind = finding(PASS, 0.52, loose)
+    assert blind.measurement is not None
+    blind = replace(blind, measurement=replace(blind.measurement, interval=None))
+    assert code(decision(blind), baseline(finding(PASS, 0.1))) == 1
     assert code(decision(finding(WAIVED, 0.8, loose)), baseline(finding(PASS, 0.1))) == 0
     dropped = [Rule("a", "utility.ndcg@10", max_drop=most, max_drop_vs="original") for most in (0.1, 0.9)]
     assert code(decision(finding(PASS, 0.5, dropped[1])), baseline(finding(PASS, 0.0, dropped[0], 0.01))) == 1
@@ -196,6 +211,9 @@ def test_what_is_not_asked_any_more_is_undecided_and_what_is_new_must_be_decided
     optional = replace(RULES[1], optional=True)
     new = decision(finding(PASS, 0.1), finding(OPEN, None, optional), verdict=Verdict.PASS)
     assert code(new, one) == 0
+    for value, expected in ((0.4, 0), (0.6, 5)):  # a verdict forgives no value beyond its limit
+        still = decision(finding(PASS, 0.1), finding(OPEN, value, optional, 0.2), verdict=Verdict.PASS)
+        assert code(still, one) == expected
     assert code(decision(finding(PASS, 0.1), finding(FAIL, 0.8, optional)), one) == 1
 
 

@@ -10,6 +10,7 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,7 +26,8 @@ from recerase.audit.policy import (
     required,
 )
 from recerase.errors import PolicyError
-from recerase.stats import wilson
+from recerase.limits import beyond
+from recerase.stats import bootstrap_mean, paired_drop, wilson
 from recerase.types import (
     Control,
     Decision,
@@ -117,12 +119,41 @@ def test_a_worse_measurement_never_improves_a_verdict(
     assert m.interval is not None
     sign = -1 if rule.min is not None else 1
     interval = replace(m.interval, low=m.interval.low + sign * by, high=m.interval.high + sign * by)
-    if data.draw(st.booleans()):
-        interval = replace(m.interval, low=m.interval.low - by, high=m.interval.high + by)  # less sure, not worse
-        by = 0.0
     worsened = [*found[:i], replace(m, value=m.value + sign * by, interval=interval), *found[i + 1 :]]
     before, after = verdict(policy, *found, controls=controls), verdict(policy, *worsened, controls=controls)
     assert BADNESS[after.verdict] >= BADNESS[before.verdict]
+
+
+@given(cases(), controls_, st.data())
+def test_a_less_sure_measurement_never_passes_more_and_decides_nothing_else(
+    case: tuple[Policy, list[Measurement]], controls: tuple[Control, ...], data: st.DataObject
+) -> None:
+    policy, found = case
+    if not found:
+        return
+    i, by = data.draw(st.integers(0, len(found) - 1)), data.draw(st.floats(0.0, 0.5))
+    interval = found[i].interval
+    assert interval is not None
+    wider = replace(interval, low=interval.low - by, high=interval.high + by)
+    unsure = [*found[:i], replace(found[i], interval=wider), *found[i + 1 :]]
+    before, after = verdict(policy, *found, controls=controls), verdict(policy, *unsure, controls=controls)
+    assert before.verdict is Verdict.PASS or after.verdict is not Verdict.PASS
+    for was, now in zip(before.findings, after.findings, strict=True):
+        assert now.result in (was.result, Result.INCONCLUSIVE, Result.WAIVED)
+    # and to have no interval at all is never better than any: beyond the limit it fails, within it is open
+    blind = verdict(policy, *found[:i], replace(found[i], interval=None), *found[i + 1 :], controls=controls)
+    assert blind.verdict is not Verdict.PASS or before.verdict is Verdict.PASS
+
+
+@given(cases(), controls_)
+def test_nothing_passes_with_a_value_beyond_its_limit(
+    case: tuple[Policy, list[Measurement]], controls: tuple[Control, ...]
+) -> None:
+    policy, found = case
+    decision = verdict(policy, *found, controls=controls)
+    over = [f for f in decision.findings if f.measurement and beyond(f.rule, f.measurement.value)]
+    if any(f.result is not Result.WAIVED for f in over):
+        assert decision.verdict is not Verdict.PASS
 
 
 @given(st.sampled_from(RULES), numbers, st.floats(0.0, 0.5))
@@ -236,10 +267,20 @@ def test_what_was_skipped_is_said_where_it_was_asked_for() -> None:
 
 @pytest.mark.parametrize(
     ("value", "reach", "result"),
-    [(0.4, 0.05, Result.PASS), (0.4, 0.1, Result.PASS), (0.4, 0.2, Result.INCONCLUSIVE), (0.6, 0.3, Result.FAIL)],
+    [
+        (0.375, 0.0625, Result.PASS),
+        (0.375, 0.125, Result.PASS),  # an end on the limit respects it
+        (0.375, 0.25, Result.INCONCLUSIVE),
+        (0.625, 0.25, Result.INCONCLUSIVE),
+        (0.625, 0.125, Result.INCONCLUSIVE),
+        (0.625, 0.0625, Result.FAIL),
+        (0.625, 0.0, Result.FAIL),
+    ],
 )
 @pytest.mark.parametrize("rule", RULES)
-def test_the_pessimistic_end_passes_and_the_point_fails(rule: Rule, value: float, reach: float, result: Result) -> None:
+def test_the_pessimistic_end_passes_and_the_favourable_end_fails(
+    rule: Rule, value: float, reach: float, result: Result
+) -> None:
     found = only(rule, number(rule, badly(rule, value), reach))
     assert found.result is result
     assert found.limit == limit_text(rule)
@@ -275,11 +316,113 @@ def test_doubtful_numbers_are_inconclusive(changes: dict[str, Any]) -> None:
     assert only(RULES[0], sound).result is Result.PASS
 
 
+UNJUDGED = [
+    {"interval": None},
+    {"interval": Interval(0.1, 0.9, 0.8, "bootstrap")},
+    {"interval": Interval(0.1, 0.9, math.nan, "bootstrap")},
+    {"interval": Interval(0.1, math.nan, 0.95, "bootstrap")},
+    {"interval": Interval(math.nan, 0.9, 0.95, "bootstrap")},
+    {"interval": Interval(0.1, 0.4, 0.95, "bootstrap")},  # it does not hold the value
+    {"n": 0},
+]
+
+
+@pytest.mark.parametrize("changes", UNJUDGED)
+@pytest.mark.parametrize("optional", [False, True])
+def test_a_value_beyond_the_limit_without_an_interval_to_judge_fails(changes: dict[str, Any], optional: bool) -> None:
+    rule = replace(RULES[0], optional=optional)
+    unsure = number(rule, 0.6, 0.3)
+    assert only(rule, unsure).result is Result.INCONCLUSIVE
+    found = only(rule, replace(unsure, **changes))
+    assert found.result is Result.FAIL
+    assert found.reason.startswith("0.6 is beyond the limit")
+
+
+def test_an_infinite_value_fails_unless_its_favourable_end_respects_the_limit() -> None:
+    like = RULES[3]
+    for low, result in ((0.2, Result.INCONCLUSIVE), (0.6, Result.FAIL), (math.inf, Result.FAIL)):
+        found = only(like, number(like, math.inf, interval=Interval(low, math.inf, 0.95, "bootstrap")))
+        assert (found.result, found.enough) == (result, None)
+        assert low != 0.2 or found.reason.endswith("no n would suffice")
+    assert only(like, number(like, math.inf, interval=None)).result is Result.FAIL
+
+
+def test_few_users_fail_what_is_beyond_doubt_and_decide_nothing_else() -> None:
+    """One user of ten is far above a thousandth; one of a thousand is not."""
+    rule = Rule("exposure", "natural.exposure@10", max=0.001)
+    for hits, n, result in ((1, 10, Result.FAIL), (2, 1000, Result.INCONCLUSIVE), (2, 900, Result.INCONCLUSIVE)):
+        found = only(rule, number(rule, hits / n, n=n, interval=wilson(hits, n)))
+        assert found.result is result, (hits, n)
+        assert (found.enough is None) == (result is Result.FAIL)
+        assert found.enough is None or found.enough >= max(n, 1000)
+
+
+@pytest.mark.parametrize("value", [0.0015, 0.002, 0.004])
+def test_so_many_users_settle_a_rate_beyond_its_limit(value: float) -> None:
+    """At the n that is named, four samples of five fail it, were the value the truth; at a fifth of it, most do not."""
+    rule, rng = Rule("exposure", "natural.exposure@10", max=0.001), np.random.default_rng(3)
+    n = 2000
+    enough = only(rule, number(rule, value, n=n, interval=wilson(round(value * n), n))).enough
+    if enough is None:  # it fails already: so many are enough for the largest value
+        assert value == 0.004
+        return
+
+    def failed(n: int) -> float:
+        drawn, counts = np.unique(rng.binomial(n, value, 400), return_counts=True)
+        fails = [
+            only(rule, number(rule, hits / n, n=n, interval=wilson(int(hits), n))).result is Result.FAIL
+            for hits in drawn
+        ]
+        return float(counts @ np.array(fails)) / 400
+
+    assert 0.72 < failed(enough) < 0.9
+    assert failed(enough // 5) < 0.5
+
+
+@pytest.mark.parametrize("at", ["limit", "beyond"])
+@pytest.mark.parametrize("kind", ["rate", "mass", "drop"])
+def test_a_clean_model_on_the_limit_seldom_fails_and_one_beyond_it_does(
+    kind: str, at: str, effort: Any, figure: Any
+) -> None:
+    """Audits drawn with a known truth: on the limit the favourable end is beyond it in (1 - confidence) / 2 of them."""
+    rng, times = np.random.default_rng(7), effort(60, 2000)
+    truth = 1.0 if at == "limit" else 2.0
+    fails = 0
+    for _ in range(times):
+        if kind == "rate":
+            rule, n = Rule("r", "natural.exposure@10", max=0.01), 5000
+            hits = int(rng.binomial(n, 0.01 * truth))
+            found = number(rule, hits / n, n=n, interval=wilson(hits, n))
+        elif kind == "mass":
+            rule, n = Rule("r", "natural.mass.old", max=0.01), 400
+            mass = 0.01 * truth * rng.lognormal(-0.5, 1.0, n)
+            found = number(rule, float(mass.mean()), n=n, interval=bootstrap_mean(mass, resamples=300))
+        else:
+            rule, n = Rule("r", "utility.ndcg@10", max_drop=0.1, max_drop_vs="original"), 400
+            base = rng.beta(2.0, 2.0, n)
+            value, interval = paired_drop(base * (1 - 0.1 * truth) + rng.normal(0, 0.1, n), base, resamples=300)
+            found = number(rule, value, n=n, interval=interval)
+        fails += only(rule, found).result is Result.FAIL
+    if at == "beyond":
+        assert fails > 0.95 * times
+    else:
+        assert fails < 0.03 * times + 4 * math.sqrt(0.03 * times)
+    figure(
+        f"simulated audits, truth {'on the limit' if at == 'limit' else 'at twice the limit'}: failed", fails, of=times
+    )
+
+
 def test_what_was_counted_whole_needs_no_thousand() -> None:
     rule = Rule("twins", "aliasing.shared_sid", max=0.0)
     exact = number(rule, 0.0, n=12, interval=Interval(0.0, 0.0, 0.95, "exact"))
     assert only(rule, exact, confidence=0.99).result is Result.PASS
-    assert only(rule, replace(exact, value=1 / 12)).result is Result.FAIL
+    some = replace(exact, value=1 / 12, interval=Interval(1 / 12, 1 / 12, 0.95, "exact"))
+    assert only(rule, some, confidence=0.99).result is Result.FAIL
+    # exact ratios to several references that differ: no user would settle it
+    steps = Rule("relearning", "relearn.forget.steps", min=0.8, min_ratio_to="reference")
+    found = only(steps, number(steps, 0.75, n=8, interval=Interval(0.6, 0.9, 0.95, "exact")))
+    assert (found.result, found.enough) == (Result.INCONCLUSIVE, None)
+    assert found.reason.endswith("no n would suffice, for references differ by as much")
 
 
 def test_a_band_has_two_sides() -> None:
@@ -287,6 +430,9 @@ def test_a_band_has_two_sides() -> None:
     results = [only(rule, number(rule, value, 0.1)).result for value in (0.1, 0.35, 1.0, 2.95, 4.0)]
     undecided = Result.INCONCLUSIVE
     assert results == [Result.FAIL, undecided, Result.PASS, undecided, Result.FAIL]
+    # the side the value is on is the one that is told
+    assert only(rule, number(rule, 4.0, 3.9)).reason.startswith("4 is beyond the limit, but the favourable end 0.1")
+    assert only(rule, number(rule, 0.2, 4.0)).reason.startswith("0.2 is beyond the limit, but the favourable end 4.2")
     assert limit_text(rule) == "ratio to reference >= 0.3 and <= 3"
 
 
@@ -343,6 +489,15 @@ def test_an_optional_rule_counts_once_it_is_measured(on: Any) -> None:
     assert verdict(policy, PASSED).verdict is Verdict.PASS
     assert "like" in verdict(policy, PASSED).reason
     assert verdict(policy, PASSED, number(RULES[3], 0.9)).verdict is Verdict.FAIL
+    for forgiven_ in (number(RULES[3], 0.4, 0.2), number(RULES[3], 0.1, n=10), number(RULES[3], 0.4, interval=None)):
+        assert verdict(policy, PASSED, forgiven_).verdict is Verdict.PASS
+    open_ = Verdict.FAIL if on == "fail" else Verdict.INCONCLUSIVE
+    for beyond_ in (number(RULES[3], 0.6, 0.2), number(RULES[3], 0.6, 0.2, n=10), number(RULES[3], math.nan, 0.2)):
+        found = verdict(policy, PASSED, beyond_)
+        assert found.verdict is open_
+        assert found.reason.startswith("1 of 2 rules could not be decided: like")
+        # told twice, the one that is beyond counts
+        assert verdict(policy, PASSED, beyond_, number(RULES[3], 0.4, 0.3)).verdict is open_
 
 
 def test_no_rules_and_only_waived_rules_pass_nothing() -> None:

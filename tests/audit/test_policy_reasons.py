@@ -53,8 +53,94 @@ def decided(rules: tuple[Rule, ...], *found: Measurement, **given: Any) -> Decis
         (HIGH, NDCG, Result.PASS, "its pessimistic end 0.7 respects the limit"),
         (DROP, FELL, Result.PASS, "its pessimistic end 0.4 respects the limit"),
         (LOW, replace(MASS, value=math.nan), Result.INCONCLUSIVE, "the measured value is not a number"),
-        (LOW, replace(MASS, value=0.625), Result.FAIL, "0.625 is beyond the limit"),
-        (HIGH, replace(NDCG, value=0.375), Result.FAIL, "0.375 is beyond the limit"),
+        (
+            LOW,
+            replace(MASS, value=0.625),
+            Result.FAIL,
+            "0.625 is beyond the limit, and its interval does not hold it",
+        ),
+        (
+            HIGH,
+            replace(NDCG, value=0.375),
+            Result.FAIL,
+            "0.375 is beyond the limit, and its interval does not hold it",
+        ),
+        (LOW, replace(MASS, value=0.625, interval=None), Result.FAIL, "0.625 is beyond the limit"),
+        (LOW, measured("natural.mass.old", 0.625, 0.625, 0.625), Result.FAIL, "0.625 is beyond the limit"),
+        (
+            LOW,
+            measured("natural.mass.old", 0.625, 0.1, 0.7, n=0),
+            Result.FAIL,
+            "0.625 is beyond the limit, and its n is 0",
+        ),
+        (
+            LOW,
+            measured("natural.mass.old", 0.625, 0.1, 0.7, interval=Interval(0.1, 0.7, 0.9, "bootstrap")),
+            Result.FAIL,
+            "0.625 is beyond the limit, and its interval is at 90 % confidence, the policy asks for 95 %",
+        ),
+        (
+            LOW,
+            measured("natural.mass.old", 0.625, 0.1, math.nan),
+            Result.FAIL,
+            "0.625 is beyond the limit, and an end of its interval is not a number",
+        ),
+        (
+            LOW,
+            measured("natural.mass.old", 0.625, 0.51, 0.7),
+            Result.FAIL,
+            "0.625 is beyond the limit, and so is the favourable end 0.51 of its interval",
+        ),
+        (
+            HIGH,
+            measured("utility.ndcg@10", 0.375, 0.1, 0.49),
+            Result.FAIL,
+            "0.375 is beyond the limit, and so is the favourable end 0.49 of its interval",
+        ),
+        (
+            LOW,
+            measured("natural.mass.old", 0.75, 0.25, 0.9, n=1000),
+            Result.INCONCLUSIVE,
+            "0.75 is beyond the limit, but the favourable end 0.25 of its interval is not: n = 8173 or so would settle it",
+        ),
+        (
+            HIGH,
+            measured("utility.ndcg@10", 0.25, 0.1, 0.75, n=1000),
+            Result.INCONCLUSIVE,
+            "0.25 is beyond the limit, but the favourable end 0.75 of its interval is not: n = 8173 or so would settle it",
+        ),
+        (
+            LOW,
+            measured("natural.mass.old", 0.75, 0.5, 0.9, n=20),
+            Result.INCONCLUSIVE,
+            "0.75 is beyond the limit, but the favourable end 0.5 of its interval is not: n = 1000 or so would settle it",
+        ),
+        (
+            LOW,
+            measured("natural.mass.old", 0.75, 0.25, 0.9, interval=Interval(0.25, 0.9, 0.95, "references")),
+            Result.INCONCLUSIVE,
+            "0.75 is beyond the limit, but the favourable end 0.25 of its interval is not: no n would suffice, for references "
+            "differ by as much",
+        ),
+        (
+            LOW,
+            measured("natural.mass.old", 0.75, 0.25, 0.9, interval=Interval(0.25, 0.9, 0.95, "items")),
+            Result.INCONCLUSIVE,
+            "0.75 is beyond the limit, but the favourable end 0.25 of its interval is not: no n would suffice, for few items "
+            "lie behind it",
+        ),
+        (
+            LOW,
+            measured("natural.mass.old", 0.25, 0.1, 0.75, interval=Interval(0.1, 0.75, 0.95, "references")),
+            Result.INCONCLUSIVE,
+            "its pessimistic end 0.75 is beyond the limit: no n would suffice, for references differ by as much",
+        ),
+        (
+            LOW,
+            measured("natural.mass.old", 0.25, 0.1, 0.75, interval=Interval(0.1, 0.75, 1.0, "bootstrap")),
+            Result.INCONCLUSIVE,
+            "its pessimistic end 0.75 is beyond the limit: no n would suffice",
+        ),
         (
             LOW,
             replace(MASS, interval=None),
@@ -143,8 +229,8 @@ def test_too_few_units_on_the_limit_need_no_more_than_the_policy_asks() -> None:
     """The end is on the limit itself: nothing but the number of units is wanting."""
     (finding,) = decided((LOW,), measured("natural.mass.old", 0.2, 0.1, 0.5, n=40)).findings
     assert finding.reason == "n = 40 is too few: n = 1000 or more would suffice"
-    (finding,) = decided((LOW,), measured("natural.mass.old", 0.6, 0.1, 0.5, n=40)).findings
-    assert finding.result is Result.FAIL
+    (finding,) = decided((LOW,), measured("natural.mass.old", 0.6, 0.55, 0.7, n=40)).findings
+    assert finding.result is Result.FAIL  # few, and still beyond doubt
 
 
 @pytest.mark.parametrize(
@@ -171,7 +257,7 @@ def test_why_there_is_no_number(rule: Rule, skipped: list[tuple[str, str]], reas
     assert finding.limit == ("<= 0.5" if rule is LOW else "ratio to reference <= 2")
 
 
-BAD = replace(MASS, value=0.75)
+BAD = measured("natural.mass.old", 0.75, 0.6, 0.9)
 UNSURE = replace(MASS, interval=Interval(0.1, 0.75, 0.95, "bootstrap"))
 LOWER = replace(LOW, id="lower")
 WAIVED = Waiver("low", CONCEPT, "known", "2026-06-01")
@@ -206,6 +292,13 @@ WAIVED = Waiver("low", CONCEPT, "known", "2026-06-01")
             {"waivers": (WAIVED,)},
             Verdict.PASS,
             "1 of 3 rules passed; waived: low; optional and undecided: like",
+        ),
+        (
+            (LOW, replace(LIKE, optional=True)),
+            [MASS, replace(MASS, value=2.5, interval=Interval(1.5, 3.5, 0.95, "x"), versus="reference", kind="ratio")],
+            {},
+            Verdict.INCONCLUSIVE,
+            "1 of 2 rules could not be decided: like",
         ),
         (
             (LOW,),
@@ -254,7 +347,8 @@ def test_what_is_said_of_waivers() -> None:
     over, idle = replace(WAIVED, expires="2026-05-31"), replace(WAIVED, rule="high")
     decision = decided((LOW, HIGH), BAD, NDCG, waivers=(replace(over, concept="brand=Other"), WAIVED, over, idle))
     assert [f.result for f in decision.findings] == [Result.WAIVED, Result.PASS]
-    assert decision.findings[0].reason == "0.75 is beyond the limit; waived until 2026-06-01: known"
+    beyond = "0.75 is beyond the limit, and so is the favourable end 0.6 of its interval"
+    assert decision.findings[0].reason == f"{beyond}; waived until 2026-06-01: known"
     assert decision.warnings == (
         "The waiver of 'low' for 'brand=Acme' is no waiver: it expired on '2026-05-31'.",
         "The waiver of 'high' for 'brand=Acme' is not used: that rule was met, or was not measured.",

@@ -57,7 +57,13 @@ TODAY = date(2026, 6, 1)
 FAIL_ON: tuple[FailOn, ...] = ("policy", "regression", "any", "never")
 FORMATS = ("json", "md", "html", "xml", "sarif")
 METRICS = ("natural.mass.old", "natural.mass.new", "saturated.mass.old", "replay.mass.old")
-VALUES = {"pass": (0.1, 0.05), "fail": (0.8, 0.05), "worse": (0.95, 0.05), "inconclusive": (0.4, 0.2)}
+VALUES = {
+    "pass": (0.1, 0.05),
+    "fail": (0.8, 0.05),
+    "worse": (0.95, 0.05),
+    "inconclusive": (0.4, 0.2),
+    "beyond": (0.6, 0.2),
+}
 """What was measured -> how bad it is from 0 to 1, and how far its interval reaches; the limit is at 0.5."""
 WAIVERS = {
     "valid": ("", "2999-01-01"),
@@ -82,8 +88,13 @@ class Planned:
         """What it must come to."""
         if self.measured == "skipped":
             return "inconclusive"
-        plain = "fail" if self.measured == "worse" else self.measured
+        plain = {"worse": "fail", "beyond": "inconclusive"}.get(self.measured, self.measured)
         return "waived" if self.waiver == "valid" and plain != "pass" else plain
+
+    @property
+    def waits(self) -> bool:
+        """Whether it must keep a verdict from passing, for it is open."""
+        return self.result == "inconclusive" and (not self.optional or self.measured == "beyond")
 
 
 @dataclass(frozen=True)
@@ -103,7 +114,7 @@ class Plan:
             return "inconclusive"
         if ("fail", True) in results or ("fail", False) in results:
             return "fail"
-        if ("inconclusive", False) in results:
+        if any(rule.waits for rule in self.rules):
             return "fail" if self.on_inconclusive == "fail" else "inconclusive"
         passed = any(result == "pass" for result, _ in results)
         return "pass" if passed and self.controls == (True, True) else "inconclusive"
@@ -117,7 +128,10 @@ def against(now: Plan, old: Plan) -> int:
         beyond = new.measured == "worse" and was.measured == "fail"
         if new.result == "fail" and (was.result != "fail" or beyond):
             return 1
-    lost = any(n.result == "inconclusive" != o.result for n, o in zip(now.rules, old.rules, strict=True))
+    lost = any(
+        n.result == "inconclusive" and (o.result != "inconclusive" or (n.measured == "beyond" != o.measured))
+        for n, o in zip(now.rules, old.rules, strict=True)
+    )
     held = [{place for place, holds in enumerate(plan.controls) if holds} for plan in (now, old)]
     return 5 if lost or (now.verdict == "inconclusive" != old.verdict) or held[1] - held[0] else 0
 
@@ -132,7 +146,7 @@ def exit_code(now: Plan, fail_on: str, old: Plan | None) -> int:
 
 def planned(rng: random.Random) -> Plan:
     def rule() -> Planned:
-        measured = rng.choices(["pass", "fail", "worse", "inconclusive", "skipped"], [6, 2, 1, 2, 1])[0]
+        measured = rng.choices([*VALUES, "skipped"], [6, 2, 1, 2, 1, 1])[0]
         waiver = rng.choices(["", *WAIVERS], [5, 2, 1, 1, 1])[0]
         return Planned(rng.choice(["max", "min", "drop", "ratio"]), measured, waiver, rng.random() < 0.2)
 
@@ -275,7 +289,7 @@ def errors_in(data: bytes) -> int:
 def errors_of(plan: Plan, code: int) -> int:
     """How many test cases a server must call broken: what had to be measured and is open, and the verdict if it is."""
     whole = plan.verdict == "inconclusive" or (plan.verdict == "pass" and code == 5)
-    return sum(r.result == "inconclusive" and not r.optional for r in plan.rules) + whole
+    return sum(rule.waits for rule in plan.rules) + whole
 
 
 def from_sarif(data: bytes) -> Told:

@@ -59,9 +59,19 @@ METRICS = (
     "replay.exposure@10",
     "nearest.leak@r25",
     "relearn.steps_to_half",
+    "relearn.forget.steps",
+    "precision.mass.old",
+    "spill.held_out.mass",
+    "spill.held_out.exposure@10",
+    "within.advantage",
+    "within.heldout.old",
+    "influence.history",
+    "aliasing.shared_sid",
     "utility.ndcg@10",
     "utility.recall@10",
 )
+METHODS = ("wilson", "bootstrap", "gaffke", "rule-of-three", "exact", "references", "items", "welch")
+CURVES = ("mass_by_rank", "mass_by_rank_new", "exposure_by_k", "saturated_by_m", "relearn_forget", "relearn_benign")
 ROLES = ("subject", "original", "filter", "reference")
 LAYERS = ("catalogue", "behaviour", "weights", "utility")
 
@@ -96,7 +106,8 @@ class _Drawn:
     def interval(self) -> Interval | None:
         low, high = sorted((self.number(), self.number()))
         high = self.rng.choice((high, high, math.inf))
-        return self.rng.choice((None, Interval(low, high, self.rng.choice((0.9, 0.95, 0.999)), "wilson")))
+        method = self.rng.choice((*METHODS, self.text()))
+        return self.rng.choice((None, Interval(low, high, self.rng.choice((0.9, 0.95, 0.999)), method)))
 
     def measurement(self, metric: str) -> Measurement:
         rng = self.rng
@@ -106,7 +117,8 @@ class _Drawn:
         layer: Any = rng.choice(LAYERS)
         better: Any = rng.choice(("lower", "higher", "neither"))
         n = rng.choice((0, 1, 5000, 2**53))
-        return Measurement(metric, role, self.number(), n, layer, self.interval(), versus, kind, better)
+        value = rng.choice((*[self.number() for _ in range(20)], math.inf, -math.inf, math.nan))
+        return Measurement(metric, role, value, n, layer, self.interval(), versus, kind, better)
 
     def rule(self, i: int) -> Rule:
         rng = self.rng
@@ -117,14 +129,18 @@ class _Drawn:
                 {"min": self.number()},
                 {"max": self.number(), "max_ratio_to": "reference"},
                 {"max_drop": self.number(), "max_drop_vs": "original"},
+                {"min": 0.1, "max": 3.0, "min_ratio_to": "reference", "max_ratio_to": "reference"},
             )
         )
+        limits["profile"] = rng.choice((None, None, "quick", "standard", "thorough"))
+        limits["scope"] = rng.choice((None, None, "output", "influence"))
         return Rule(f"{i} {self.text()}"[: rng.choice((20, 5000))], metric, optional=rng.random() < 0.3, **limits)
 
     def finding(self, i: int) -> Finding:
         rule, result = self.rule(i), self.rng.choice(tuple(Result))
         found = self.rng.choice((None, self.measurement(rule.metric)))
-        return Finding(rule, result, self.text(), found, self.text())
+        enough = self.rng.choice((None, 1, 2996, 2**60)) if result is Result.INCONCLUSIVE else None
+        return Finding(rule, result, self.text(), found, self.text(), enough)
 
     def facts(self, depth: int = 2) -> dict[str, Any]:
         rng = self.rng
@@ -139,13 +155,13 @@ class _Drawn:
         return Example(self.text(), self.texts(), before, marks[0], after, marks[1])
 
     def move(self) -> Move:
-        old, new = (tuple(self.rng.randrange(256) for _ in range(3)) for _ in range(2))
+        old, new = (tuple(self.rng.randrange(256) for _ in range(self.rng.choice((0, 1, 3, 8)))) for _ in range(2))
         return Move(self.text(), self.text(), old, new)
 
     def curves(self) -> dict[str, Any]:
         x = [float(i) for i in range(self.rng.randint(2, 20))]
         roles = self.rng.sample(ROLES, self.rng.randint(1, 4))
-        names = ("mass_by_rank", "exposure_by_k", "saturated_by_m", self.text())
+        names = (*self.rng.sample(CURVES, self.rng.randint(1, len(CURVES))), self.text())
         return {name: {"x": x, **{role: [self.rng.random() for _ in x] for role in roles}} for name in names}
 
     def decision(self) -> Decision:
@@ -155,12 +171,15 @@ class _Drawn:
         holds = (True, False, None)
         controls = tuple(Control(name, self.text(), self.text(), rng.choice(holds)) for name in names[: self.count()])
         as_of = rng.choice(("", "2026-01-02"))
-        return Decision(rng.choice(tuple(Verdict)), self.text(), findings, controls, self.texts(), as_of)
+        profile: Any = rng.choice(("quick", "standard", "thorough"))
+        return Decision(rng.choice(tuple(Verdict)), self.text(), findings, controls, self.texts(), as_of, profile)
 
     def policy(self) -> Policy | None:
         waivers = tuple(Waiver(self.text(), self.text(), self.text(), "2999-12-31") for _ in range(self.count()))
         profile: Any = self.rng.choice(("quick", "standard", "thorough"))
-        whole = Policy(tuple(self.rule(i) for i in range(self.count())), waivers, profile, digest=self.sha())
+        rules, confidence = tuple(self.rule(i) for i in range(self.count())), self.rng.choice((0.5, 0.95, 0.999))
+        stop: Any = self.rng.choice(("fail", "inconclusive"))
+        whole = Policy(rules, waivers, profile, confidence, self.rng.choice((1, 1000)), stop, self.sha())
         return self.rng.choice((None, whole))
 
     def sha(self) -> str:
@@ -172,13 +191,15 @@ class _Drawn:
         about = {"name": self.text(), "spec": list(self.texts()), "items": rng.randrange(10**6), "digest": self.sha()}
         role: Any = rng.choice(ROLES)
         curves = self.curves()
+        references = tuple(self.reference(i) for i in range(rng.choice((0, 2, 3))))
+        named = ["subject", "data", "policy", "held out", self.text()][: self.count()]
         return Report(
             decision=decision,
             gate=Gate(fail_on, rng.choice((0, 1, 5)), self.text(), self.texts(), self.texts(), rng.choice(("", self.sha()))),
             measurements=tuple(self.measurement(rng.choice((*METRICS, self.text()))) for _ in range(4 * self.count())),
-            skipped=tuple(Skipped(self.text(), role, self.text()) for _ in range(self.count())),
-            concept=rng.choice((about, about, {**about, "scope": "output", "users": 3, "interactions": 9}, {})),
-            inputs={name: self.sha() for name in ("subject", "data", "policy", self.text())[: self.count()]},
+            skipped=tuple(self.skips(role)),
+            concept=rng.choice((about, about, {**about, "scope": self.scope(), "users": 3, "interactions": 9}, {})),
+            inputs={name: self.sha() for name in [*named, *(x.name for x in references)]},
             method=rng.choice(({}, {"name": self.text(), "config": self.facts(), "changes": self.facts(1)})),
             moves=tuple(self.move() for _ in range(self.count())),
             examples=tuple(self.example() for _ in range(self.count())),
@@ -186,13 +207,20 @@ class _Drawn:
             policy=self.policy(),
             run=rng.choice(({}, {"started": self.text(), "seconds": 1.5, "command": self.text(), "environment": self.facts()})),
             limits=self.texts(),
-            references=tuple(self.reference(i) for i in range(rng.choice((0, 2, 3)))),
+            references=references,
             likeness=tuple(self.likeness() for _ in range(self.count())),
         )  # fmt: skip
 
+    def scope(self) -> str:
+        return self.rng.choice(("output", "influence"))
+
     def reference(self, i: int) -> ReferenceFigures:
         found = tuple(self.measurement(self.rng.choice(METRICS)) for _ in range(self.count()))
-        return ReferenceFigures(f"reference.{i}", found, (Skipped(self.text(), "reference", self.text()),))
+        name = "reference" if i == 0 else f"reference.{i + 1}"
+        return ReferenceFigures(name, found, tuple(self.skips("reference")))
+
+    def skips(self, role: Any) -> list[Skipped]:
+        return [Skipped(self.text(), role, self.text()) for _ in range(self.count())]
 
     def likeness(self) -> LikenessRow:
         verdict: Any = self.rng.choice(("equivalent", "not equivalent", "too few", "not known"))

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from jsonschema import Draft202012Validator
@@ -15,10 +16,11 @@ from recerase.report.card import report_card
 from recerase.report.diff import diff_document, diff_rows
 from recerase.report.intoto import report_statement
 from recerase.report.json_schema import audit_schema, schema_text
+from recerase.report.junit import report_junit
 from recerase.report.markdown import capped_markdown, report_markdown
 from recerase.report.sarif import report_sarif
 from recerase.report.schema import report_bytes
-from recerase.types import Control, Decision, Finding, Gate, Report, Result, Rule, Verdict
+from recerase.types import Control, Decision, Finding, Gate, Interval, Measurement, Report, Result, Rule, Verdict
 
 FILES = {"model.safetensors": "a" * 64}
 
@@ -131,6 +133,23 @@ def test_a_fingerprint_is_the_same_whatever_was_measured_and_in_which_order(make
     other = replace(report, decision=replace(report.decision, findings=tuple(later), reason="other"), run={}, moves=())
     assert prints(other) == prints(report)
     assert len(prints(report)) == 7  # five failed, one waived, the verdict
+
+
+@pytest.mark.parametrize("over", [False, True])
+def test_an_optional_rule_with_a_value_beyond_its_limit_is_told_as_what_must_be_decided(
+    make_report: Any, over: bool
+) -> None:
+    report, rule = make_report(Verdict.INCONCLUSIVE), Rule("like", "natural.mass.old", max=3.0, optional=True)
+    value = 5.0 if over else 2.0
+    found = Measurement(rule.metric, "subject", value, 900, "behaviour", Interval(1.0, 8.0, 0.95, "bootstrap"))
+    open_ = replace(report.decision, findings=(Finding(rule, Result.INCONCLUSIVE, "open", found, "<= 3"),))
+    report = replace(report, decision=open_)
+    case, _ = ElementTree.fromstring(report_junit(report)).iter("testcase")
+    assert [child.tag for child in case] == ["error" if over else "skipped"]
+    sarif = json.loads(report_sarif(report))["runs"][0]["results"][0]
+    assert sarif["level"] == ("warning" if over else "note")
+    assert ("inconclusive%3A like" in report_annotations(report)) == over
+    assert ("rule/like" in statement(report)["predicate"]["failedTests"]) == over
 
 
 def statement(report: Report) -> dict[str, Any]:

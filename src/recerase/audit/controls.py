@@ -17,6 +17,7 @@ from typing import Literal
 
 from recerase.audit.cards import MetricSpec, metrics
 from recerase.audit.policy import decide, default_policy, in_force
+from recerase.limits import forgiven
 from recerase.types import (
     Control,
     Finding,
@@ -159,14 +160,14 @@ def _unjudged(own: Sequence[Measurement], rules: Sequence[Rule]) -> str:
 
 
 def layer_outcome(findings: Sequence[Finding]) -> tuple[Outcome, str]:
-    """A layer fails when a rule fails, passes when every rule that had to be measured passes; and on account of what.
+    """A layer fails when a rule fails, passes when every rule that is not forgiven passes; and on account of what.
 
     No rule passed is undecided: not measured is never passed.
     """
     failed = [f for f in findings if f.result is Result.FAIL]
     if failed:
         return "fails", _told(failed[0])
-    open_ = [f for f in findings if f.result is Result.INCONCLUSIVE and not f.rule.optional]
+    open_ = [f for f in findings if f.result is Result.INCONCLUSIVE and not forgiven(f)]
     if open_ or not any(f.result is Result.PASS for f in findings):
         return "undecided", f"{open_[0].rule.metric}: {open_[0].reason}" if open_ else "no rule could be measured"
     return "passes", ""

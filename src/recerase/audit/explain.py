@@ -48,8 +48,14 @@ def explained(rule: Rule, policy: Policy) -> Mapping[str, str]:
         told |= {"needs": facts["needs"]} if "needs" in facts else {}
         told |= {"probe is run": f"from the {card.profile} profile on", "a pass does not mean": card.misses}
     told["tells apart"] = power_of_metric(rule.metric)
+    told["is decided"] = (
+        "passes with the whole interval within the limit, fails with the whole of it beyond (or a value beyond that has none), and "
+        "is inconclusive between"
+    )
     told["where it cannot be measured"] = (
-        "it is told, and the verdict does not wait for it" if rule.optional else "no verdict is a pass"
+        "it is told, and the verdict does not wait for it; nor where users are too few, unless the value itself is beyond the limit"
+        if rule.optional
+        else "no verdict is a pass"
     )
     told["users it needs"] = users_needed(rule, policy)
     told["waived"] = "; ".join(

@@ -12,7 +12,20 @@ from collections.abc import Sequence
 from datetime import date
 
 from recerase.errors import UsageError
-from recerase.types import Baseline, BaselineRule, Decision, FailOn, Finding, Gate, Report, Result, Rule, Verdict
+from recerase.limits import beyond, forgiven
+from recerase.types import (
+    Baseline,
+    BaselineRule,
+    Decision,
+    FailOn,
+    Finding,
+    Gate,
+    Measurement,
+    Report,
+    Result,
+    Rule,
+    Verdict,
+)
 
 _INCONCLUSIVE = Verdict.INCONCLUSIVE.exit_code
 _BADNESS = {0: 0, _INCONCLUSIVE: 1, 1: 2}
@@ -98,9 +111,7 @@ def _compared(decision: Decision, baseline: Baseline) -> tuple[list[str], list[s
         before = same.pop() if same else None  # used up: an old finding excuses one new one
         if _regressed(finding, before):
             regressions.append(finding.rule.id)
-        elif (
-            _was_decided(finding.rule, before) if finding.result is Result.INCONCLUSIVE else _loosened(finding, before)
-        ):
+        elif _was_decided(finding, before) if finding.result is Result.INCONCLUSIVE else _loosened(finding, before):
             undecided.append(finding.rule.id)
     left = [known for same in old.values() for known in same]  # asked then, not asked now
     undecided += [known.rule.id for known in left if known.result is not Result.INCONCLUSIVE]
@@ -117,17 +128,27 @@ def _asks(rule: Rule) -> tuple[object, ...]:
     return rule.id, rule.metric, rule.max_ratio_to or rule.min_ratio_to, rule.max_drop_vs
 
 
-def _was_decided(rule: Rule, before: BaselineRule | None) -> bool:
-    """A rule that is new was decided by nobody, but only an optional one may stay open."""
-    return not rule.optional if before is None else before.result is not Result.INCONCLUSIVE
+def _was_decided(finding: Finding, before: BaselineRule | None) -> bool:
+    """Whether a rule may not be open: it was decided, or its value was not beyond the limit. One that is new was decided by nobody,
+    but only what a verdict forgives may stay open."""
+    if before is None:
+        return not forgiven(finding)
+    return before.result is not Result.INCONCLUSIVE or _crossed(finding, before)
 
 
-def _beyond(rule: Rule, *values: float) -> frozenset[str]:
-    """The sides on which any of the values is beyond the rule's limits."""
-    most = rule.max_drop if rule.max_drop_vs is not None else rule.max
-    too_high = most is not None and any(value > most for value in values)
-    too_low = rule.min is not None and any(value < rule.min for value in values)
-    return frozenset(name for name, holds in (("high", too_high), ("low", too_low)) if holds)
+def _crossed(finding: Finding, before: BaselineRule) -> bool:
+    """Whether the value itself is on a side beyond the accepted limit where the accepted one was not."""
+    was = frozenset[str]() if before.value is None else beyond(before.rule, before.value)
+    return finding.measurement is not None and bool(beyond(before.rule, finding.measurement.value) - was)
+
+
+def _surely(rule: Rule, found: Measurement) -> frozenset[str]:
+    """The sides on which a value is beyond a rule's limits and its interval does not reach back; without an interval: all it is on."""
+    sides, around = beyond(rule, found.value), found.interval
+    if around is None or math.isnan(around.low) or math.isnan(around.high):
+        return sides
+    ends = ("high", min(found.value, around.low)), ("low", max(found.value, around.high))
+    return sides & frozenset(side for side, end in ends if side in beyond(rule, end))
 
 
 def _loosened(finding: Finding, before: BaselineRule | None) -> bool:
@@ -135,8 +156,9 @@ def _loosened(finding: Finding, before: BaselineRule | None) -> bool:
     found = finding.measurement
     if finding.result is not Result.PASS or before is None or found is None or found.interval is None:
         return False
-    ends = _beyond(before.rule, found.interval.low, found.interval.high)
-    return before.result is not Result.INCONCLUSIVE and bool(ends) and not _beyond(before.rule, found.value)
+    ends = beyond(before.rule, found.value, found.interval.low, found.interval.high)
+    decided = before.result is not Result.INCONCLUSIVE or _crossed(finding, before)
+    return decided and bool(ends) and not _surely(before.rule, found)
 
 
 def _regressed(finding: Finding, before: BaselineRule | None) -> bool:
@@ -144,11 +166,11 @@ def _regressed(finding: Finding, before: BaselineRule | None) -> bool:
     failed, found = finding.result is Result.FAIL, finding.measurement
     if before is None or found is None or finding.result is Result.WAIVED:
         return failed
-    value, sides = found.value, _beyond(before.rule, found.value)
-    sides |= _beyond(finding.rule, value) if failed else frozenset()
+    value, sides = found.value, _surely(before.rule, found)
+    sides |= beyond(finding.rule, value) if failed else frozenset()
     if before.result is not Result.FAIL or before.value is None:
         return failed or bool(sides)
     ends = (before.value, before.value) if before.interval is None else (before.interval.low, before.interval.high)
     low, high = (end if math.isfinite(end) else before.value for end in ends)
-    new = sides - _beyond(before.rule, before.value)
+    new = sides - beyond(before.rule, before.value)
     return bool(new) or ("high" in sides and value > high) or ("low" in sides and value < low)

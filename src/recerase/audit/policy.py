@@ -1,8 +1,10 @@
 """The one pure function that makes a verdict of measurements.
 
 The decision that shaped this file: evidence is missing until it is there. A rule passes only where the pessimistic end
-of an interval, made with the policy's confidence on enough units, respects the limit; what was not measured, not sure
-enough or not a number is inconclusive; an audit that does not tell its controls apart passes nothing.
+of an interval, made with the policy's confidence on enough units, respects the limit, and fails only where the favourable
+end is beyond it too; what was not measured, is not a number, or lies on both sides is inconclusive. A value beyond the limit
+with no interval to speak for it fails: nothing comes out better for lack of evidence. An audit that does not tell its controls
+apart passes nothing.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from typing import Literal
 
 from recerase.audit.card import PROFILES
 from recerase.audit.policy_file import check_policy, default_policy, is_day, load_policy, parse_policy, policy_digest
+from recerase.limits import forgiven
 from recerase.stats import enough_n
 from recerase.types import (
     Control,
@@ -99,11 +102,13 @@ def decide(
 ) -> Decision:
     """The verdict on the subject: pure, and the same whatever the order of what it is given.
 
-    Rule: FAIL where the value itself is beyond the limit, PASS where the pessimistic end of its interval respects it,
-    INCONCLUSIVE otherwise (and the n that would suffice). Where a number was handed in twice, the worse one counts. A rule that
-    belongs to a wider profile or another scope than those of the audit is not asked, and has no finding.
+    Rule: PASS where the pessimistic end of its interval respects the limit, FAIL where the favourable end is beyond it too or a
+    value beyond it has no interval that could be judged, INCONCLUSIVE otherwise (and the n that would suffice). Where a number was
+    handed in twice, the worse one counts. A rule that belongs to a wider profile or another scope than those of the audit is not
+    asked, and has no finding.
     Verdict: INCONCLUSIVE while a control is broken; FAIL where a rule fails; PASS only where a rule passed, every other
-    passed, was waived or was optional and undecided, and the original and the filter control hold.
+    passed, was waived or is forgiven (optional and undecided, with no value beyond its limit), and the original and the filter
+    control hold.
     A waiver forgives what was measured for its rule and concept until its date, inclusive; `today` is the day. `profile` (None:
     the policy's) is what was run.
     """
@@ -143,53 +148,81 @@ class _Limit:
 
     def judge(self, m: Measurement, policy: Policy) -> tuple[Result, str, int | None]:
         """What it comes to, why, and of what is undecided for want of units, how many would be enough."""
-        result, reason = self._unfit(m, policy)
-        if result is not None:
-            return result, reason, None
-        assert m.interval is not None
-        value, limit, exact = self.sign * m.value, self.sign * self.bound, m.interval.method == "exact"
+        if math.isnan(m.value):
+            return Result.INCONCLUSIVE, "the measured value is not a number", None
+        over = self.sign * m.value > self.sign * self.bound
+        return self._over(m, policy) if over else self._within(m, policy)
+
+    def respected(self, m: Measurement) -> bool:
+        """Whether the value itself is within this limit; what is no number is not."""
+        return self.sign * m.value <= self.sign * self.bound
+
+    def _within(self, m: Measurement, policy: Policy) -> tuple[Result, str, int | None]:
+        """As `judge`, of a value that respects the limit: its pessimistic end decides whether it passes."""
+        if math.isinf(m.value):
+            return Result.INCONCLUSIVE, "the measured value is infinite", None
+        if m.interval is None:
+            return Result.INCONCLUSIVE, f"{m.value:.4g} has no interval, so how sure it is is not known", None
+        if doubt := _doubt(m.interval, policy):
+            return Result.INCONCLUSIVE, doubt, None
+        value, limit = self.sign * m.value, self.sign * self.bound
         end = max(value, self.sign * m.interval.low, self.sign * m.interval.high)
-        few = m.n < 1 or (m.n < policy.min_users and not exact)
+        few = m.n < 1 or (m.n < policy.min_users and m.interval.method != "exact")
         if end <= limit and not few:
             return Result.PASS, f"its pessimistic end {self.sign * end:.4g} respects the limit", None
         enough = _enough(value, end, limit, m.n, m.interval) if end > limit else 1
+        told = f"its pessimistic end {self.sign * end:.4g} is beyond the limit"
         if enough is None:
-            told = f"its pessimistic end {self.sign * end:.4g} is beyond the limit: no n would suffice"
-            return Result.INCONCLUSIVE, told, None
+            return Result.INCONCLUSIVE, f"{told}: {_no_more(m.interval)}", None
         if few:
             enough = max(policy.min_users, enough)
             return Result.INCONCLUSIVE, f"n = {m.n} is too few: n = {enough} or more would suffice", enough
-        told = f"its pessimistic end {self.sign * end:.4g} is beyond the limit: n = {enough} or so would suffice"
-        return Result.INCONCLUSIVE, told, enough
+        return Result.INCONCLUSIVE, f"{told}: n = {enough} or so would suffice", enough
 
-    def _unfit(self, m: Measurement, policy: Policy) -> tuple[Result | None, str]:
-        """What is decided by the value alone, or cannot be for it is no number or not sure; None where the interval decides."""
+    def _over(self, m: Measurement, policy: Policy) -> tuple[Result, str, int | None]:
+        """As `judge`, of a value beyond the limit: it fails unless the favourable end of an interval speaks for it."""
+        told = f"{m.value:.4g} is beyond the limit"
+        if m.interval is None or m.interval.low == m.value == m.interval.high:
+            return Result.FAIL, told, None
         value, limit = self.sign * m.value, self.sign * self.bound
-        if math.isnan(m.value):
-            return Result.INCONCLUSIVE, "the measured value is not a number"
-        if value > limit:
-            return Result.FAIL, f"{m.value:.4g} is beyond the limit"
-        if math.isinf(m.value):
-            return Result.INCONCLUSIVE, "the measured value is infinite"
-        if m.interval is None:
-            return Result.INCONCLUSIVE, f"{m.value:.4g} has no interval, so how sure it is is not known"
-        exact = m.interval.method == "exact"
-        if not exact and not policy.confidence <= m.interval.confidence <= 1:  # what is not a number is no confidence
-            held, asked = 100 * m.interval.confidence, 100 * policy.confidence
-            return Result.INCONCLUSIVE, f"its interval is at {held:g} % confidence, the policy asks for {asked:g} %"
-        ends = (value, self.sign * m.interval.low, self.sign * m.interval.high)
-        if any(map(math.isnan, ends)):
-            return Result.INCONCLUSIVE, "an end of its interval is not a number"
-        return None, ""
+        ends = (self.sign * m.interval.low, self.sign * m.interval.high)
+        doubt = _doubt(m.interval, policy) or ("" if m.n >= 1 else f"its n is {m.n}")
+        if doubt := doubt or ("its interval does not hold it" if value > max(ends) else ""):
+            return Result.FAIL, f"{told}, and {doubt}", None
+        end = min(value, *ends)
+        if end > limit:
+            return Result.FAIL, f"{told}, and so is the favourable end {self.sign * end:.4g} of its interval", None
+        told += f", but the favourable end {self.sign * end:.4g} of its interval is not"
+        enough = _enough(-value, -end, -limit, m.n, m.interval)
+        if enough is None:
+            return Result.INCONCLUSIVE, f"{told}: {_no_more(m.interval)}", None
+        enough = max(enough, policy.min_users) if m.n < policy.min_users else enough
+        return Result.INCONCLUSIVE, f"{told}: n = {enough} or so would settle it", enough
+
+
+def _doubt(interval: Interval, policy: Policy) -> str:
+    """Why nothing can be decided by an interval; empty: it can."""
+    exact = interval.method == "exact"
+    if not exact and not policy.confidence <= interval.confidence <= 1:  # what is not a number is no confidence
+        held, asked = 100 * interval.confidence, 100 * policy.confidence
+        return f"its interval is at {held:g} % confidence, the policy asks for {asked:g} %"
+    return "an end of its interval is not a number" if any(map(math.isnan, (interval.low, interval.high))) else ""
 
 
 def _enough(value: float, end: float, limit: float, n: int, interval: Interval) -> int | None:
     """As `enough_n`; None also where it is not users that are lacking: references or items differ by as much, or ends are exact."""
     return (
         None
-        if interval.method in (SPREAD, ITEMS, "exact")
+        if interval.method in (SPREAD, ITEMS, "exact") or interval.confidence == 1
         else enough_n(value, end, limit, n, interval.method, interval.confidence)
     )
+
+
+def _no_more(interval: Interval) -> str:
+    """Why no n is named."""
+    spread = "references differ by as much"  # exact numbers have a width where several references are compared with
+    lacking = {SPREAD: spread, "exact": spread, ITEMS: "few items lie behind it"}.get(interval.method)
+    return f"no n would suffice{'' if lacking is None else f', for {lacking}'}"
 
 
 def _limits(rule: Rule) -> list[_Limit]:
@@ -203,10 +236,12 @@ def _finding(rule: Rule, own: Sequence[Measurement], missing: Sequence[tuple[str
     if not own:
         return Finding(rule, Result.INCONCLUSIVE, _why_missing(rule, missing), None, limit)
     sides = _limits(rule)
-    judged = [(side.judge(m, policy), m) for side in sides for m in own]
+    judged = [(side.judge(m, policy), not side.respected(m), m) for side in sides for m in own]
     if not judged:
         return Finding(rule, Result.INCONCLUSIVE, "the rule sets no limit", own[0], limit)
-    (result, reason, enough), m = max(judged, key=lambda j: (_SEVERITY[j[0][0]], j[0][2] or 0, j[0][1], repr(j[1])))
+    (result, reason, enough), _, m = max(
+        judged, key=lambda j: (_SEVERITY[j[0][0]], j[1], j[0][2] or 0, j[0][1], repr(j[2]))
+    )
     return Finding(rule, result, reason, m, limit, enough)
 
 
@@ -273,7 +308,7 @@ def _conclude(
     failed = [f for f in findings if f.result is Result.FAIL]
     if failed:
         return Verdict.FAIL, f"{_counted(failed, findings)} failed: {_names(failed)}"
-    undecided = [f for f in findings if f.result is Result.INCONCLUSIVE and not f.rule.optional]
+    undecided = [f for f in findings if f.result is Result.INCONCLUSIVE and not forgiven(f)]
     if undecided:
         told = f"{_counted(undecided, findings)} could not be decided: {_names(undecided)}"
         if policy.on_inconclusive == "fail":

@@ -7,6 +7,7 @@ docs.github.com/actions/reference/workflow-commands and of the runner's own tool
 
 from __future__ import annotations
 
+from recerase.limits import forgiven
 from recerase.report.wording import gate_text, interval_text, title_text, value_text
 from recerase.types import Finding, Report, Result, Verdict
 
@@ -18,7 +19,8 @@ def report_annotations(report: Report) -> str:
     """The commands, a line each; empty where every rule passed, or was waived, and the exit code is 0.
 
     `::error title=TITLE::MESSAGE` for a rule that is violated, `::warning` for one that could not be decided and is not
-    optional, and before them one for the verdict unless it is a pass with exit code 0. Equal reports give equal text.
+    forgiven (optional, with no value beyond its limit), and before them one for the verdict unless it is a pass with exit code 0.
+    Equal reports give equal text.
     """
     lines = []
     decision, gate = report.decision, report.gate
@@ -27,8 +29,7 @@ def report_annotations(report: Report) -> str:
         level = "error" if decision.verdict is Verdict.FAIL or gate.exit_code == 1 else "warning"
         lines.append(command(level, f"{decision.verdict.value}: {concept}", f"{decision.reason} {gate_text(gate)}"))
     for finding in decision.findings:
-        undecided = finding.result is Result.INCONCLUSIVE and finding.rule.optional
-        if finding.result in _LEVELS and not undecided:
+        if finding.result in _LEVELS and not forgiven(finding):
             lines.append(command(_LEVELS[finding.result], f"{finding.result.value}: {finding.rule.id}", _told(finding)))
     return "".join(f"{line}\n" for line in lines)
 

@@ -29,7 +29,8 @@ _UNPRINTED = re.compile("[^\u0020-\u007e\u00a0-\ud7ff\ue000-\ufffd\U00010000-\U0
 """What YAML 1.1 does not allow in a document, escaped or not."""
 _MEANS = {
     Verdict.PASS: "No rule of the policy that was asked is violated for this concept, on the histories and attacks that were "
-    "tried, unless it was waived; rules that were waived, or are optional and could not be decided, are in the table below, "
+    "tried, unless it was waived; rules that were waived, or are optional and could not be decided (none with a value beyond its "
+    "limit), are in the table below, "
     "those that this audit did not ask among its limitations.",
     Verdict.FAIL: "At least one rule of the policy is violated. Do not serve this checkpoint as one without the concept.",
     Verdict.INCONCLUSIVE: "The audit could not decide. Do not take it for a pass.",

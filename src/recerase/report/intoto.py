@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from recerase.limits import forgiven
 from recerase.report.codec import document_bytes, plain
 from recerase.report.schema import SCHEMA, report_digest
 from recerase.types import Report, Result, Verdict
@@ -50,7 +51,7 @@ def _outcomes(report: Report) -> list[tuple[str, str]]:
     passed, warned, failed = _KEYS
     found = []
     for finding in report.decision.findings:
-        soft = finding.result is Result.WAIVED or (finding.result is Result.INCONCLUSIVE and finding.rule.optional)
+        soft = finding.result is Result.WAIVED or forgiven(finding)
         key = passed if finding.result is Result.PASS else warned if soft else failed
         found.append((f"rule/{plain(finding.rule.id, 'rule')}", key))
     asked = {finding.rule.id for finding in report.decision.findings}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from xml.etree import ElementTree as Xml
 
+from recerase.limits import forgiven
 from recerase.report.schema import report_digest
 from recerase.report.wording import gate_text, interval_text, rules_tally, title_text, value_text
 from recerase.types import Finding, Report, Result, Verdict
@@ -47,10 +48,9 @@ def _case(finding: Finding, concept: str) -> Xml.Element:
         "testcase", {"classname": f"recerase.{_safe(concept)}", "name": _safe(finding.rule.id), "time": "0"}
     )
     text = f"{finding.result.value}: {finding.reason} ({finding.rule.metric}, limit {finding.limit})"
-    optional = finding.result is Result.INCONCLUSIVE and finding.rule.optional
     tag = {Result.FAIL: "failure", Result.INCONCLUSIVE: "error", Result.WAIVED: "skipped"}.get(finding.result)
     if tag is not None:
-        _told(case, "skipped" if optional else tag, finding.result.value, finding.reason, text)
+        _told(case, "skipped" if forgiven(finding) else tag, finding.result.value, finding.reason, text)
     return case
 
 

@@ -12,6 +12,7 @@ import re
 from importlib import metadata
 from typing import Any
 
+from recerase.limits import forgiven
 from recerase.report.codec import document_bytes, plain
 from recerase.report.labels import metric_label
 from recerase.report.schema import report_digest
@@ -67,7 +68,7 @@ def _rule(finding: Finding) -> dict[str, Any]:
     return {
         "id": _safe(rule.id, 255),
         "shortDescription": {"text": _safe(f"{metric_label(rule.metric)}: {finding.limit}")},
-        "help": {"text": _safe(f"{rule.metric} must be {finding.limit}, with the pessimistic end of its interval.")},
+        "help": {"text": _safe(f"{rule.metric} must be {finding.limit}, with the whole of its interval.")},
         "defaultConfiguration": {"level": "note" if rule.optional else "error"},
         "properties": {"metric": _safe(rule.metric), "limit": _safe(finding.limit), "result": finding.result.value},
     }
@@ -84,7 +85,7 @@ def _verdict_rule() -> dict[str, Any]:
 
 def _result(report: Report, finding: Finding, index: int) -> dict[str, Any]:
     found, rule = finding.measurement, finding.rule
-    soft = finding.result is Result.WAIVED or (rule.optional and finding.result is Result.INCONCLUSIVE)
+    soft = finding.result is Result.WAIVED or forgiven(finding)
     level = "error" if finding.result is Result.FAIL else "note" if soft else "warning"
     value = "not measured" if found is None else f"{value_text(found)} {interval_text(found)}".strip()
     text = f"{finding.result.value}: {metric_label(rule.metric)} is {value}, limit {finding.limit}. {finding.reason}"
