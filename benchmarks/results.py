@@ -128,7 +128,7 @@ WORLDS = (
         TokenizeConfig(levels=3, codes=64),
         16,
         {"horror": "category=Horror"},
-        1,
+        3,
         searched=False,
         dropout=0.1,
         kind="seq2seq",
