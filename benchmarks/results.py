@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from results_tables import results_markdown, write_readme
 
@@ -81,7 +81,6 @@ class World:
     searched: bool = True
     """Whether settings are searched; where not, every method runs with its own."""
     dropout: float = TrainConfig.dropout
-    kind: Literal["causal", "seq2seq"] = "causal"
     users: int | None = None
     """How many test users are drawn whose lists are read, unless the command says; None: all."""
 
@@ -122,17 +121,6 @@ WORLDS = (
         dropout=0.1,
         users=6000,
     ),
-    World(
-        "t5",
-        "ml-100k",
-        TokenizeConfig(levels=3, codes=64),
-        16,
-        {"horror": "category=Horror"},
-        3,
-        searched=False,
-        dropout=0.1,
-        kind="seq2seq",
-    ),
 )
 
 
@@ -148,7 +136,7 @@ class Setup:
     """How settings are chosen, on the first concept of a data set."""
     model: ModelConfig = field(default_factory=ModelConfig)
     training: TrainConfig = field(default_factory=lambda: TrainConfig(bf16=True))
-    """`epochs` and `dropout` are the world's, and `kind` of the model."""
+    """`epochs` and `dropout` are the world's."""
     threads: int = 1
 
 
@@ -186,7 +174,7 @@ def trained(world: World, concept: str | None, seed: int, setup: Setup, train: b
             setup.data / world.data,
             sids,
             path,
-            _model(world, setup),
+            setup.model,
             TrainConfig(**recipe),
             without=spec,
             run=run,
@@ -195,7 +183,7 @@ def trained(world: World, concept: str | None, seed: int, setup: Setup, train: b
     told = read_manifest(path)["provenance"]
     left_out = None if concept is None else [world.concepts[concept]]
     without = None if told["without"] is None else list(told["without"]["spec"])
-    if told["training"] != recipe or told["model"] != asdict(_model(world, setup)) or without != left_out:
+    if told["training"] != recipe or told["model"] != asdict(setup.model) or without != left_out:
         raise UsageError(f"{path} was trained by another recipe.", "Remove it to train it again.")
     return path
 
@@ -251,11 +239,7 @@ def ablated(world: World, concept: str, setup: Setup) -> None:
 
 def _recipe(world: World, setup: Setup) -> Any:
     """How the models of a world are trained."""
-    return _plain({"model": asdict(_model(world, setup)), "training": _training(world, setup)})
-
-
-def _model(world: World, setup: Setup) -> ModelConfig:
-    return replace(setup.model, kind=world.kind)
+    return _plain({"model": asdict(setup.model), "training": _training(world, setup)})
 
 
 def _training(world: World, setup: Setup) -> dict[str, Any]:
@@ -466,13 +450,12 @@ def write(groups: Mapping[str, tuple[World, str]], setup: Setup, out: Path) -> N
         "model": asdict(setup.model),
         "training": asdict(setup.training),
         "epochs": {world.name: world.epochs for name, (world, _) in groups.items() if name in found},
-        "kinds": {world.name: world.kind for name, (world, _) in groups.items() if name in found},
         "sids": {world.name: _sids(world) for name, (world, _) in groups.items() if name in found},
         "dropout": {world.name: world.dropout for name, (world, _) in groups.items() if name in found},
         "searched": {
             "budget": setup.searched.search,
             "users": setup.searched.search_users,
-            "without": sorted({world.name for world, _ in groups.values() if not world.searched}),
+            "without": sorted({world.data for world, _ in groups.values() if not world.searched}),
         },
         "environment": asdict(environment(0, setup.threads)),
         "groups": found,

@@ -50,12 +50,11 @@ def _comparison(found: Mapping[str, Any]) -> Comparison:
 
 def _made(results: Mapping[str, Any]) -> str:
     model, where = results["model"], results["environment"]
-    kinds = ", ".join(f"{told} ({name})" for name, told in results["kinds"].items())
     epochs, dropout = (", ".join(f"{n} ({name})" for name, n in results[key].items()) for key in ("epochs", "dropout"))
     sids = ", ".join(f"{told} ({name})" for name, told in results["sids"].items())
     return (
         f"Made {results['date']} with `{results['command']}` (its steps may be run one by one); {where['threads']} torch thread "
-        f"a process, {where['device']}, torch {where['torch']}, {where['platform']}. Models: {kinds}, "
+        f"a process, {where['device']}, torch {where['torch']}, {where['platform']}. The models are {model['kind']}, "
         f"{model['layers']} layers of width {model['width']}, dropout {dropout}, epochs {epochs}. Original and every "
         f"method's model are of one training; references have their own seeds. SIDs: {sids}. {_searched(results['searched'])}"
     )
@@ -67,7 +66,9 @@ def _searched(told: Mapping[str, Any]) -> str:
             "**Untuned**: every method runs with its own settings; those of `tracer` and `renormalise` were chosen on validation "
             "users of these data sets, beside references of filament, hatchbox, needles and horror."
         )
-    without = "".join(f" On {name} nothing was searched: every method runs with its own." for name in told["without"])
+    without = "".join(
+        f" On {name} nothing was searched: every method runs with its own." for name in told.get("without", ())
+    )
     return (
         f"Settings: {told['budget']} a method (its own first) were tried on the first concept of a data set, on {told['users']:,} "
         "validation users, and those chosen are used for all its concepts. `tracer` and `renormalise` run as they are shipped; their "

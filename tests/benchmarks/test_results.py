@@ -142,7 +142,6 @@ def test_a_model_of_another_recipe_or_concept_is_refused(bed: Bed) -> None:
         (world, bed.setup(training=TrainConfig(validation_users=20, lr=1e-5))),
         (world, bed.setup(model=ModelConfig(width=32, layers=1, heads=2, feed_forward=16, window=5))),
         (replace(world, epochs=2), bed.setup()),
-        (replace(world, kind="seq2seq"), bed.setup()),
         (replace(world, concepts={"vaping": 'title~"e"'}), bed.setup()),
     ]
     for other, setup in wrong:
