@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from tests.erase.conftest import World
 
 from recerase.catalog.interactions import Histories
+from recerase.erase import twins
 from recerase.erase.frontier import Frontier, Walk, besides, frontier
 from recerase.erase.paths import start
 from recerase.erase.twins import Unseen, drawn_twins
@@ -78,3 +80,33 @@ def test_a_seed_draws_the_same_twins_and_another_others(world: World, loud: Loud
     assert all(torch.equal(a, b) for a, b in zip(first.twins, again.twins, strict=True))
     assert torch.equal(first.continued, again.continued)
     assert not all(torch.equal(a, b) for a, b in zip(first.twins, other.twins, strict=True))
+
+
+def test_histories_are_read_a_few_at_a_time_and_every_part_has_its_own_drawings(
+    world: World, loud: Loud, batch: Histories, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, found = loud("causal"), frontier(world.table, world.members)
+    clean = batch.without(world.members)
+    assert len(clean) > 5
+    read: list[list[torch.Tensor]] = []
+    real = twins._continued
+
+    def noted(*given: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        read.append(given[4])
+        return real(*given)
+
+    def lent(seen: Walk) -> torch.Tensor:
+        return torch.cat([x[:, rank.closed] for x, rank in zip(seen.joint, found.ranks, strict=True)], 1)
+
+    monkeypatch.setattr(twins, "_continued", noted)
+    picks = twins._picks(found, 64, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        whole = twins._means(model, world.table, found, clean, lent, picks)
+        monkeypatch.setattr(twins, "_AT_ONCE", 5)
+        cut = twins._means(model, world.table, found, clean, lent, picks)
+    for i in (0, *range(3, len(whole))):  # what precedes a twin, and what stands beside it
+        torch.testing.assert_close(cut[i], whole[i], rtol=1e-4, atol=1e-8)
+    depth = max(range(len(picks)), key=lambda d: picks[d].numel())
+    used = [part[depth][: twins._SETS] for part in read[1:]]
+    assert len(used) == -(-len(clean) // 5)
+    assert all(torch.equal(a, picks[depth][i * twins._SETS :][: twins._SETS]) for i, a in enumerate(used))

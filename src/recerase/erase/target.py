@@ -34,7 +34,7 @@ from recerase.parallel import workers
 from recerase.sid.table import SidTable
 from recerase.types import BoolArray, IntArray, Scope
 
-FEW = 32
+FEW = 128
 """Histories after which twins are drawn and what follows them is read."""
 NOTHING = 1e-30
 """Stands for probability 0 where a logarithm is taken."""

@@ -22,7 +22,9 @@ from recerase.model.recommender import Recommender, State
 from recerase.sid.table import SidTable
 
 DRAWINGS = 256
-_SETS = 4
+_SETS = 8
+"""Drawings after which what follows is read, for every `_AT_ONCE` histories."""
+_AT_ONCE = 32
 _LEAST = 1e-30
 
 
@@ -34,7 +36,8 @@ class Unseen:
     """A depth: int64 [n_closed] the row that stands for the prefix's last code, -1 where the level has no unused code."""
     continued: Tensor
     """[E] log of the sum, over the items below, of p_0(rest of the SID | twin); 0 for whole SIDs. A geometric mean over histories
-    and several drawings, for what follows hardly depends on either."""
+    and drawings: what follows hardly depends on the history, but much on the twin, so that with four drawings the concept's
+    target differed twelvefold between five seeds, and with 32 twofold (hatchbox)."""
     part: Tensor
     """[N] log of each item's part of that sum; 0 elsewhere."""
 
@@ -53,19 +56,37 @@ def drawn_twins(
         histories: a few, without concept items.
         lent: of a walk, [B, E] log of the share of what precedes each closed prefix that is not the concept's.
     """
-    state = start(model, table, histories)
-    kept = lent(walk(model, state, found)).exp().mean(0)  # [E]
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     picks = _picks(found, DRAWINGS, generator)
-    continued, part = _continued(model, table, found, state, picks)
+    kept, continued, each, *near = _means(model, table, found, histories, lent, picks)
     weight = (kept * continued.exp()).cpu().split([len(rank.below) for rank in found.ranks])
     mean = total = torch.zeros(DRAWINGS)
-    for rank, rows, near, w in zip(found.ranks, picks, besides(model, state, found), weight, strict=True):
-        own = near.cpu().gather(1, rows.T.clamp(min=0)).T * (rows >= 0) * w  # [DRAWINGS, n_closed]
+    for rank, rows, beside, w in zip(found.ranks, picks, near, weight, strict=True):
+        own = beside.cpu().gather(1, rows.T.clamp(min=0)).T * (rows >= 0) * w  # [DRAWINGS, n_closed]
         total = total + own.sum(1)
-        mean = mean + (near.cpu() * rank.virgin.cpu()).sum(1) @ w
+        mean = mean + (beside.cpu() * rank.virgin.cpu()).sum(1) @ w
     best = int((total.clamp(min=_LEAST).log() - mean.clamp(min=_LEAST).log()).abs().argmin())
-    return Unseen(tuple(rows[best].to(state.hidden.device) for rows in picks), continued, part)
+    twins = tuple(rows[best].to(continued.device) for rows in picks)
+    return Unseen(twins, continued, _parts(found, each))
+
+
+def _means(
+    model: Recommender,
+    table: SidTable,
+    found: Frontier,
+    histories: Histories,
+    lent: Callable[[Walk], Tensor],
+    picks: Sequence[Tensor],
+) -> list[Tensor]:
+    """Means over the histories, _AT_ONCE at a time: what `lent` gives [E], what `_continued` gives [E] and [N], and `besides`."""
+    sums: list[Tensor] = []
+    for turn, rows in enumerate(np.array_split(np.arange(len(histories)), max(1, -(-len(histories) // _AT_ONCE)))):
+        state, others = start(model, table, histories.take(rows)), [of.roll(-_SETS * turn, 0) for of in picks]
+        free = lent(walk(model, state, found)).exp().mean(0)
+        parts = [free, *_continued(model, table, found, state, others), *besides(model, state, found)]
+        parts = [part * (len(rows) / len(histories)) for part in parts]
+        sums = [a + b for a, b in zip(sums, parts, strict=True)] if sums else parts
+    return sums
 
 
 def _picks(found: Frontier, n: int, generator: torch.Generator) -> list[Tensor]:
@@ -84,7 +105,8 @@ def _picks(found: Frontier, n: int, generator: torch.Generator) -> list[Tensor]:
 def _continued(
     model: Recommender, table: SidTable, found: Frontier, state: State, picks: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """`continued` [E] and `part` [N] of Unseen, over _SETS of the twins picked, each after a part of the histories.
+    """`continued` [E] of Unseen and [N] log p_0(rest of each item's SID | twin), over the first _SETS of the twins picked, each after
+    a part of the histories.
 
     Where a level has no unused code what follows is taken to be even: 1 / K a level.
     """
@@ -106,7 +128,16 @@ def _continued(
             rest = torch.where(rows[0].to(device)[owner] >= 0, torch.cat(parts), even)  # [B, P]
         chance = torch.zeros(len(rest), len(rank.below), device=device).index_add(1, owner, rest.exp())
         totals.append(chance.clamp(min=_LEAST).log().mean(0))
-        each = rest.mean(0)
-        below = torch.zeros(len(rank.below), device=device).index_add(0, owner, each.exp()).clamp(min=_LEAST).log()
-        part[torch.from_numpy(items).to(device)] = each - below[owner]
+        part[torch.from_numpy(items).to(device)] = rest.mean(0)
     return torch.cat(totals), part
+
+
+def _parts(found: Frontier, each: Tensor) -> Tensor:
+    """`part` [N] of Unseen, from the mean log p_0(rest | twin) of every item [N]."""
+    part = torch.zeros_like(each)
+    for rank in found.ranks:
+        items = torch.from_numpy(np.concatenate([*rank.below, np.empty(0, np.int64)]).astype(np.int64)).to(each.device)
+        owner = torch.from_numpy(np.repeat(np.arange(len(rank.below)), [len(b) for b in rank.below])).to(each.device)
+        below = each.new_zeros(len(rank.below)).index_add(0, owner, each[items].exp()).clamp(min=_LEAST).log()
+        part[items] = each[items] - below[owner]
+    return part
