@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from recerase.erase import objectives
+from recerase.erase.ahead import attacked
 from recerase.erase.both import Both
 from recerase.erase.examples import draw, neighbours
 from recerase.erase.frontier import continuation, walk
@@ -79,6 +80,8 @@ def erase(request: EraseRequest, config: TracerConfig) -> Erased:
     return Erased(run.model, table, summary)
 
 
+_ATTACK = 32
+"""Pairs of the attack that is looked ahead at."""
 _LOOKS = 4
 """Times in settling that what follows the concept's codes is read anew."""
 
@@ -240,6 +243,9 @@ class _Run:
             if step % -(-config.settle_steps // _LOOKS) == 0:
                 both.look(model, few)
             target = next(batches)
+            optimizer.zero_grad()
+            if config.look_ahead and step % config.look_ahead == config.look_ahead - 1:
+                self._look_ahead(both, target, table if step // config.look_ahead % 2 == 0 else request.table)
             stale = self.rng.random() < config.stale
             with self.supply.precision():
                 state = start(model, request.table if stale else table, target.histories)
@@ -247,7 +253,6 @@ class _Run:
                 lost = self._both_reached(both, state, target)
                 if config.sequences:
                     kept = kept + self._retained()
-            optimizer.zero_grad()
             (kept + config.forget_weight * lost).backward()
             torch.nn.utils.clip_grad_norm_(model.module.parameters(), config.clip)
             optimizer.step()
@@ -255,6 +260,19 @@ class _Run:
             observer.advance("settle", 1, **figures)
         observer.finish("settle")
         return {"settle_losses": {k: round(v, 5) for k, v in figures.items()}}
+
+    def _look_ahead(self, both: Both, target: Target, table: SidTable) -> None:
+        """Gradients of how far the concept's SIDs are from their target in the model that one step of relearning makes of this one.
+
+        Nothing where no training interaction leads to the concept: then nobody can relearn from such.
+        """
+        pairs = draw(self.supply.examples.forget, _ATTACK, self.rng)
+        if not len(pairs):
+            return
+        with attacked(self.model, table, pairs, self.config.look_rate):
+            with self.supply.precision():
+                lost = self._both_reached(both, start(self.model, table, target.histories), target)
+            (self.config.forget_weight * lost).backward()
 
     def _both_reached(self, both: Both, state: State, target: Target) -> Tensor:
         """How far the SIDs of either table are from their target: each closed prefix, all of a table's together, single items."""

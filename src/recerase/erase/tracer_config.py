@@ -48,6 +48,11 @@ class TracerConfig:
     own_weight: float = 1.0
     """In settling, how much single items count beside their prefixes: the one that a history leads to, for what was learnt of such
     pairs is the last to go, and one of those that share a prefix. Else their order tells who took what."""
+    look_ahead: int = 0
+    """Every so many settling steps also the model that one step of relearning makes of this one is held to the target; 0: never. 3
+    makes relearning slower, for half as many seconds again and some utility."""
+    look_rate: float = 1.5e-3
+    """How far every weight moves in that step: five of the audit's attacker."""
     coherence: Literal["mass", "pairs"] = "mass"
     coherence_weight: float = 0.02
     """l2; 0 or negative where even the concept's neighbours would tell."""
@@ -77,8 +82,9 @@ class TracerConfig:
         """Raises UsageError for settings with which no step could be taken, all at once."""
         least = {"batch": 4, "pool": 1, "forced": 1, "neighbours": 1, "commit_candidates": 1}
         problems = [f"{name} must be at least {n}" for name, n in least.items() if getattr(self, name) < n]
-        positive = ("lr", "phi_lr", "settle_lr", "tau_start", "tau_end", "beta")
+        positive = ("look_rate", "lr", "phi_lr", "settle_lr", "tau_start", "tau_end", "beta")
         problems += [f"{name} must be above 0" for name in positive if not getattr(self, name) > 0]
+        problems += ["look_ahead must be 0 or more"] if self.look_ahead < 0 else []
         if not self.reassign_steps and not self.settle_steps:
             problems.append("reassign_steps and settle_steps cannot both be 0")
         if problems:
