@@ -345,8 +345,9 @@ def _made(
 
 
 def _belongs(group: str, part: str) -> bool:
-    """Whether a pass is made of a group: two of them are not made of all."""
-    return group in INFLUENCED if part == "influence" else part != "ucan" or group.startswith("ml-")
+    """Whether a pass is made of a group: three of them are not made of all."""
+    some = {"influence": group in INFLUENCED, "ahead": group in ABLATED, "ucan": group.startswith("ml-")}
+    return some.get(part, True)
 
 
 def configs(given: argparse.Namespace) -> tuple[dict[str, api.CompareConfig], api.CompareConfig]:
@@ -363,7 +364,8 @@ def configs(given: argparse.Namespace) -> tuple[dict[str, api.CompareConfig], ap
     }
     figures = replace(whole, ucan=given.ucan)
     nought = api.CompareConfig(methods=INFLUENCE, seeds=(0,), scope="influence", **common)
-    passes = {"methods": whole, "seeds": close, "influence": nought, "ucan": figures}
+    ahead = replace(close, methods=("tracer",), overrides=("tracer.look_ahead=3",))
+    passes = {"methods": whole, "seeds": close, "influence": nought, "ahead": ahead, "ucan": figures}
     return passes, api.CompareConfig(methods=tried, seeds=(0,), **few)
 
 

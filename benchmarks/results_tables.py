@@ -104,6 +104,7 @@ TITLES = {
     "methods": "all methods, one seed",
     "seeds": "three seeds, and relearning",
     "influence": "scope influence (concept items of a history are to count for nothing)",
+    "ahead": "tracer with relearning looked ahead at (an option), three seeds",
     "ucan": "U-CAN's figures",
 }
 
