@@ -221,7 +221,7 @@ class Gate:
     regressions: tuple[str, ...] = ()
     """Rules that are worse than in the baseline; empty without one."""
     undecided: tuple[str, ...] = ()
-    """What the baseline had decided and this audit has not: rules, controls, or `verdict`; empty without one."""
+    """What the baseline had decided and this audit has not, or leaves open and worse: rules, controls, or `verdict`."""
     baseline: str = ""
     """Digest of the baseline; empty without one."""
 

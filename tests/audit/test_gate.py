@@ -106,6 +106,8 @@ def test_what_is_accepted_is_kept_with_its_numbers() -> None:
         (finding(OPEN, 0.4), finding(OPEN, 0.6, reach=0.2), 5),  # it was on the right side
         (finding(OPEN, None), finding(OPEN, 0.6, reach=0.2), 5),
         (finding(OPEN, 0.6, reach=0.2), finding(OPEN, 0.6, reach=0.2), 0),  # known
+        (finding(OPEN, 0.6, reach=0.2), finding(OPEN, 0.75, reach=0.3), 0),  # within what was known
+        (finding(OPEN, 0.6, reach=0.2), finding(OPEN, 0.9, reach=0.45), 5),  # worse than that, if not beyond doubt
         (finding(OPEN, 0.6, reach=0.2), finding(FAIL), 1),
         (finding(OPEN, 0.6, reach=0.2), finding(PASS, 0.1), 0),
     ],
@@ -168,6 +170,8 @@ def test_a_limit_that_was_loosened_is_still_the_baseline_s() -> None:
         (finding(FAIL), 0.52, 5),
         (finding(OPEN, 0.4), 0.52, 5),
         (finding(OPEN, 0.6, reach=0.2), 0.52, 0),
+        (finding(OPEN, 0.52, reach=0.02), 0.53, 0),
+        (finding(OPEN, 0.51, reach=0.01), 0.53, 5),  # further out than what was known, and not beyond doubt
     ):
         assert code(decision(finding(PASS, value, loose)), baseline(old)) == expected, (old, value)
     blind = finding(PASS, 0.52, loose)

@@ -35,9 +35,10 @@ def gate(decision: Decision, fail_on: FailOn = "policy", baseline: Baseline | No
     """The exit code of a decision, held against a baseline if there is one.
 
     policy: the verdict's. regression: 1 where a rule fails that did not fail in the baseline, or fails with a value
-    beyond the baseline's interval; 5 where the audit is invalid, or has not decided what the baseline had. A limit that
-    was loosened since is still the baseline's. any: the worse of the two. never: 0. Raises UsageError for a regression
-    without a baseline, and for a baseline that has no digest.
+    beyond the baseline's interval; 5 where the audit is invalid, has not decided what the baseline had, or leaves open a value
+    that is beyond its limit where the baseline's was not, or not as far. A limit that was loosened since is still the baseline's.
+    any: the worse of the two. never: 0.
+    Raises UsageError for a regression without a baseline, and for a baseline that has no digest.
     """
     if baseline is None:
         if fail_on == "regression":
@@ -96,12 +97,12 @@ def _by_baseline(decision: Decision, regressions: Sequence[str], undecided: Sequ
     if regressions:
         return 1, f"worse than in the baseline: {', '.join(regressions)}"
     if undecided:
-        return _INCONCLUSIVE, f"decided in the baseline and not here: {', '.join(undecided)}"
+        return _INCONCLUSIVE, f"decided in the baseline and not here, or open here and worse: {', '.join(undecided)}"
     return 0, "nothing is worse than in the baseline"
 
 
 def _compared(decision: Decision, baseline: Baseline) -> tuple[list[str], list[str]]:
-    """What is worse than in the baseline, and what the baseline had decided that is open now; each in its order."""
+    """What is worse than in the baseline, and what is open now that the baseline had decided or knew better; each in its order."""
     old: dict[tuple[object, ...], list[BaselineRule]] = {}
     for known in baseline.rules:
         old.setdefault(_asks(known.rule), []).append(known)
@@ -129,17 +130,28 @@ def _asks(rule: Rule) -> tuple[object, ...]:
 
 
 def _was_decided(finding: Finding, before: BaselineRule | None) -> bool:
-    """Whether a rule may not be open: it was decided, or its value was not beyond the limit. One that is new was decided by nobody,
-    but only what a verdict forgives may stay open."""
+    """Whether a rule may not be open: it was decided, or its value was not beyond the limit, or not so far. One that is new was
+    decided by nobody, but only what a verdict forgives may stay open."""
     if before is None:
         return not forgiven(finding)
     return before.result is not Result.INCONCLUSIVE or _crossed(finding, before)
 
 
 def _crossed(finding: Finding, before: BaselineRule) -> bool:
-    """Whether the value itself is on a side beyond the accepted limit where the accepted one was not."""
-    was = frozenset[str]() if before.value is None else beyond(before.rule, before.value)
-    return finding.measurement is not None and bool(beyond(before.rule, finding.measurement.value) - was)
+    """Whether the value itself is beyond the accepted limit, and the accepted one was not, or not so far."""
+    found = finding.measurement
+    return found is not None and _further(found.value, beyond(before.rule, found.value), before)
+
+
+def _further(value: float, sides: frozenset[str], before: BaselineRule) -> bool:
+    """Whether a value that is beyond the accepted limit on these sides is so on one where the accepted value was not, or is further
+    out than the accepted interval."""
+    if before.value is None:
+        return bool(sides)
+    ends = (before.value, before.value) if before.interval is None else (before.interval.low, before.interval.high)
+    low, high = (end if math.isfinite(end) else before.value for end in ends)
+    new = sides - beyond(before.rule, before.value)
+    return bool(new) or ("high" in sides and value > high) or ("low" in sides and value < low)
 
 
 def _surely(rule: Rule, found: Measurement) -> frozenset[str]:
@@ -170,7 +182,4 @@ def _regressed(finding: Finding, before: BaselineRule | None) -> bool:
     sides |= beyond(finding.rule, value) if failed else frozenset()
     if before.result is not Result.FAIL or before.value is None:
         return failed or bool(sides)
-    ends = (before.value, before.value) if before.interval is None else (before.interval.low, before.interval.high)
-    low, high = (end if math.isfinite(end) else before.value for end in ends)
-    new = sides - beyond(before.rule, before.value)
-    return bool(new) or ("high" in sides and value > high) or ("low" in sides and value < low)
+    return _further(value, sides, before)
