@@ -43,6 +43,7 @@ MODULES = {
     "checks": ("src/recerase/sid/checks.py", _TABLE),
     "policy": ("src/recerase/audit/policy.py", _POLICY),
     "policy_file": ("src/recerase/audit/policy_file.py", _POLICY),
+    "limits": ("src/recerase/limits.py", [*_POLICY, "tests/audit/test_gate.py"]),
     "store": ("src/recerase/store.py", _STORE),
     "disk": ("src/recerase/disk.py", _STORE),
     "encoded": ("src/recerase/encoded.py", _STORE),
