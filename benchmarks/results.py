@@ -430,7 +430,7 @@ def write(groups: Mapping[str, tuple[World, str]], setup: Setup, out: Path) -> N
     found: dict[str, Any] = {}
     for name, (world, concept) in groups.items():
         parts = {part: _finished(world, concept, part, setup) for part in (*setup.passes, "ablation")}
-        told = {part: value for part, value in parts.items() if value}
+        told = _alike(name, {part: value for part, value in parts.items() if value})
         if not told:
             continue
         models = [f"{world.name}-orig-0", *(f"{world.name}-{concept}-{seed}" for seed in range(world.references))]
@@ -475,10 +475,31 @@ def _behind(world: World, setup: Setup, part: Any) -> bool:
     return part["settings"] != [x for x in chosen(world, setup) if x.split(".", 1)[0] in part["asked"]["methods"]]
 
 
+def _alike(name: str, told: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts of a group that were read as its first one was: of the same models, data, concept and users; others are said aloud.
+
+    Steps from the paper's settings to ours are no group by themselves.
+    """
+    first = next(iter(told), "ablation")
+    alike = {} if first == "ablation" else {part: x for part, x in told.items() if _read(x) == _read(told[first])}
+    for part in [part for part in told if part not in alike]:
+        LINES.note(f"{name}-{part} is left out: no table of {name} was made of the same models, data and users")
+    return alike
+
+
+def _read(part: Any) -> list[dict[str, str]]:
+    """Digests of what a part was read from, and how; without the code."""
+    found = [{key: value for key, value in made["inputs"].items() if key != "code"} for made in _comparisons(part)]
+    return [inputs for i, inputs in enumerate(found) if inputs not in found[:i]]
+
+
 def _codes(part: Any) -> set[str]:
     """Digests of the code that made a part."""
-    made = [step["comparison"] for step in part["steps"]] if "steps" in part else [part["comparison"]]
-    return {found["inputs"]["code"] for found in made}
+    return {found["inputs"]["code"] for found in _comparisons(part)}
+
+
+def _comparisons(part: Any) -> list[Any]:
+    return [step["comparison"] for step in part["steps"]] if "steps" in part else [part["comparison"]]
 
 
 def _finished(world: World, concept: str, part: str, setup: Setup) -> Any:

@@ -164,6 +164,33 @@ def test_tables_of_another_recipe_or_question_are_left_out(bed: Bed, capsys: pyt
     assert bed.results("written")["groups"] == {}
 
 
+def test_parts_of_other_users_or_models_do_not_stand_beside_one_another(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Steps from the paper's settings to ours do not say which options they were made with, so what they were read from must."""
+    made = json.loads((bed.place / "runs" / "compared" / "toy-vaping-methods.json").read_bytes())
+    labels = [label for label, _, _ in bed.script.ABLATION]
+    steps = {"recipe": made["recipe"], "asked": labels, "steps": [{"label": "x", "comparison": made["comparison"]}]}
+    path = bed.place / "runs" / "compared" / "toy-vaping-ablation.json"
+    try:
+        path.write_text(json.dumps(steps))
+        assert bed.run("--write", out="beside") == 0
+        assert "ablation" in bed.results("beside")["groups"]["toy-vaping"]
+        assert bed.run("--write", "--max-users", "21", out="beside") == 0
+        assert bed.results("beside")["groups"] == {}  # all tables are of other users
+        for name in ("settings", "checkpoint", "reference 2"):
+            inputs = made["comparison"]["inputs"] | {name: "0"}
+            steps["steps"][0]["comparison"] = made["comparison"] | {"inputs": inputs}
+            path.write_text(json.dumps(steps))
+            capsys.readouterr()
+            assert bed.run("--write", out="beside") == 0
+            group = bed.results("beside")["groups"]["toy-vaping"]
+            assert (list(group["passes"]), "ablation" in group) == (["methods", "seeds"], False)
+            assert "toy-vaping-ablation is left out" in capsys.readouterr().err
+    finally:
+        path.unlink()
+
+
 def test_what_other_code_made_is_told(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
     bed.run("--write", out="same")
     assert bed.results("same")["groups"]["toy-vaping"]["other_code"] == []
