@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable
 
 import pytest
@@ -12,6 +14,7 @@ from recerase.erase.method import EraseRequest
 from recerase.erase.supply import Supply
 from recerase.erase.target import Teacher
 from recerase.erase.tracer_config import TracerConfig
+from recerase.errors import UsageError
 from recerase.model.recommender import Recommender
 
 Loud = Callable[..., Recommender]
@@ -28,6 +31,33 @@ def request_of(world: World, model: Recommender, seed: int = 0) -> EraseRequest:
         codebooks=world.codebooks,
         seed=seed,
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("natural", 2.0, "natural must be from 0 to 1"),
+        ("natural", -0.1, "natural must be from 0 to 1"),
+        ("natural", math.nan, "natural must be from 0 to 1"),
+        ("stale", 1.5, "stale must be from 0 to 1"),
+        ("own_weight", -1.0, "own_weight must be at least 0"),
+        ("own_weight", math.nan, "own_weight must be at least 0"),
+        ("sequences", -1, "sequences must be at least 0"),
+        ("settle_steps", -1, "settle_steps must be at least 0"),
+        ("reassign_steps", -1, "reassign_steps must be at least 0"),
+        ("batch", 3, "batch must be at least 4"),
+        ("settle_lr", 0.0, "settle_lr must be above 0"),
+    ],
+)
+def test_settings_of_which_nothing_can_be_drawn_are_refused(name: str, value: float, told: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        dataclasses.replace(CONFIG, **{name: value})
+    assert refused.value.message == f"These settings cannot work: {told}."
+
+
+def test_settings_at_the_ends_can_work() -> None:
+    for natural in (0.0, 1.0):
+        assert TracerConfig(natural=natural, stale=natural, own_weight=0.0, sequences=0).natural == natural
 
 
 def test_targets_are_computed_once_and_used_in_turn(world: World, loud: Loud, monkeypatch: pytest.MonkeyPatch) -> None:

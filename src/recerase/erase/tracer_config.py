@@ -81,7 +81,11 @@ class TracerConfig:
     def __post_init__(self) -> None:
         """Raises UsageError for settings with which no step could be taken, all at once."""
         least = {"batch": 4, "pool": 1, "forced": 1, "neighbours": 1, "commit_candidates": 1}
-        problems = [f"{name} must be at least {n}" for name, n in least.items() if getattr(self, name) < n]
+        least |= {"reassign_steps": 0, "settle_steps": 0, "sequences": 0, "own_weight": 0}
+        problems = [f"{name} must be at least {n}" for name, n in least.items() if not getattr(self, name) >= n]
+        problems += [
+            f"{name} must be from 0 to 1" for name in ("natural", "stale") if not 0 <= getattr(self, name) <= 1
+        ]
         positive = ("look_rate", "lr", "phi_lr", "settle_lr", "tau_start", "tau_end", "beta")
         problems += [f"{name} must be above 0" for name in positive if not getattr(self, name) > 0]
         problems += ["look_ahead must be 0 or more"] if self.look_ahead < 0 else []
