@@ -76,6 +76,22 @@ def test_new_sids_get_together_as_much_as_the_old_ones(world: World, loud: Loud,
             at += 1
 
 
+def test_a_target_far_below_the_others_is_not_lost(world: World, loud: Loud, batch: Histories) -> None:
+    """One prefix 300 nats under the rest: what stands for it must not become the logarithm of nothing."""
+    items = np.flatnonzero(world.members)
+    both, target = both_of(world, loud("causal"), moved_to_free(world, items), batch)
+    far = target.closed.clone()
+    far[:, 0] -= 300.0
+    before, after = (both.wanted(dataclasses.replace(target, closed=closed)) for closed in (target.closed, far))
+    old, new = both.groups
+    assert after[:, old].isfinite().all()
+    assert after[:, new].isfinite().all()
+    mine = int(both._sources[0][(both._items < 0) & (both._sources[1] == 0)][0])
+    torch.testing.assert_close(after[:, mine], before[:, mine] - 300.0)
+    others = [int(x) for x in old if x != mine]
+    assert torch.equal(after[:, others], before[:, others])
+
+
 def test_without_a_move_there_are_the_old_sids_alone(world: World, loud: Loud, batch: Histories) -> None:
     both, target = both_of(world, loud("causal"), world.table, batch)
     (old,) = both.groups

@@ -52,7 +52,8 @@ class Both:
         each = target.closed[:, source] + offset  # [B, S]
         peak = each.amax(1, keepdim=True) if each.shape[1] else each.new_zeros(len(each), 1)
         total = each.new_zeros(len(each), self.frontier.closed).index_add(1, node, (each - peak).exp())
-        return total.log() + peak
+        alone = torch.full_like(total, -torch.inf).scatter_reduce(1, node.expand(len(each), -1), each, "amax")
+        return torch.where(total > 0, total.log() + peak, alone)  # so far below the peak that nothing is left of a sum
 
     def look(self, model: Recommender, histories: Histories) -> None:
         """See how much of each closed prefix's next codes goes on to whole SIDs of the concept, after a few histories."""
