@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from recerase.audit.gate import accepted, concluded, gate
 from recerase.errors import UsageError
+from recerase.limits import beyond, forgiven
 from recerase.types import (
     Baseline,
     Control,
@@ -181,6 +182,15 @@ def test_a_limit_that_was_loosened_is_still_the_baseline_s() -> None:
     assert code(decision(finding(WAIVED, 0.8, loose)), baseline(finding(PASS, 0.1))) == 0
     dropped = [Rule("a", "utility.ndcg@10", max_drop=most, max_drop_vs="original") for most in (0.1, 0.9)]
     assert code(decision(finding(PASS, 0.5, dropped[1])), baseline(finding(PASS, 0.0, dropped[0], 0.01))) == 1
+
+
+def test_a_value_on_its_limit_is_not_beyond_it() -> None:
+    band = Rule("a", "natural.mass.old", min=0.25, max=0.5)
+    assert beyond(band, 0.25, 0.5, math.nan) == set()
+    assert beyond(band, math.nextafter(0.25, 0)) == {"low"}
+    assert beyond(band, math.nextafter(0.5, 1), 0.25) == {"high"}
+    for value, rest in ((0.5, True), (math.nextafter(0.5, 1), False), (math.nan, False)):
+        assert forgiven(finding(OPEN, value, replace(RULES[0], optional=True))) is rest
 
 
 def test_a_limit_on_the_other_side_is_no_known_failure() -> None:
