@@ -510,7 +510,7 @@ def _finished(world: World, concept: str, part: str, setup: Setup) -> Any:
     found = json.loads(path.read_bytes())
     asked: Any = [label for label, _, _ in ABLATION]
     if part != "ablation":
-        asked = _plain(asdict(setup.passes[part])) | {"overrides": found["asked"]["overrides"]}
+        asked = _plain(asdict(setup.passes[part]))
     if found["recipe"] != _recipe(world, setup) or found["asked"] != asked:
         LINES.note(f"{path.stem} is left out: it is of another recipe, or of other options")
         return None
