@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from recerase import api
 from recerase.__main__ import run
 from recerase.catalog import load_catalogue, parse_concept
 from recerase.catalog.demo import DEMO_CONCEPT
+from recerase.comparing import session
 from recerase.comparing.cells import CELLS, Bench
 from recerase.comparing.outputs import FILES
 from recerase.erase import method
-from recerase.errors import OutputError
+from recerase.errors import OutputError, WriteError
 from recerase.report.compared import EARLIER, comparison_digest, read_comparison
 
 EMBERLY = "brand=Emberly"
@@ -71,6 +73,27 @@ def test_what_is_said_to_be_erased_before_is_kept_by_no_method_and_counted_nowhe
         with pytest.raises(OutputError, match="set of earlier concepts"):
             compare(out, other, **NPO)
     assert [(out / name).read_bytes() for name in FILES] == before
+
+
+def test_a_method_is_told_everything_that_there_is_to_tell(
+    shop: Shop, compare: Compare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of a request but the rows that --grow-vocabulary offers, which a comparison does not; another tool may need a code."""
+    asked: list[dict[str, Any]] = []
+
+    def seen(**given: Any) -> None:
+        asked.append(given)
+        raise WriteError("seen", "")
+
+    monkeypatch.setattr(
+        session, "with_codebooks", lambda read, *given: replace(read, extra={**read.extra, "needed": 7})
+    )
+    names = {field.name for field in fields(method.EraseRequest)} - {"offered"}
+    monkeypatch.setattr(method, "EraseRequest", seen)
+    with pytest.raises(WriteError, match="seen"):
+        compare(tmp_path / "out", **NPO)
+    assert asked[0]["needed"] == 7
+    assert set(asked[0]) == names
 
 
 def test_where_nothing_was_erased_before_nothing_is_said_of_it(finished: Finished) -> None:

@@ -223,6 +223,7 @@ class Bench:
             observer=self.observer,
             state=(clock := Clock(state)),
             prepared=self.prepared(contender, config),
+            needed=before.extra.get("needed"),
             gone=self.gone.besides(self.concept.members),
             left=self.gone.left,
         )
