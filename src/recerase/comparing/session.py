@@ -158,6 +158,8 @@ def opened_session(
         audit = replace(audit, mass_users=config.mass_users, saturated_histories=config.mass_users)
     entrants, left_out = runnable(entrants, before)
     bench = Bench(catalogue, chosen, before, gone, audit, run, out, config.search_users, fresh, observer)
+    for entrant in entrants:
+        bench.prepared(entrant, entrant.config)  # what does not belong here is refused before anything is written
     tried = {
         (entrant.name, scope): settings(entrant, config.search, run.seed)
         for scope in config.scopes
