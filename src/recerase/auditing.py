@@ -170,7 +170,7 @@ def _report(result: AuditResult, inputs: AuditInputs, config: AuditConfig, volat
         run=volatile,
         limits=(
             *result.limits,
-            *_before(inputs),
+            *(() if inputs.gone is None else inputs.gone.noted(inputs.concept.members)),
             *_aside(inputs),
             *_fitted(inputs.original or inputs.subject),
             *inputs.subject.extra.get("limits", ()),
@@ -191,16 +191,6 @@ def _fitted(source: Checkpoint) -> tuple[str, ...]:
     return (
         f"Layout {source.layout} keeps no codebooks: they were fitted from {made_from}, and give {shares} of its codes, "
         "level by level. Probes in embedding space rest on them.",
-    )
-
-
-def _before(inputs: AuditInputs) -> tuple[str, ...]:
-    """What a report says of concepts that were erased before this one."""
-    if inputs.gone is None or not inputs.before.any():
-        return ()
-    return (
-        f"Erased before: {inputs.gone.told}. {int(inputs.before.sum())} items of theirs are not in this concept, and count as "
-        "retained nowhere: neither in utility nor among neighbours.",
     )
 
 

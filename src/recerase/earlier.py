@@ -30,10 +30,14 @@ if TYPE_CHECKING:
     from recerase.layouts.native import Checkpoint
     from recerase.sid.table import SidTable
 
-_REMEDY = "Take the checkpoint with it, or, to erase and to audit, name what was erased with --already-erased."
+_REMEDY = (
+    "Take the checkpoint with it, or, to erase, prepare, compare and audit, name what was erased with --already-erased."
+)
 _LISTS = ("@", "item:")
 """How words begin that list ids."""
 FILE = "erased.json"
+NOTHING = sha256_bytes(b"nothing")
+"""The digest of nothing gone."""
 SCHEMA = "recerase.erased/1"
 
 
@@ -88,13 +92,23 @@ class Gone:
     def digest(self) -> str:
         """sha256 of all that an erasure and an audit depend on; of nothing gone it is the same whatever the catalogue."""
         if not self.concepts:
-            return sha256_bytes(b"nothing")
+            return NOTHING
         return sha256_bytes(self.members.tobytes() + self.sids.tobytes() + self.left.tobytes())
 
     @property
     def told(self) -> str:
         """Their names and sizes, in one line."""
         return ", ".join(f"{c.name} ({len(c.sids)} items)" for c in self.concepts)
+
+    def noted(self, members: BoolArray) -> tuple[str, ...]:
+        """What a report and a comparison on the concept `members` [N] say of earlier ones; () where it has all of their items."""
+        besides = self.besides(members)
+        if not besides.any():
+            return ()
+        return (
+            f"Erased before: {self.told}. {int(besides.sum())} items of theirs are not in this concept, and count as "
+            "retained nowhere: neither in utility nor among neighbours.",
+        )
 
 
 def remembered(directory: Path, provenance: Mapping[str, Any]) -> tuple[Earlier, ...]:

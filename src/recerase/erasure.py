@@ -122,7 +122,9 @@ def erase(
         offered = offer(before, chosen.members, eraser, settings, grow, run.seed, gone)
         if offered is not None:
             observer.note(offered.told)
-        ready = prepared_for(eraser, settings, lambda: before.digest, before.table, data_digest(catalogue), observer)
+        ready = prepared_for(
+            eraser, settings, lambda: before.digest, before.table, gone, data_digest(catalogue), observer
+        )
         request = replace(_request(given, offered, run, state, observer), prepared=ready)
         entries = {
             "method": method,

@@ -95,10 +95,10 @@ def plan_erase(
         home = (opened.path, opened.manifest.get("provenance", {}))
     eraser.check(table, codebooks, embeddings, settings)
     digest = (lambda: checkpoint_digest(Path(checkpoint))) if opened is None else (lambda: opened.digest)
-    prepared_for(eraser, settings, digest, table, data_digest(catalogue))
+    gone = gone_from([home], earlier, catalogue, table, embeddings)
+    prepared_for(eraser, settings, digest, table, gone, data_digest(catalogue))
     chosen = choose_concept(concept, catalogue, embeddings)
     seen = preview(chosen, catalogue, table, embeddings)
-    gone = gone_from([home], earlier, catalogue, table, embeddings)
     offered = None if opened is None else offer(opened, chosen.members, eraser, settings, grow, run.seed, gone)
     vocabulary = {} if offered is None else offered.facts
     told = tuple(concept.facts for concept in gone.concepts)

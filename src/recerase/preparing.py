@@ -4,8 +4,8 @@
     prepared.json           method, its settings and figures; digests of checkpoint, SID table and data
     recerase.json           digests of both, provenance (written by store.publish)
 
-The one decision: what was prepared for another checkpoint or SID table is refused before any work, by digest; other data is told,
-for interactions grow between two requests.
+The one decision: what was prepared for another checkpoint or SID table, or while other concepts were known to be erased before, is
+refused before any work, by digest; other data is told, for interactions grow between two requests.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recerase.assembly import RUN, data_digest, given_paths, open_checkpoint_for
+from recerase.assembly import RUN, ConceptSpec, data_digest, given_paths, open_checkpoint_for, with_codebooks
 from recerase.catalog import load_catalogue
 from recerase.catalog.files import read_verified, reading_verified
-from recerase.earlier import gone_from, home_of
+from recerase.earlier import NOTHING, Gone, gone_from, home_of
 from recerase.errors import ArtefactError, CheckpointError, UsageError
 from recerase.runtime import RunConfig, choose_device, environment, only_as_stored, pinned
 from recerase.store import (
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 SCHEMA = "recerase.prepared/1"
 TENSORS, CARD = "prepared.safetensors", "prepared.json"
+_EARLIER = "earlier concepts"
+"""Of the card: the digest of what was erased before; a card without it says that nothing was."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +61,15 @@ def prepare(
     *,
     method: str = "unlearnrec",
     overrides: Sequence[str] = (),
+    earlier: Sequence[ConceptSpec] = (),
     force: bool = False,
     run: RunConfig = RUN,
     observer: Observer = SILENT,
 ) -> Made:
     """Let a method learn of a checkpoint what it needs to answer requests, and publish it at `out`.
 
-    No concept has a part in it. Raises UsageError for a method that has nothing to prepare. An interrupted run begins again.
+    No concept has a part in it but those that were erased before: what the checkpoint remembers, and `earlier` besides, which count
+    as retained nowhere. Raises UsageError for a method that has nothing to prepare. An interrupted run begins again.
     """
     from safetensors.numpy import save
 
@@ -80,14 +84,17 @@ def prepare(
     if settings.prepared:
         raise UsageError("prepared names what this command makes.", "Leave --set prepared out.")
     with (
-        publish(Path(out), inputs=given_paths(checkpoint, data), force=force) as result,
+        publish(Path(out), inputs=given_paths(checkpoint, data, *earlier, run), force=force) as result,
         pinned(run.threads, run.seed) as threads,
     ):
         catalogue = load_catalogue(data)
         opened = open_checkpoint_for(checkpoint, catalogue, run)
         eraser.check(opened.table, opened.codebooks, opened.embeddings, settings)
         nobody = np.zeros(len(opened.table), bool)
-        gone = gone_from([home_of(opened)], (), catalogue, opened.table, opened.embeddings)
+        known = with_codebooks(opened, catalogue.items, observer) if earlier else opened  # like: needs embeddings
+        gone = gone_from([home_of(opened)], earlier, catalogue, opened.table, known.embeddings)
+        if gone.members.any():
+            observer.note(f"erased before: {gone.told}")
         request = EraseRequest(
             opened.recommender,
             opened.table,
@@ -105,6 +112,7 @@ def prepare(
             "checkpoint": opened.digest,
             "table": opened.table.digest,
             "data": data_digest(catalogue),
+            **({_EARLIER: gone.digest} if gone.concepts else {}),
         }
         write_bytes(result.directory / TENSORS, save(dict(made.tensors)))
         write_bytes(result.directory / CARD, pretty_json(said))
@@ -113,6 +121,7 @@ def prepare(
             "method": {"name": method, "config": asdict(settings)},
             "original": opened.digest,
             "data": said["data"],
+            "erased": [concept.facts for concept in gone.concepts],
             "environment": asdict(environment(run.seed, threads, choose_device(run.device))),
         }
     return Made(Path(out), method, dict(made.facts))
@@ -123,6 +132,7 @@ def prepared_for(
     settings: Any,
     checkpoint: Callable[[], str],
     table: SidTable,
+    gone: Gone,
     data: str,
     observer: Observer = SILENT,
 ) -> Prepared | None:
@@ -130,10 +140,12 @@ def prepared_for(
 
     Args:
         checkpoint: gives the digest of what is erased from, where it is wanted.
+        gone: what was erased before.
         data: digest of the data directory.
     Raises:
         ArtefactError: a file is missing, or not what the manifest says.
-        CheckpointError: it was made by another method, or of another checkpoint or table.
+        CheckpointError: it was made by another method, of another checkpoint or table, or while other concepts were known to be
+            erased before.
     """
     place = getattr(settings, "prepared", "")
     if not method.prepares or not place:
@@ -150,6 +162,11 @@ def prepared_for(
                 f"{path} was prepared for another {what}.",
                 "Run `recerase prepare` on this checkpoint, or leave it out.",
             )
+    if said.get(_EARLIER, NOTHING) != gone.digest:
+        raise CheckpointError(
+            f"{path} was prepared while other concepts were known to be erased before than are now.",
+            "Run `recerase prepare` with the same --already-erased, or leave it out.",
+        )
     if said["data"] != data:
         observer.note(f"{path} was prepared on other data than these")
     return made

@@ -166,6 +166,19 @@ def test_what_a_checkpoint_does_not_remember_is_said(
     assert "--already-erased" in capsys.readouterr().err
     assert code_of([*line, "--already-erased", FIRST, "--json"]) == 0
     assert [c["name"] for c in json.loads(capsys.readouterr().out)["erased"]] == [FIRST]
+    compared = ["compare", str(bare), "--concept", SECOND, "--data", str(shop / "data"), "-m", "npo", "--plan", "-q"]
+    quick = [f"--set={pair}" for pair in ("prepare_steps=1", "hops=1", "batch=4")]
+    prepared = ["prepare", str(bare), "--data", str(shop / "data"), *quick, "--threads", "1", "-q"]
+    for words in (compared, prepared):
+        words += ["--out", str(tmp_path / words[0])]
+        assert code_of(words) == ArtefactError.exit_code
+        assert "--already-erased" in capsys.readouterr().err
+        assert not (tmp_path / words[0]).exists()
+        assert code_of([*words, "--already-erased", FIRST]) == 0
+    capsys.readouterr()
+    grown = ["tokenize", str(shop / "data"), "--extend", str(bare), "--out", str(tmp_path / "grown")]
+    assert code_of(grown) == ArtefactError.exit_code  # nobody knows the SIDs that a new item must not get
+    assert "Take the checkpoint with it" in " ".join(capsys.readouterr().err.split())
     report = erase(
         shop,
         "model",

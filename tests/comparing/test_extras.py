@@ -21,6 +21,7 @@ from recerase.comparing.alike import AUC, EQUIVALENT, equivalents, told_apart
 from recerase.comparing.cells import READINGS, Bench
 from recerase.comparing.reading import FEATURES, Reading, packed, unpacked
 from recerase.comparing.relearned import resistance
+from recerase.earlier import gone_from
 from recerase.model.mass import catalogue_log_probs
 from recerase.report.compared import Comparison
 from recerase.report.compared_markdown import comparison_markdown
@@ -74,7 +75,7 @@ def test_blocks_of_pairs_give_the_figures_of_the_whole(shop: Shop, monkeypatch: 
     run = RunConfig(threads=1, device="cpu")
     before, after = (open_checkpoint_for(path, catalogue, run) for path in (shop.model, shop.gold))
     concept = parse_concept([DEMO_CONCEPT], catalogue.items)
-    bench = Bench(catalogue, concept, before, AuditConfig(), run, shop.home)
+    bench = Bench(catalogue, concept, before, gone_from([], (), catalogue, before.table), AuditConfig(), run, shop.home)
     pairs = ucan.pairs_of(bench, 23)
     assert concept.members[pairs.forget.targets].all()
     assert not concept.members[pairs.retain.targets].any()

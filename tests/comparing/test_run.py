@@ -20,6 +20,8 @@ from recerase.report.compared import APART, LEAK, comparison_bytes, comparison_d
 from recerase.store import read_manifest, read_run, sha256_file, verify_manifest
 from recerase.types import Silent
 
+OTHER = api.ConceptSpec(("brand=Emberly",))
+
 
 def weights(out: Path) -> dict[str, str]:
     """Every cell's file but its manifest, which says how long it took."""
@@ -280,3 +282,11 @@ def test_what_was_prepared_is_known_by_its_digest_and_not_by_its_place(
     with pytest.raises(CheckpointError, match="another checkpoint"):
         config = api.CompareConfig(("unlearnrec",), (0,), (f"unlearnrec.prepared={tmp_path}/ready",), max_users=25)
         api.compare(shop.gold, CONCEPT, shop.data, tmp_path / "other", config, run=RUN)
+    with pytest.raises(CheckpointError, match="known to be erased before"):
+        compare(
+            tmp_path / "gone",
+            {"earlier": [OTHER]},
+            overrides=(*pairs, f"unlearnrec.prepared={tmp_path}/ready"),
+            **fields,
+        )
+    assert not [name for name in ("other", "gone") if (tmp_path / name).exists()]

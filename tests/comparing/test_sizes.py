@@ -17,6 +17,7 @@ from recerase.catalog import load_catalogue, parse_concept
 from recerase.catalog.demo import DEMO_CONCEPT
 from recerase.comparing.cells import Bench
 from recerase.comparing.run import CompareConfig
+from recerase.earlier import gone_from
 from recerase.errors import UsageError
 
 
@@ -24,7 +25,8 @@ def test_a_search_reads_fewer_validation_users_and_the_test_as_many_as_before(sh
     catalogue = load_catalogue(shop.data)
     concept = parse_concept([DEMO_CONCEPT], catalogue.items)
     before = open_checkpoint_for(shop.model, catalogue, RUN)
-    few, all_ = (Bench(catalogue, concept, before, AuditConfig(), RUN, tmp_path, n) for n in (7, None))
+    gone = gone_from([], (), catalogue, before.table)
+    few, all_ = (Bench(catalogue, concept, before, gone, AuditConfig(), RUN, tmp_path, n) for n in (7, None))
     split = catalogue.interactions.split()
     drawn = few.worlds["valid"].histories
     assert len(drawn) == 7

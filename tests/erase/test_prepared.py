@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.erase.cases import QUICK
@@ -15,6 +16,9 @@ from tests.layouts.causal_checks import EASY
 
 from recerase import api
 from recerase.audit import probes
+from recerase.catalog import load_catalogue
+from recerase.earlier import Gone, gone_from
+from recerase.erase import unlearnrec
 from recerase.erase.methods import get_method, make_config
 from recerase.errors import ArtefactError, CheckpointError, OutputError, UsageError
 from recerase.layouts.native import load_checkpoint
@@ -41,6 +45,10 @@ def ready(shop: Shop, checkpoint: Checkpoint) -> Path:  # noqa: F811
     if not out.exists():
         api.prepare(checkpoint("causal"), shop.data, out, overrides=SETTINGS, run=WHERE)
     return out
+
+
+def nothing_gone(shop: Shop, opened: Any) -> Gone:  # noqa: F811
+    return gone_from([], (), load_catalogue(shop.data), opened.table)
 
 
 def contents(path: Path) -> dict[str, bytes]:
@@ -89,7 +97,7 @@ def test_erasing_takes_it_and_names_it_by_digest(
     method, _ = get_method("unlearnrec")
     settings = make_config(method, None, {"prepared": str(ready)})
     opened = load_checkpoint(checkpoint("causal"))
-    made = prepared_for(method, settings, lambda: opened.digest, opened.table, "")
+    made = prepared_for(method, settings, lambda: opened.digest, opened.table, nothing_gone(shop, opened), "")
     assert made is not None
     assert report.method["summary"]["prepared"] == "before"
     assert report.method["config"]["prepared"] == made.facts["digest"]
@@ -138,11 +146,12 @@ def test_a_byte_that_changed_is_seen(
         )
 
 
-def test_other_data_is_told_and_not_refused(checkpoint: Checkpoint, ready: Path) -> None:  # noqa: F811
+def test_other_data_is_told_and_not_refused(shop: Shop, checkpoint: Checkpoint, ready: Path) -> None:  # noqa: F811
     method, told = get_method("unlearnrec")[0], Noting()
     settings = make_config(method, None, {"prepared": str(ready)})
     opened = load_checkpoint(checkpoint("causal"))
-    assert prepared_for(method, settings, lambda: opened.digest, opened.table, "other", told) is not None
+    gone = nothing_gone(shop, opened)
+    assert prepared_for(method, settings, lambda: opened.digest, opened.table, gone, "other", told) is not None
     assert told.notes == [f"{ready} was prepared on other data than these"]
 
 
@@ -179,3 +188,47 @@ def test_a_method_with_nothing_to_prepare_is_refused(
     with pytest.raises(UsageError, match="what this command makes"):
         api.prepare(checkpoint("causal"), shop.data, tmp_path / "out", overrides=[f"prepared={ready}"], run=WHERE)
     assert not (tmp_path / "out").exists()
+
+
+GONE = "item:i20,i21"
+
+
+def of(spec: str) -> list[api.ConceptSpec]:
+    return [api.ConceptSpec((spec,))]
+
+
+def test_what_was_erased_before_is_no_retained_target_of_what_is_prepared(
+    shop: Shop,  # noqa: F811
+    checkpoint: Checkpoint,  # noqa: F811
+    ready: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And it answers those requests alone that know the same items to be gone, whatever words name them."""
+    targets: list[set[int]] = []
+    real = unlearnrec.Simulated
+
+    def watched(rewriting: Any, pairs: Any) -> Any:
+        targets.append(set(pairs.targets.tolist()))
+        return real(rewriting, pairs)
+
+    monkeypatch.setattr(unlearnrec, "Simulated", watched)
+    model, place, told = checkpoint("causal"), tmp_path / "made", Noting()
+    for out, earlier in ((tmp_path / "plain", []), (place, of(GONE))):
+        api.prepare(model, shop.data, out, overrides=SETTINGS, earlier=earlier, run=WHERE, observer=told)
+    assert targets[0] - targets[1] == {20, 21}
+    assert told.notes == [f"erased before: {GONE} (2 items)"]
+    assert contents(tmp_path / "plain") == contents(ready)
+    assert contents(place)[TENSORS] != contents(ready)[TENSORS]
+    assert [c["items"] for c in read_manifest(place)["provenance"]["erased"]] == [2]
+
+    def plan(prepared: Path, *earlier: str) -> None:
+        asked: dict[str, Any] = {"method": "unlearnrec", "overrides": [f"prepared={prepared}"]}
+        api.plan_erase(model, MEMBERS, shop.data, earlier=[x for spec in earlier for x in of(spec)], run=WHERE, **asked)
+
+    plan(place, "item:i21,i20")
+    plan(place, "item:i21", "item:i20")
+    for prepared, earlier in ((place, ()), (place, ("item:i20",)), (ready, (GONE,))):
+        with pytest.raises(CheckpointError, match="other concepts were known to be erased before") as caught:
+            plan(prepared, *earlier)
+        assert "--already-erased" in caught.value.remedy

@@ -13,6 +13,7 @@ from recerase.cli.options import (
     ConceptOption,
     DataOption,
     DeviceOption,
+    EarlierOption,
     EmbeddingsOption,
     LayoutOption,
     LayoutSetOption,
@@ -26,6 +27,7 @@ from recerase.cli.options import (
     YesOption,
     choose,
     concept_spec,
+    earlier_specs,
     layout_options,
     read_settings,
 )
@@ -66,6 +68,7 @@ def compare(
         list[Path] | None,
         typer.Option("--reference", metavar="CKPT", help="A checkpoint trained without the concept. Repeat for seeds."),
     ] = None,
+    already: EarlierOption = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="METHOD.KEY=VALUE", help="A setting of a method. Repeat.")
     ] = None,
@@ -196,7 +199,16 @@ def compare(
     with observing(quiet) as observer:
         if plan:
             cells = api.plan_compare(
-                source, spec, place, out, asked, references=references, fresh=fresh, run=run, observer=observer
+                source,
+                spec,
+                place,
+                out,
+                asked,
+                references=references,
+                earlier=earlier_specs(already),
+                fresh=fresh,
+                run=run,
+                observer=observer,
             )
             return _tell_plan(cells)
         made = api.compare(
@@ -206,6 +218,7 @@ def compare(
             out,
             asked,
             references=references,
+            earlier=earlier_specs(already),
             outputs=output or (),
             force=force,
             fresh=fresh,

@@ -11,6 +11,7 @@ from recerase.cli.options import (
     CheckpointArgument,
     DataOption,
     DeviceOption,
+    EarlierOption,
     ForceOption,
     LayoutOption,
     LayoutSetOption,
@@ -20,6 +21,7 @@ from recerase.cli.options import (
     ThreadsOption,
     TrustOption,
     choose,
+    earlier_specs,
     layout_options,
     read_settings,
 )
@@ -36,6 +38,7 @@ def prepare(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the method. Repeat.")
     ] = None,
+    already: EarlierOption = None,
     force: ForceOption = False,
     seed: SeedOption = 0,
     threads: ThreadsOption = None,
@@ -48,8 +51,8 @@ def prepare(
 ) -> int:
     """Let a method learn of a checkpoint, once, what it needs to answer any request to erase.
 
-    No concept is named yet. `erase` takes the result for this checkpoint and SID table alone; without it, it prepares for its own
-    request.
+    No concept to erase is named yet. `erase` and `compare` take the result for this checkpoint, SID table and what was erased
+    before alone (give them the same --already-erased); without it, the method prepares for its own request.
 
     **Examples**
 
@@ -68,6 +71,7 @@ def prepare(
             out,
             method=method,
             overrides=overrides or (),
+            earlier=earlier_specs(already),
             force=force,
             run=RunConfig(
                 seed=seed,

@@ -21,7 +21,7 @@ from recerase.catalog import Catalogue, Concept
 from recerase.comparing.asked import Contender, Setting, seeded, steps_of
 from recerase.comparing.clock import Clock
 from recerase.comparing.reading import FEATURES, METRICS, PROBES, Part, Reading, measured, packed, unpacked
-from recerase.earlier import Gone, gone_from, home_of, remember
+from recerase.earlier import Gone, remember
 from recerase.errors import ArtefactError, CheckpointError, RecEraseError, WriteError
 from recerase.preparing import prepared_for, told_settings
 from recerase.resume import RunState
@@ -77,6 +77,8 @@ class Bench:
     catalogue: Catalogue
     concept: Concept
     before: Checkpoint
+    gone: Gone
+    """What was erased before: kept by no method, and counted as retained nowhere."""
     audit: AuditConfig
     run: RunConfig
     root: Path
@@ -88,12 +90,6 @@ class Bench:
     _renewed: set[str] = field(default_factory=set)
     _prepared: dict[tuple[str, str], Prepared | None] = field(default_factory=dict)
     _making: dict[str, str] = field(default_factory=dict)
-
-    @cached_property
-    def gone(self) -> Gone:
-        """What was erased before: kept by no method, and counted as retained nowhere."""
-        before = self.before
-        return gone_from([home_of(before)], (), self.catalogue, before.table, before.embeddings)
 
     @cached_property
     def _causes(self) -> dict[str, str]:
@@ -183,7 +179,9 @@ class Bench:
         place = (contender.card.name, str(getattr(config, "prepared", "")))
         if place not in self._prepared:
             before, data = self.before, data_digest(self.catalogue)
-            self._prepared[place] = prepared_for(contender.card, config, lambda: before.digest, before.table, data)
+            self._prepared[place] = prepared_for(
+                contender.card, config, lambda: before.digest, before.table, self.gone, data
+            )
         return self._prepared[place]
 
     def made(self, contender: Contender, setting: Setting, scope: Scope, seed: int) -> Made:
@@ -225,6 +223,7 @@ class Bench:
             observer=self.observer,
             state=(clock := Clock(state)),
             prepared=self.prepared(contender, config),
+            needed=before.extra.get("needed"),
             gone=self.gone.besides(self.concept.members),
             left=self.gone.left,
         )

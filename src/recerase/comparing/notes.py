@@ -15,7 +15,14 @@ LEAST_REFERENCES = 3
 def notes_of(session: Session) -> tuple[str, ...]:
     """The notes of a comparison whose rows are filled."""
     return tuple(
-        [*_read(session), *_references(session), *_scopes(session), *session.extras.notes, *_not_read(session)]
+        [
+            *_read(session),
+            *_earlier(session),
+            *_references(session),
+            *_scopes(session),
+            *session.extras.notes,
+            *_not_read(session),
+        ]
     )
 
 
@@ -40,6 +47,11 @@ def _read(session: Session) -> Iterator[str]:
     ready = [x.name for x in session.entrants if getattr(x.config, "prepared", "")]
     if ready:
         yield f"{', '.join(ready)} was prepared before: its seconds are of the request alone."
+
+
+def _earlier(session: Session) -> Iterator[str]:
+    for text in session.bench.gone.noted(session.bench.concept.members):
+        yield f"{text} Whether they stay out was not measured; audit the model you take."
 
 
 def _references(session: Session) -> Iterator[str]:

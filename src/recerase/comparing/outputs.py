@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from recerase.errors import Interrupted, OutputError, UsageError
-from recerase.report.compared import Comparison
+from recerase.report.compared import EARLIER, Comparison
 from recerase.reporting import write_rendered
 from recerase.resume import RunState
 from recerase.store import MANIFEST, check_file_output, check_output, read_manifest, write_manifest
@@ -25,6 +25,8 @@ _FORMATS = {
     ".html": ("recerase.report.compared_html", "comparison_html"),
 }
 NAME = "comparison"
+_SUBJECT = ("checkpoint", "data", "concept", EARLIER)
+"""Of the inputs, those that say what a comparison is of."""
 FILES = tuple(f"{NAME}{ending}" for ending in _FORMATS)
 
 
@@ -56,7 +58,7 @@ def claim(out: Path, subject: Mapping[str, str], inputs: Sequence[Path], force: 
                 raise OutputError(f"--out {out} holds no comparison.", "Name another.")
             if told["subject"] != dict(subject) and not force:
                 raise OutputError(
-                    f"--out {out} holds a comparison of another checkpoint, concept or data.",
+                    f"--out {out} holds a comparison of another checkpoint, concept, data or set of {EARLIER}.",
                     "Name another, or pass --force to replace its reports; its cells stay.",
                 )
         else:
@@ -73,7 +75,7 @@ def finish(out: Path, comparison: Comparison, outputs: Sequence[str | Path]) -> 
     """Write every report, all of them rendered before the first is written, and the manifest that names all files."""
     paths = [out / name for name in FILES] + [Path(path) for path in outputs]
     write_rendered({path: render_comparison(comparison, path) for path in paths})
-    subject = {name: comparison.inputs[name] for name in ("checkpoint", "data", "concept")}
+    subject = {name: comparison.inputs[name] for name in _SUBJECT if name in comparison.inputs}
     write_manifest(out, _provenance(subject))
 
 

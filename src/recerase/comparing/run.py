@@ -29,7 +29,7 @@ from recerase.comparing.session import (
     rows_of,
     searched,
 )
-from recerase.report.compared import Comparison, Row, Search
+from recerase.report.compared import EARLIER, Comparison, Row, Search
 from recerase.runtime import RunConfig, choose_device, code_digest, environment
 from recerase.store import canonical_json, read_run, sha256_bytes
 from recerase.types import SILENT, Observer, Scope
@@ -58,6 +58,7 @@ def compare(
     config: CompareConfig,
     *,
     references: Sequence[str | Path] = (),
+    earlier: Sequence[ConceptSpec] = (),
     outputs: Sequence[str | Path] = (),
     force: bool = False,
     fresh: bool = False,
@@ -68,13 +69,15 @@ def compare(
 
     `out` keeps the cells: a run that was killed continues there, and one that asks for more makes what is new (`fresh`: all anew).
     It is never one of the inputs; a comparison of something else is replaced with `force` alone. A method that refuses is a row.
+    `earlier` are concepts that were erased before, besides those the checkpoint remembers: no method keeps their items or gives
+    out their SIDs, and they count as retained nowhere; others make other cells.
     Raises UsageError before any work for a method, setting or output that cannot be.
     """
     began, started = time.monotonic(), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     out = Path(out)
-    inputs = given_paths(checkpoint, data, concept, run.embeddings, *references)
+    inputs = given_paths(checkpoint, data, concept, *earlier, run, *references)
     check_comparison_outputs(outputs, out, inputs)
-    session = opened_session(checkpoint, concept, data, out, config, references, fresh, run, observer)
+    session = opened_session(checkpoint, concept, data, out, config, references, earlier, fresh, run, observer)
     with claim(out, _subject(session), inputs, force) as place:
         session = replace(session, ahead=ahead_of(session))
         observer.start(TASK, cells_of(session))
@@ -139,12 +142,13 @@ def plan_compare(
     config: CompareConfig,
     *,
     references: Sequence[str | Path] = (),
+    earlier: Sequence[ConceptSpec] = (),
     fresh: bool = False,
     run: RunConfig = RUN,
     observer: Observer = SILENT,
 ) -> tuple[PlannedCell, ...]:
     """The cells of a comparison and which of them are done; inputs are opened, nothing is made and nothing written."""
-    session = opened_session(checkpoint, concept, data, Path(out), config, references, fresh, run, observer)
+    session = opened_session(checkpoint, concept, data, Path(out), config, references, earlier, fresh, run, observer)
     cells: list[PlannedCell] = []
     for entrant, scope in session.pairs:
         tried = session.tried[entrant.name, scope]
@@ -174,7 +178,8 @@ def _planned(
 def _subject(session: Session) -> dict[str, str]:
     """What a comparison is of: another one must not replace it unasked."""
     bench = session.bench
-    return {"checkpoint": bench.before.digest, "data": data_digest(bench.catalogue), "concept": bench.concept.digest}
+    of = {"checkpoint": bench.before.digest, "data": data_digest(bench.catalogue), "concept": bench.concept.digest}
+    return {**of, EARLIER: bench.gone.digest} if bench.gone.concepts else of
 
 
 def _comparison(session: Session, rows: tuple[Row, ...], search: Search | None) -> Comparison:

@@ -23,6 +23,7 @@ from recerase.comparing.extras import Extras, Model
 from recerase.comparing.reading import Part, Reading
 from recerase.comparing.rows import Base, figures
 from recerase.comparing.search import choose, criterion, marked, trial
+from recerase.earlier import gone_from, home_of
 from recerase.errors import UsageError
 from recerase.preparing import told_settings
 from recerase.report.compared import Row, Search, Trial
@@ -128,11 +129,15 @@ def opened_session(
     out: Path,
     config: CompareConfig,
     references: Sequence[str | Path],
+    earlier: Sequence[ConceptSpec],
     fresh: bool,
     run: RunConfig,
     observer: Observer,
 ) -> Session:
-    """Open the inputs of a comparison. Raises UsageError for methods and settings that there are not, before that."""
+    """Open the inputs of a comparison; `earlier` are concepts that were erased before, besides those the checkpoint remembers.
+
+    Raises UsageError for methods and settings that there are not, before that; and as `earlier.gone_from`.
+    """
     from recerase.audit.probes import AuditConfig
 
     only_as_stored(run, "compare")
@@ -143,13 +148,18 @@ def opened_session(
     before = with_codebooks(opened, catalogue.items, observer, run.embeddings)
     gold = open_references([Path(path) for path in references], catalogue, run)
     chosen = choose_concept(concept, catalogue, before.embeddings)
+    gone = gone_from([home_of(before)], earlier, catalogue, before.table, before.embeddings)
+    if gone.besides(chosen.members).any():
+        observer.note(f"erased before: {gone.told}")
     audit = AuditConfig(k=(PLACES,), max_users=config.max_users, seed=run.seed)
     if config.beam is not None:
         audit = replace(audit, beam=config.beam)
     if config.mass_users is not None:
         audit = replace(audit, mass_users=config.mass_users, saturated_histories=config.mass_users)
     entrants, left_out = runnable(entrants, before)
-    bench = Bench(catalogue, chosen, before, audit, run, out, config.search_users, fresh, observer)
+    bench = Bench(catalogue, chosen, before, gone, audit, run, out, config.search_users, fresh, observer)
+    for entrant in entrants:
+        bench.prepared(entrant, entrant.config)  # what does not belong here is refused before anything is written
     tried = {
         (entrant.name, scope): settings(entrant, config.search, run.seed)
         for scope in config.scopes

@@ -32,6 +32,8 @@ _REMEDY = "Make the comparison again; its finished cells are found."
 
 Standing = Literal["alone", "front", "tied", "dominated", "remembers", ""]
 """`alone` is on the front, too; `remembers`: a method that leaves the concept in lists, and is no candidate."""
+EARLIER = "earlier concepts"
+"""Of the inputs: what was erased before."""
 LEAK, APART = "leak", "apart"
 """What forgetting is measured by: mass that is left, or orders of magnitude from the references where there are any."""
 
@@ -113,7 +115,7 @@ class Comparison:
 
     concept: Mapping[str, Any]
     inputs: Mapping[str, str]
-    """Name -> sha256: checkpoint, data, concept, settings, code, and each reference."""
+    """Name -> sha256: checkpoint, data, concept, settings, code, each reference, and EARLIER where something was erased before."""
     methods: tuple[str, ...]
     seeds: tuple[int, ...]
     scopes: tuple[Scope, ...]
