@@ -14,11 +14,15 @@ from tests.layouts import foreign_fixtures
 
 from recerase import api
 from recerase.__main__ import run
+from recerase.assembly import open_checkpoint_for
+from recerase.audit.probes import AuditConfig
 from recerase.catalog import load_catalogue, parse_concept
 from recerase.catalog.demo import DEMO_CONCEPT
 from recerase.comparing import session
 from recerase.comparing.cells import CELLS, Bench
 from recerase.comparing.outputs import FILES
+from recerase.comparing.ucan import pairs_of
+from recerase.earlier import gone_from
 from recerase.erase import method
 from recerase.errors import OutputError, WriteError
 from recerase.report.compared import EARLIER, comparison_digest, read_comparison
@@ -94,6 +98,21 @@ def test_a_method_is_told_everything_that_there_is_to_tell(
         compare(tmp_path / "out", **NPO)
     assert asked[0]["needed"] == 7
     assert set(asked[0]) == names
+
+
+def test_ucans_retained_pairs_lead_to_nothing_that_was_erased_before(shop: Shop, tmp_path: Path) -> None:
+    catalogue = load_catalogue(shop.data)
+    before = open_checkpoint_for(shop.model, catalogue, RUN)
+    concept, first = (parse_concept([spec], catalogue.items) for spec in (DEMO_CONCEPT, EMBERLY))
+    found = {}
+    for earlier in ((), tuple(said(EMBERLY))):
+        gone = gone_from([], earlier, catalogue, before.table)
+        bench = Bench(catalogue, concept, before, gone, AuditConfig(), RUN, tmp_path)
+        found[bool(earlier)] = pairs_of(bench, 10**6)
+    besides = first.members & ~concept.members
+    assert besides[found[False].retain.targets].any()
+    assert not besides[found[True].retain.targets].any()
+    assert found[True].forget.targets.tolist() == found[False].forget.targets.tolist()
 
 
 def test_where_nothing_was_erased_before_nothing_is_said_of_it(finished: Finished) -> None:

@@ -45,11 +45,15 @@ class Pairs:
 
 
 def pairs_of(bench: Bench, most: int) -> Pairs:
-    """At most `most` pairs of D_F and as many of D_R, drawn with the seed. Raises: as `erase.examples`."""
+    """At most `most` pairs of D_F and as many of D_R, drawn with the seed; D_R leads to no item that was erased before.
+
+    Raises: as `erase.examples`.
+    """
     from recerase.erase.examples import examples
 
     before = bench.before
-    found = examples(bench.catalogue.interactions, before.table, bench.concept.members, before.recommender.window)
+    members, window = bench.concept.members, before.recommender.window
+    found = examples(bench.catalogue.interactions, before.table, members, window, bench.gone.besides(members))
     rng = np.random.default_rng([bench.run.seed, *b"ucan"])
     forget = found.forget.take(np.sort(rng.permutation(len(found.forget))[:most]))
     return Pairs(forget, found.retain.take(np.sort(rng.permutation(len(found.retain))[: len(forget)])))
@@ -62,7 +66,7 @@ def said_of(bench: Bench, of: str, role: Role, opened: Opened, pairs: Pairs, ori
 
     def make(state: object) -> Reading:
         try:
-            return read(opened(), bench.concept.members, pairs, original)
+            return read(opened(), bench.concept.members | bench.gone.members, pairs, original)
         except CheckpointError as error:
             return Reading({}, str(error))
 
@@ -72,7 +76,7 @@ def said_of(bench: Bench, of: str, role: Role, opened: Opened, pairs: Pairs, ori
 def read(model: AuditModel, members: BoolArray, pairs: Pairs, original: Reading | None) -> Reading:
     """`own` and `rank` of the pairs' targets [B], and for a model that is not the original `kl` and `shift` [1] on D_F.
 
-    A reference is given histories without concept items. Raises CheckpointError where a target has no finite probability.
+    A reference is given histories without the items `members` [N]. Raises CheckpointError where a target has no finite probability.
     """
     from recerase.audit.ucan_metrics import Said, divergence, shift
     from recerase.model.mass import catalogue_log_probs
