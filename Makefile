@@ -59,7 +59,7 @@ pictures: $(STAMP)
 	$(BIN)/python benchmarks/pictures.py
 
 meta: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/meta.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/meta.py --profile thorough
 
 soak: $(STAMP)
 	@mkdir -p .reliability; start=$$(date +%s); \
