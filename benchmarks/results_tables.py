@@ -64,7 +64,7 @@ def _searched(told: Mapping[str, Any]) -> str:
     if told["budget"] < 2:
         return (
             "**Untuned**: every method runs with its own settings; those of `tracer` and `renormalise` were chosen on validation "
-            "users of these data sets, beside references of filament, hatchbox, needles and horror."
+            "users of these data sets, beside references of all their concepts but beauty's."
         )
     without = "".join(
         f" On {name} nothing was searched: every method runs with its own." for name in told.get("without", ())
@@ -72,7 +72,7 @@ def _searched(told: Mapping[str, Any]) -> str:
     return (
         f"Settings: {told['budget']} a method (its own first) were tried on the first concept of a data set, on {told['users']:,} "
         "validation users, and those chosen are used for all its concepts. `tracer` and `renormalise` run as they are shipped; their "
-        "settings were chosen by hand, on validation users of filament, hatchbox, needles and horror." + without
+        "settings were chosen by hand, on validation users of amazon_industrial and ml-100k." + without
     )
 
 

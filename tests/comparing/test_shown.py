@@ -63,6 +63,8 @@ def test_the_share_is_of_processor_time_where_that_is_known(finished: Finished) 
 
 def test_markdown_has_a_table_of_everything(finished: Finished) -> None:
     text = comparison_markdown(searched(finished.comparison))
+    assert "(no title)" not in text  # a cell without a figure is empty
+    assert "|  |" in text
     for title in ("Leakage", "Likeness", "Utility", "Cost and front", "Failed", "validation users"):
         assert title in text
     assert all(

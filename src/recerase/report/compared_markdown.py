@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from recerase.report.compared import SCHEMA, Comparison, comparison_digest
 from recerase.report.compared_words import about, tables, title_of
-from recerase.report.markdown import digest_rows, escaped, table_lines
+from recerase.report.markdown import cell_text, digest_rows, escaped, table_lines
 
 
 def comparison_markdown(comparison: Comparison) -> str:
@@ -26,7 +26,7 @@ def table_blocks(comparison: Comparison, level: int) -> Iterator[str]:
             yield f"{'#' * level} Scope {scope}"
         for table in tables(comparison, scope):
             yield f"{'#' * (level + 1)} {escaped(table.title)}"
-            rows = [[escaped(cell) for cell in row] for row in table.rows]
+            rows = [[cell_text(cell) for cell in row] for row in table.rows]
             yield table_lines(table.headers, rows, set(table.right))
     yield "\n".join(f"- {escaped(line, 1000)}" for line in comparison.front.splitlines())
     if comparison.search is not None:

@@ -72,6 +72,11 @@ def escaped(text: str, length: int = 400) -> str:
     return _SPECIAL.sub(lambda found: found.group() if _in_entity(found) else f"\\{found.group()}", plain)
 
 
+def cell_text(text: str) -> str:
+    """`escaped`, and nothing where there is nothing to say."""
+    return escaped(text) if text else ""
+
+
 def _in_entity(found: re.Match[str]) -> bool:
     return found.group() == "#" and found.string[found.start() - 1 : found.start()] == "&"
 
@@ -134,7 +139,7 @@ def figure_blocks(report: Report) -> list[str]:
 
 def _likeness(report: Report) -> list[str]:
     """Whether the audited model could be one more of several references; nothing where there are no two."""
-    rows = [tuple(escaped(cell) if cell else "" for cell in row) for row in likeness_cells(report)]
+    rows = [tuple(cell_text(cell) for cell in row) for row in likeness_cells(report)]
     lines = [f"#### {escaped(TITLE)}", table_lines(HEADERS, rows, set(RIGHT)), escaped(MEANING, 800)]
     return lines if rows else []
 
